@@ -1,0 +1,49 @@
+"""The flight recorder for Jupyter notebooks: ``%load_ext cellmeter``, ``%%monitor``, ``%monitor report``.
+
+Names are loaded when they are first used: the recorder process imports this package too, and must stay small.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cellmeter.magics import load_ipython_extension, start, stop, unload_ipython_extension
+    from cellmeter.rules import judge
+    from cellmeter.run import Cell, Run
+    from cellmeter.store import open_run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cell",
+    "Run",
+    "judge",
+    "load_ipython_extension",
+    "open_run",
+    "start",
+    "stop",
+    "unload_ipython_extension",
+]
+
+_HOME = {
+    "Cell": "cellmeter.run",
+    "Run": "cellmeter.run",
+    "judge": "cellmeter.rules",
+    "load_ipython_extension": "cellmeter.magics",
+    "open_run": "cellmeter.store",
+    "start": "cellmeter.magics",
+    "stop": "cellmeter.magics",
+    "unload_ipython_extension": "cellmeter.magics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'cellmeter' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

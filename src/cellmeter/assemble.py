@@ -1,0 +1,142 @@
+"""What lies in a run folder, put together to a :class:`Run`. Pure: bytes are read in ``store``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellmeter.run import EDGE_END, Cell, CellStatus, Column, Device, Gap, Host, Limit, Run, Segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Part = tuple[str, tuple[Column, ...], "NDArray[Any]"]
+Event = Mapping[str, Any]
+
+
+def run_from(
+    folder: Path,
+    header: Mapping[str, Any],
+    events: Sequence[Event],
+    parts: Sequence[Part],
+    running: bool,
+    damaged_lines: int,
+    damaged_records: int,
+) -> Run:
+    """Builds the Run. ``running``: its recorder is at work, so that what has no end yet goes on."""
+    start_ns = int(header["start_ns"])
+    end = next((e for e in reversed(events) if e["event"] == "end"), None)
+    last_ns = max([start_ns, *(e["t"] for e in events), *(int(p[2]["t"][-1]) for p in parts if len(p[2]))])
+    duration = ((end["t"] if end else last_ns) - start_ns) * 1e-9
+    started = datetime.fromtimestamp(header["started"], UTC)
+    ending = end["ending"] if end else (None if running else "unknown")
+    cells = cells_from(events, start_ns, "running" if running else "died")
+    return Run(
+        id=header["id"],
+        path=str(folder),
+        started=started,
+        ended=None if running and not end else started + timedelta(seconds=duration),
+        ending=ending,
+        signal=end.get("signal") if end else None,
+        exit_code=end.get("exit_code") if end else None,
+        notebook=header.get("notebook"),
+        host=Host(**header["host"]),
+        devices=tuple(Device(**device) for device in header["devices"]),
+        limits={name: Limit(*limit) for name, limit in header["limits"].items()},
+        rate_hz=header["rate_hz"],
+        cells=cells,
+        gaps=_gaps(events, start_ns),
+        unavailable=_unavailable(header, events),
+        start_ns=start_ns,
+        duration=duration,
+        segments=_segments(parts, cells, start_ns),
+        notices=tuple(_notices(events, damaged_lines, damaged_records)),
+    )
+
+
+def cells_from(events: Iterable[Event], start_ns: int, open_status: CellStatus) -> tuple[Cell, ...]:
+    """Pairs the edges. A cell without an end has ``open_status``."""
+    starts, ends = {}, {}
+    for event in events:
+        if event["event"] == "cell_start":
+            starts[event["seq"]] = event
+        elif event["event"] == "cell_end":
+            ends[event["seq"]] = event
+    return tuple(_cell(starts[seq], ends.get(seq), start_ns, open_status) for seq in sorted(starts))
+
+
+def _cell(start: Event, end: Event | None, start_ns: int, open_status: CellStatus) -> Cell:
+    cpu = None
+    if end is not None and "cpu_ns" in end and "cpu_ns" in start:
+        cpu = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9
+    return Cell(
+        seq=start["seq"],
+        start=(start["t"] - start_ns) * 1e-9,
+        end=(end["t"] - start_ns) * 1e-9 if end else None,
+        status=end["status"] if end else open_status,
+        execution_count=(end or start).get("execution_count"),
+        cell_id=start.get("cell_id"),
+        label=start.get("label"),
+        parent=start.get("parent"),
+        source_hash=start.get("hash", ""),
+        first_line=start.get("first_line", ""),
+        source=start.get("source"),
+        own_cpu_seconds=cpu,
+        peak_rss_bytes=end.get("peak_rss_bytes") if end else None,
+        peak_unknown=end.get("peak_unknown") if end else None,
+    )
+
+
+def _gaps(events: Iterable[Event], start_ns: int) -> tuple[Gap, ...]:
+    found = (e for e in events if e["event"] == "gap")
+    return tuple(Gap((e["start"] - start_ns) * 1e-9, (e["end"] - start_ns) * 1e-9, e["reason"]) for e in found)
+
+
+def _unavailable(header: Mapping[str, Any], events: Iterable[Event]) -> dict[str, str]:
+    reasons = dict(header.get("unavailable", {}))
+    for event in events:
+        if event["event"] == "unavailable":
+            key = f"{event['metric']}:{event['subject']}" if event["metric"] else event["subject"]
+            reasons[key] = event["reason"]
+    return reasons
+
+
+def _segments(parts: Sequence[Part], cells: Sequence[Cell], start_ns: int) -> tuple[Segment, ...]:
+    return tuple(Segment(stream, columns, _tagged(records, cells, start_ns)) for stream, columns, records in parts)
+
+
+def _tagged(records: NDArray[Any], cells: Sequence[Cell], start_ns: int) -> NDArray[Any]:
+    """Samples tagged anew by the kernel's own timestamps: an edge that reached the recorder late is no error here.
+
+    The sample taken at a cell's end comes a little after it and keeps the tag it has.
+    """
+    import numpy as np
+
+    if not len(records):
+        return records
+    seconds = (records["t"] - start_ns) * 1e-9
+    tags = np.zeros(len(records), np.uint32)
+    for cell in cells:
+        low = seconds.searchsorted(cell.start, "left")
+        high = len(seconds) if cell.end is None else seconds.searchsorted(cell.end, "right")
+        tags[low:high] = cell.seq
+    keep = (records["flags"] & EDGE_END) != 0
+    tags[keep] = records["seq"][keep]
+    if not records.flags.writeable:
+        records = records.copy()
+    records["seq"] = tags
+    return records
+
+
+def _notices(events: Iterable[Event], damaged_lines: int, damaged_records: int) -> Iterable[str]:
+    for event in events:
+        if event["event"] in ("lost", "returned"):
+            yield f"{event['subject']} {event['event']}: {event['reason']}"
+        elif event["event"] == "notice":
+            yield event["text"]
+    if damaged_records:
+        yield f"{damaged_records} damaged samples were left out"
+    if damaged_lines:
+        yield f"{damaged_lines} damaged event lines were left out: cells or gaps may be missing"

@@ -1,0 +1,225 @@
+"""The recorder process: one poll loop on the channel, the kernel's pidfd and the next deadline.
+
+It imports as little as it can (see ``make bench`` for its resident memory) and writes nothing but its run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cellmeter import __version__
+from cellmeter.recorder import Config
+from cellmeter.sampling import Sampler, SystemClock
+from cellmeter.sources import Source
+from cellmeter.sources.death import OutOfMemoryKills, Verdict, judge_death, wait_status
+from cellmeter.store import Writer, process_identity
+
+LINE_LIMIT = 1 << 20  # a line that never ends is dropped, not gathered for ever
+LOOK_SECONDS = 1.0
+REAPED_SECONDS = 0.5  # how long to wait for an exit status that only shows once the parent has reaped
+
+
+def main() -> None:
+    """Entry of the child process, which has detached already."""
+    # SIGINT is the user's interrupt of a cell; SIGTERM and SIGHUP go to whole sessions when a machine or login ends, and the
+    # recorder stays until the kernel has gone, to say how.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(sys.stdin.fileno())
+    messages: list[dict[str, Any]] = []
+    while not messages:
+        messages = channel.receive()
+        if not channel.open:
+            return
+    config, *early = messages
+    Child(Config(**config), channel).run(early)
+
+
+class Channel:
+    """Reads JSON lines from a descriptor without ever waiting for the rest of one."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.open = True
+        self._rest = b""
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Whole messages that one read brings; ``open`` turns False when the other side has closed."""
+        data = os.read(self.fd, 65536)
+        if not data:
+            self.open = False
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_LIMIT:
+            self._rest = b""
+        return [message for line in lines if isinstance(message := _parsed(line), dict)]
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+class Child:
+    """The recorder at work."""
+
+    def __init__(self, config: Config, channel: Channel) -> None:
+        self._config = config
+        self._channel = channel
+        self._goodbye: str | None = None
+        self._stopped_ns: int | None = None
+        self._pidfd = _open_pidfd(config.pid)
+        self._poll = select.poll()
+        self._poll.register(channel.fd, select.POLLIN)
+        if self._pidfd is not None:
+            self._poll.register(self._pidfd, select.POLLIN)
+        self._kills = OutOfMemoryKills(config.pid)
+        self._kills_before = self._kills.count()
+        self._look_at = 0.0
+        self._died = False
+
+    def run(self, early: Sequence[Mapping[str, Any]]) -> None:
+        """Records until the kernel dies or says stop. ``early``: messages that have come already."""
+        writer = Writer(Path(self._config.folder))
+        clock = SystemClock()
+        sources, machine = open_sources(self._config)
+        writer.describe(**_header(self._config, clock), **machine)
+        self._sampler = Sampler(sources, writer, clock, self._config.rate_hz)
+        for message in early:
+            self._handle(message)
+        self._died = not self._kernel_lives()
+        while not self._died and self._stopped_ns is None:
+            self._wait()
+            self._sampler.on_time()
+            self._look_around()
+        if self._stopped_ns is not None:
+            self._end(Verdict("stopped", None, None), self._stopped_ns)
+        else:
+            self._end(self._death(), time.monotonic_ns())
+
+    def _kernel_lives(self) -> bool:
+        return process_identity(self._config.pid) == self._config.identity
+
+    def _wait(self) -> None:
+        """Waits for whatever comes first; what the kernel said before it died is read to the end."""
+        timeout = max(0.0, (self._sampler.deadline_ns - time.monotonic_ns()) * 1e-6)
+        ready = {fd for fd, _ in self._poll.poll(timeout)}
+        if self._channel.fd in ready:
+            self._receive()
+        if self._pidfd in ready:
+            self._died = True
+            os.set_blocking(self._channel.fd, False)
+            try:
+                while self._channel.open:
+                    self._receive()
+            except BlockingIOError:
+                pass
+
+    def _receive(self) -> None:
+        for message in self._channel.receive():
+            self._handle(message)
+        if not self._channel.open:  # a forked worker may still hold the other side, so this alone is no death
+            self._poll.unregister(self._channel.fd)
+
+    def _handle(self, message: Mapping[str, Any]) -> None:
+        kind = message.get("event")
+        if kind == "cell_start":
+            self._sampler.cell_started(message)
+        elif kind == "cell_end":
+            self._sampler.cell_ended(message)
+        elif kind == "goodbye":
+            self._goodbye = message["how"]
+        elif kind == "stop":
+            self._stopped_ns = message["t"]
+        else:
+            self._sampler.event(message)
+
+    def _look_around(self) -> None:
+        """Once a second: the kill counter, and the kernel itself where no pidfd tells of its death."""
+        now = time.monotonic()
+        if now >= self._look_at and not self._died:
+            self._look_at = now + LOOK_SECONDS
+            self._kills_before = self._kills.count()
+            self._died = self._pidfd is None and not self._kernel_lives()
+
+    def _death(self) -> Verdict:
+        until = time.monotonic() + REAPED_SECONDS
+        status = wait_status(self._config.pid, self._pidfd)
+        while status is None and time.monotonic() < until:
+            time.sleep(0.005)
+            status = wait_status(self._config.pid, self._pidfd)
+        kills = self._kills.count()
+        out_of_memory = kills is not None and self._kills_before is not None and kills > self._kills_before
+        return judge_death(status, self._goodbye, out_of_memory)
+
+    def _end(self, verdict: Verdict, t_ns: int) -> None:
+        self._sampler.event({"event": "end", "t": t_ns, **verdict._asdict()})
+
+
+def _open_pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return None
+
+
+def _header(config: Config, clock: SystemClock) -> dict[str, Any]:
+    return {
+        "id": Path(config.folder).name,
+        "cellmeter": __version__,
+        "start_ns": clock.monotonic_ns(),
+        "started": clock.wall(),
+        "rate_hz": config.rate_hz,
+        "notebook": config.notebook,
+        "kernel": {"pid": config.pid, "identity": config.identity},
+        "recorder": {"pid": os.getpid(), "identity": process_identity(os.getpid())},
+    }
+
+
+def open_sources(config: Config) -> tuple[list[Source], dict[str, Any]]:
+    """All sources this machine has, and what ``run.json`` says of the machine."""
+    try:
+        from cellmeter.sources.nvidia import open_nvidia
+    except ImportError:
+        import types
+
+        open_nvidia = lambda *a: types.SimpleNamespace(sources=[], unavailable={"gpu": "TEMP"}, driver=None)
+
+    machine, process, pids = _open_machine(config.pid)
+    gpus = open_nvidia(pids, config.environ)
+    sources = [*machine, *gpus.sources]
+    devices = {device.id: device for source in sources for device in source.devices()}
+    return sources, {
+        **process,
+        "devices": [vars(device) for device in devices.values()],
+        "unavailable": {**process["unavailable"], **gpus.unavailable},
+        "driver": gpus.driver,
+    }
+
+
+def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Callable[[], Collection[int]]]:
+    """The machine's own sources, their part of the header, and who is in the kernel's tree."""
+    if os.path.exists(f"/proc/{pid}/statm"):
+        from cellmeter.sources.cgroup import limits
+        from cellmeter.sources.linux import host, open_linux
+
+        linux, cores, process = open_linux(pid)
+        machine = host()
+        allowed = limits(pid, machine.cpu_count, machine.memory_bytes)
+        header = {"host": vars(machine), "limits": allowed, "unavailable": linux.unavailable}
+        return [linux, cores], header, lambda: process.pids
+    from cellmeter.sources.portable import Portable, PortableCores, portable_host, portable_limits
+
+    portable = Portable(pid)
+    machine = portable_host()
+    header = {"host": vars(machine), "limits": portable_limits(machine), "unavailable": portable.unavailable}
+    return [portable, PortableCores()], header, portable.pids

@@ -1,0 +1,396 @@
+"""``%load_ext cellmeter`` and the ``%monitor`` magics: the thin layer between IPython and the recording."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from IPython.core.error import UsageError
+from IPython.core.getipython import get_ipython
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, line_cell_magic, magics_class
+
+from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
+from cellmeter.recording import OpenCell, Recording
+from cellmeter.settings import checked_rate, load_settings
+from cellmeter.tagging import Begun, Finished, Tagger
+
+if TYPE_CHECKING:
+    from cellmeter.live import Panel
+    from cellmeter.metrics import Group
+
+READY_SECONDS = 5.0
+GROUPS = ("cpu", "memory", "gpu", "io", "net", "power")
+_NAME = "MonitorMagics"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadUsage(f"{self.prog}: {message}; see %monitor?")
+
+    def parse(self, text: str) -> argparse.Namespace:
+        try:
+            return self.parse_args(shlex.split(text))
+        except ValueError as error:
+            raise BadUsage(f"{self.prog}: {error}; see %monitor?") from None
+
+
+def _cell_parser() -> _Parser:
+    parser = _Parser(prog="%%monitor", add_help=False)
+    parser.add_argument("label", nargs="*")
+    parser.add_argument("--rate", type=float, metavar="HZ")
+    parser.add_argument("--show", type=_groups, default=("cpu", "memory", "gpu"), metavar="GROUPS")
+    parser.add_argument("--no-chart", action="store_true")
+    return parser
+
+
+def _line_parser() -> _Parser:
+    parser = _Parser(prog="%monitor", add_help=False)
+    commands = parser.add_subparsers(dest="command", metavar="start|stop|cells|report|show", parser_class=_Parser)
+    start = commands.add_parser("start", add_help=False)
+    start.add_argument("--rate", type=float, metavar="HZ")
+    commands.add_parser("stop", add_help=False)
+    commands.add_parser("cells", add_help=False)
+    commands.add_parser("report", add_help=False).add_argument("path", nargs="?")
+    commands.add_parser("show", add_help=False).add_argument("cell", nargs="?", type=int)
+    return parser
+
+
+def _groups(text: str) -> tuple[Group, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in GROUPS:
+            raise argparse.ArgumentTypeError(f"there is no group {name!r}; there are {', '.join(GROUPS)}")
+    return names  # type: ignore[return-value]
+
+
+@dataclass
+class Monitored:
+    """A cell that runs: its place in the recording, and its panel if it shows one."""
+
+    recording: Recording
+    cell: OpenCell
+    title: str
+    panel: Panel | None = None
+
+
+class Session:
+    """cellmeter in one shell: the recording there is, if any, and the panels of its cells. A failure here is one line."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
+        self.recording: Recording | None = None
+        self.last_folder: Path | None = None
+        self._tagger = Tagger(shell, self._begun, self._finished)
+        self._told: set[str] = set()
+
+    def attach(self) -> None:
+        """Hooks into the shell and starts recording."""
+        self._tagger.attach()
+        atexit.register(self._goodbye)
+        self._guarded(self.start)
+        self._guarded(self._prepare_live)
+
+    def detach(self) -> None:
+        """Stops recording and leaves the shell as it was."""
+        from cellmeter import live
+
+        self._tagger.detach()
+        atexit.unregister(self._goodbye)
+        self._guarded(self.stop)
+        self._guarded(lambda: live.forget(self.shell))
+
+    def _prepare_live(self) -> None:
+        from cellmeter import live
+
+        live.prepare(self.shell)
+
+    def start(self, rate_hz: float | None = None) -> Recording:
+        """Starts a run, or gives back the one there is. Raises CellmeterError."""
+        if self.recording is not None and self.recording.recorder.alive():
+            return self.recording
+        settings = load_settings()
+        if rate_hz is not None:
+            settings = replace(settings, rate_hz=checked_rate(rate_hz))
+        self.recording = Recording.start(settings, notebook_path(self.shell))
+        self.last_folder = self.recording.folder
+        self._told.clear()
+        return self.recording
+
+    def stop(self) -> Path | None:
+        """Stops the run and gives back its folder; None if there was none."""
+        recording, self.recording = self.recording, None
+        if recording is None:
+            return None
+        recording.stop()
+        return recording.folder
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        """The user's cell is sacred: whatever fails here is said in one line and goes no further."""
+        try:
+            return action()
+        except CellmeterError as error:
+            self.tell(str(error))
+        except Exception as error:
+            self.tell(f"{type(error).__name__}: {error}")
+        return None
+
+    def tell(self, message: str) -> None:
+        """One line on stderr, once."""
+        if message not in self._told:
+            self._told.add(message)
+            print(f"cellmeter: {message}", file=sys.stderr)
+
+    def _begun(self, begun: Begun) -> Monitored | None:
+        monitored: Monitored | None = self._guarded(lambda: self._begin(begun))
+        return monitored
+
+    def _begin(self, begun: Begun) -> Monitored | None:
+        recording = self.recording
+        options = self._cell_options(begun)
+        if recording is None:
+            if options is not None:
+                raise RecorderUnavailable("recording is off, so this cell is not measured: %monitor start")
+            return None
+        label = " ".join(options.label) if options is not None else ""
+        try:
+            cell = recording.cell_started(
+                begun.source,
+                cell_id=begun.cell_id,
+                label=label or None,
+                parent=begun.parent.cell.seq if begun.parent is not None else None,
+                execution_count=begun.execution_count,
+                rate_hz=options.rate if options is not None else None,
+            )
+        except RecorderUnavailable:
+            self._give_up(recording)
+            return None
+        title = label or (f"In [{begun.execution_count}]" if begun.execution_count else f"cell #{cell.seq}")
+        monitored = Monitored(recording, cell, title)
+        if options is not None and not options.no_chart:
+            monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options.show))
+        return monitored
+
+    def _cell_options(self, begun: Begun) -> argparse.Namespace | None:
+        """What ``%%monitor`` asks for; a mistake in it is told, and the cell is measured with the defaults."""
+        if begun.options is None:
+            return None
+        try:
+            options = _cell_parser().parse(begun.options)
+            if options.rate is not None:
+                checked_rate(options.rate)
+            return options
+        except BadUsage as error:
+            self.tell(str(error))
+            return _cell_parser().parse("")
+
+    def _open_panel(self, recording: Recording, monitored: Monitored, groups: tuple[Group, ...]) -> Panel:
+        from cellmeter.live import Panel
+
+        if not recording.recorder.ready(READY_SECONDS):
+            raise RecorderUnavailable(recording.trouble() or "the recorder did not get ready")
+        return Panel.open(self.shell, recording.folder, monitored.cell.seq, monitored.title, groups)
+
+    def _finished(self, monitored: Monitored | None, finished: Finished) -> None:
+        if monitored is not None:
+            self._guarded(lambda: self._finish(monitored, finished))
+
+    def _finish(self, monitored: Monitored, finished: Finished) -> None:
+        ended_ns = time.monotonic_ns()
+        if monitored.recording is self.recording:  # else the cell itself has stopped it
+            try:
+                ended_ns = self.recording.cell_ended(monitored.cell, finished.status, finished.execution_count)
+            except RecorderUnavailable:
+                self._give_up(self.recording)
+        if monitored.panel is not None:
+            monitored.panel.close(monitored.title, finished.status, monitored.cell.started_ns, ended_ns)
+        if self.recording is not None and (trouble := self.recording.trouble()):
+            self.tell(trouble)
+
+    def _give_up(self, recording: Recording) -> None:
+        self.recording = None
+        recording.recorder.close()
+        trouble = recording.trouble() or "the recorder has died"
+        self.tell(f"{trouble}; recording is off, what there is lies in {recording.folder}. %monitor start starts anew")
+
+    def _goodbye(self) -> None:
+        """At an orderly exit: tells the recorder whether the user restarts or ends the kernel."""
+        recording = self.recording
+        if recording is None:
+            return
+        message = getattr(getattr(self.shell, "kernel", None), "_shutdown_message", None) or {}
+        how = "restart" if (message.get("content") or {}).get("restart") else "exit"
+        try:
+            recording.say({"event": "goodbye", "t": time.monotonic_ns(), "how": how})
+        except RecorderUnavailable:
+            return
+
+
+def notebook_path(shell: InteractiveShell | None) -> str | None:
+    """The notebook's path where the front end tells it: Jupyter by JPY_SESSION_NAME, VS Code by a variable."""
+    name = os.environ.get("JPY_SESSION_NAME")
+    if name is None and shell is not None:
+        name = shell.user_ns.get("__vsc_ipynb_file__")
+    return str(name) if name else None
+
+
+@magics_class
+class MonitorMagics(Magics):
+    """The magics; what they do is in the session."""
+
+    def __init__(self, shell: InteractiveShell, session: Session) -> None:
+        super().__init__(shell)
+        self.session = session
+
+    @line_cell_magic
+    def monitor(self, line: str, cell: str | None = None) -> Any:
+        """Measure cells: CPU, memory and GPU, live and afterwards.
+
+        Every cell is recorded from ``%load_ext cellmeter`` on. In a cell's first line::
+
+            %%monitor [LABEL] [--rate HZ] [--show cpu,memory,gpu,io,net,power] [--no-chart]
+
+        shows live charts under it while it runs, and a picture of them afterwards. On a line of its own::
+
+            %monitor                     what is recorded, at which rate, what is unavailable and why, and what it costs
+            %monitor start [--rate HZ]   start a new recording
+            %monitor stop                stop it
+            %monitor cells               a table of the cells run so far
+            %monitor report              findings: what was underused, what spiked, and what to do
+            %monitor report PATH         the same as a file: .html .json .md .txt .csv .parquet
+            %monitor show [N]            draw the recorded cell In [N] again; the last one without N
+
+        Recordings are kept: see ``cellmeter runs`` on a command line, or ``cellmeter.open_run()``.
+        """
+        if cell is not None:  # only when a program calls the magic: typed ones never get here (see tagging)
+            return self.session.shell.run_cell(f"%%monitor {line}\n{cell}", store_history=False).result
+        try:
+            self._run(_line_parser().parse(line))
+        except CellmeterError as error:
+            raise UsageError(str(error)) from None
+        return None
+
+    def _run(self, options: argparse.Namespace) -> None:
+        if options.command is None:
+            print(self._status())
+        elif options.command == "start":
+            recording = self.session.start(options.rate)
+            print(f"cellmeter: recording {recording.folder.name} at {recording.rate_hz:g} Hz")
+        elif options.command == "stop":
+            folder = self.session.stop()
+            print(f"cellmeter: stopped {folder.name}" if folder else "cellmeter: nothing was being recorded")
+        else:
+            getattr(self, f"_{options.command}")(options)
+
+    def _run_folder(self) -> Path:
+        """The folder of this shell's run, the last one if it has been stopped. Raises RecorderUnavailable."""
+        if self.session.recording is not None:
+            if not self.session.recording.recorder.ready(READY_SECONDS):
+                raise RecorderUnavailable(self.session.recording.trouble() or "the recorder did not get ready")
+        if self.session.last_folder is None:
+            raise RecorderUnavailable("nothing has been recorded yet: %monitor start")
+        return self.session.last_folder
+
+    def _status(self) -> str:
+        from cellmeter.export import status_text
+        from cellmeter.store import read_run
+
+        if self.session.last_folder is None:
+            return "cellmeter: recording is off: %monitor start"
+        return status_text(read_run(self._run_folder()))
+
+    def _cells(self, options: argparse.Namespace) -> None:
+        from cellmeter.export import cells_table
+        from cellmeter.store import read_run
+
+        print(cells_table(read_run(self._run_folder())))
+
+    def _report(self, options: argparse.Namespace) -> None:
+        from cellmeter import export
+        from cellmeter.store import read_run
+
+        run = read_run(self._run_folder())
+        if options.path is not None:
+            path = Path(options.path).expanduser()
+            export.write(run, path)
+            print(f"cellmeter: wrote {path}")
+            return
+        from IPython.display import publish_display_data
+
+        publish_display_data({"text/plain": export.render(run, "text"), "text/html": export.inline_html(run)})
+
+    def _show(self, options: argparse.Namespace) -> None:
+        from cellmeter import live
+        from cellmeter.store import read_run
+
+        run = read_run(self._run_folder())
+        cells = [c for c in run.cells if c.end is not None and options.cell in (None, c.execution_count)]
+        if not cells:
+            wanted = "no cell has ended yet" if options.cell is None else f"In [{options.cell}] is not in {run.id}"
+            raise BadUsage(f"{wanted}; %monitor cells lists what there is")
+        live.show_cell(run, cells[-1])
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """``%load_ext cellmeter``: recording starts. What goes wrong is one line; it never raises."""
+    if _NAME in shell.magics_manager.registry:
+        return
+    session = Session(shell)
+    shell.register_magics(MonitorMagics(shell, session))
+    session.attach()
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """``%unload_ext cellmeter``: recording stops, and the shell is as it was."""
+    magics = shell.magics_manager.registry.pop(_NAME, None)
+    if magics is None:
+        return
+    magics.session.detach()
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("monitor", None)
+
+
+_script: Recording | None = None
+
+
+def start(rate_hz: float | None = None) -> None:
+    """Starts recording: in IPython as ``%monitor start`` does, in a plain script for this process.
+
+    ``rate_hz``: samples a second, 0.1 to 100. Raises BadUsage and RecorderUnavailable.
+    """
+    global _script
+    shell = get_ipython()
+    if shell is not None:
+        load_ipython_extension(shell)
+        shell.magics_manager.registry[_NAME].session.start(rate_hz)
+        return
+    if _script is not None:
+        return
+    settings = load_settings()
+    if rate_hz is not None:
+        settings = replace(settings, rate_hz=checked_rate(rate_hz))
+    script = sys.argv[0] if sys.argv and sys.argv[0] else None
+    _script = Recording.start(settings, os.path.abspath(script) if script else None)
+    atexit.register(stop)
+
+
+def stop() -> None:
+    """Stops what :func:`start` started; does nothing if nothing is recorded."""
+    global _script
+    shell = get_ipython()
+    if shell is not None and _NAME in shell.magics_manager.registry:
+        shell.magics_manager.registry[_NAME].session.stop()
+    if _script is not None:
+        _script.stop()
+        _script = None
+        atexit.unregister(stop)

@@ -1,0 +1,180 @@
+"""The kernel's handle on the recorder process (``child``).
+
+The child is started by exec, never by fork alone: a fork of an 8 GiB kernel takes 100 ms and is unsafe once CUDA is up. It
+detaches through an intermediate that exits, so that it is no child of the kernel (whose ``os.wait()`` would hang on it) and
+not in its process group (where Jupyter's interrupt goes). It lives on until the kernel has died, to say how.
+
+The channel is the child's standard input: one JSON object a line. The first is the :class:`Config`; then come cell edges
+with the kernel's own timestamps, ``goodbye`` before an orderly end, and ``stop``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cellmeter.errors import RecorderUnavailable
+from cellmeter.store import HEADER, RECORDER_LOG
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the recorder needs to know; all of it is plain JSON."""
+
+    folder: str
+    pid: int
+    identity: str | None
+    rate_hz: float
+    notebook: str | None
+    environ: Mapping[str, str]
+    """The part of the kernel's environment that says which GPUs are its own."""
+
+
+class Recorder:
+    """Starts the child and sends it messages. Sending never blocks: what the pipe does not take waits for the next one."""
+
+    def __init__(self, config: Config, channel: int) -> None:
+        self.config = config
+        self.folder = Path(config.folder)
+        self._channel: int | None = channel
+        self._unsent: deque[bytes] = deque()
+        _HANDLES.add(self)
+
+    @classmethod
+    def start(cls, config: Config) -> Recorder:
+        """Starts the child and returns at once; the run folder must exist. Raises RecorderUnavailable."""
+        import subprocess
+
+        if os.name != "posix":
+            raise RecorderUnavailable("cellmeter cannot record on Windows yet: use WSL")
+        if not sys.executable:
+            raise RecorderUnavailable("cellmeter cannot record: this Python does not know its own executable")
+        command = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, *_import_path()]
+        try:
+            log = os.open(Path(config.folder) / RECORDER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    cwd=config.folder,
+                    bufsize=0,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(log)
+        except OSError as error:
+            raise RecorderUnavailable(f"cellmeter cannot record: the recorder did not start: {error}") from error
+        assert child.stdin is not None
+        channel = os.dup(child.stdin.fileno())
+        child.stdin.close()
+        os.set_blocking(channel, False)
+        recorder = cls(config, channel)
+        recorder.send(asdict(config))
+        child.wait()  # only the intermediate, which exits at once
+        return recorder
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Sends a message, or keeps it in order until the pipe takes it. Raises RecorderUnavailable if the child is gone."""
+        if self._channel is None:
+            raise RecorderUnavailable("the recorder has been stopped")
+        self._unsent.append(json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n")
+        try:
+            while self._unsent:
+                line = self._unsent.popleft()
+                written = 0
+                try:
+                    written = os.write(self._channel, line)
+                finally:
+                    if written < len(line):
+                        self._unsent.appendleft(line[written:])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise RecorderUnavailable("the recorder has died") from error
+
+    def alive(self) -> bool:
+        """Whether the child still reads its channel."""
+        if self._channel is None:
+            return False
+        poll = select.poll()
+        poll.register(self._channel, 0)
+        return not any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
+
+    def ready(self, seconds: float) -> bool:
+        """Waits until the child has written its header; False if it has not by then."""
+        return _wait_for(lambda: (self.folder / HEADER).exists(), seconds)
+
+    def stop(self, seconds: float = 2.0) -> None:
+        """Asks the child to write its end record and waits for that; does nothing if it is gone already."""
+        if self._channel is None:
+            return
+        try:
+            self.send({"event": "stop", "t": time.monotonic_ns()})
+        except RecorderUnavailable:
+            self.close()
+            return
+        _wait_for(lambda: not self.alive(), seconds)
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the channel; the child stays until the kernel's death."""
+        if self._channel is not None:
+            os.close(self._channel)
+            self._channel = None
+        _HANDLES.discard(self)
+
+
+_HANDLES: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _close_in_forked_child() -> None:
+    """A forked worker must not hold, let alone write to, the kernel's channel."""
+    for recorder in list(_HANDLES):
+        recorder.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_forked_child)
+
+# The first thing the child does is to detach: the kernel waits for its parent to exit, so nothing may be imported before.
+_BOOTSTRAP = """
+import os, sys
+if os.fork():
+    os._exit(0)
+sys.path[:0] = sys.argv[1:]
+from cellmeter.child import main
+main()
+"""
+
+
+def _import_path() -> list[str]:
+    """Folders that hold this package and the two libraries it may need: ``-I -S`` leaves out all that sites add."""
+    from importlib.util import find_spec
+
+    found = [str(Path(__file__).resolve().parent.parent)]
+    for name in ("pynvml", "psutil"):
+        spec = find_spec(name)
+        if spec is not None and spec.origin:
+            origin = Path(spec.origin)
+            found.append(str(origin.parent.parent if spec.submodule_search_locations else origin.parent))
+    return list(dict.fromkeys(found))
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.002)
+    return True

@@ -1,0 +1,221 @@
+"""A recording as the process being recorded sees it: starts the recorder, numbers the cells, sends their edges.
+
+What only this process can measure exactly goes with the edges: its CPU time in ns, and its own high-water mark of memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cellmeter.errors import RecorderUnavailable
+from cellmeter.recorder import Config, Recorder
+from cellmeter.run import CellStatus
+from cellmeter.settings import Settings
+from cellmeter.store import new_run_folder, process_identity, runs_home
+
+FIRST_LINE_LENGTH = 80
+SILENT_SECONDS = 3.0
+_GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES")
+
+
+@dataclass
+class OpenCell:
+    """A cell that runs."""
+
+    seq: int
+    started_ns: int
+    peak_bytes: int = 0
+
+
+class Recording:
+    """One run of this process, from its start to its stop. Thread-safe."""
+
+    def __init__(self, recorder: Recorder, settings: Settings) -> None:
+        self.recorder = recorder
+        self.folder = recorder.folder
+        self.rate_hz = recorder.config.rate_hz
+        self._settings = settings
+        self._mark = HighWaterMark(settings.exact_peak)
+        self._lock = threading.Lock()
+        self._started = time.time()
+        self._last_seq = 0
+        self._open: dict[int, OpenCell] = {}
+
+    @classmethod
+    def start(cls, settings: Settings, notebook: str | None) -> Recording:
+        """Makes the run folder and starts the recorder. Raises RecorderUnavailable."""
+        home = runs_home()
+        try:
+            folder = new_run_folder(home)
+        except OSError as error:
+            raise RecorderUnavailable(
+                f"cellmeter cannot record: {home} cannot be written ({error.strerror}); "
+                "set CELLMETER_HOME to a folder that can"
+            ) from error
+        environ = {name: os.environ[name] for name in _GPU_VARIABLES if name in os.environ}
+        pid = os.getpid()
+        config = Config(str(folder), pid, process_identity(pid), settings.rate_hz, notebook, environ)
+        return cls(Recorder.start(config), settings)
+
+    def cell_started(
+        self,
+        source: str,
+        *,
+        cell_id: str | None = None,
+        label: str | None = None,
+        parent: int | None = None,
+        execution_count: int | None = None,
+        rate_hz: float | None = None,
+    ) -> OpenCell:
+        """Sends a start edge. Raises RecorderUnavailable."""
+        with self._lock:
+            self._last_seq += 1
+            cell = OpenCell(self._last_seq, 0)
+            self._fold_peak()
+            self._open[cell.seq] = cell
+            self._mark.reset()
+            cell.started_ns = time.monotonic_ns()
+            edge = {
+                "event": "cell_start",
+                "t": cell.started_ns,
+                "seq": cell.seq,
+                "cell_id": cell_id,
+                "label": label,
+                "parent": parent,
+                "execution_count": execution_count,
+                "rate_hz": rate_hz,
+                "cpu_ns": _cpu_ns(),
+                **self._describe(source),
+            }
+            self.recorder.send(edge)
+        return cell
+
+    def _describe(self, source: str) -> dict[str, str]:
+        encoded = source.encode("utf-8", "surrogatepass")
+        lines = (line.strip() for line in source.splitlines())
+        code = next((line for line in lines if line and not line.startswith(("%%monitor", "#"))), "")
+        fields = {"hash": hashlib.sha256(encoded).hexdigest()[:16], "first_line": code[:FIRST_LINE_LENGTH]}
+        return {**fields, "source": source} if self._settings.keep_source else fields
+
+    def cell_ended(self, cell: OpenCell, status: CellStatus, execution_count: int | None = None) -> int:
+        """Sends an end edge and returns its time in ns. Raises RecorderUnavailable."""
+        ended_ns = time.monotonic_ns()
+        with self._lock:
+            self._fold_peak()
+            self._open.pop(cell.seq, None)
+            edge = {
+                "event": "cell_end",
+                "t": ended_ns,
+                "seq": cell.seq,
+                "status": status,
+                "execution_count": execution_count,
+                "cpu_ns": _cpu_ns(),
+                "peak_rss_bytes": cell.peak_bytes or None,
+                "peak_unknown": self._mark.unknown,
+            }
+            self.recorder.send(edge)
+        return ended_ns
+
+    def _fold_peak(self) -> None:
+        """A cell that runs within another resets the mark for both: what it stood at counts for all that are open."""
+        peak = self._mark.read() if self._open else 0
+        for cell in self._open.values():
+            cell.peak_bytes = max(cell.peak_bytes, peak)
+
+    def trouble(self) -> str | None:
+        """Why nothing has been written of late, in one line; None if all is well. Costs two system calls."""
+        if not self.recorder.alive():
+            return f"the recorder has died{self._last_words()}"
+        try:
+            written = (self.folder / "samples-000.f64").stat().st_mtime
+        except FileNotFoundError:
+            written = self._started
+        except OSError as error:
+            return f"the run folder {self.folder} cannot be read ({error.strerror})"
+        silent = time.time() - written
+        if silent > SILENT_SECONDS:
+            return f"nothing was written to {self.folder} for {silent:.0f} s: is the disk full?"
+        return None
+
+    def _last_words(self) -> str:
+        try:
+            lines = (self.folder / "recorder.log").read_text(errors="replace").split("\n")
+        except OSError:
+            return ""
+        words = [line for line in lines if line.strip()]
+        return f": {words[-1].strip()}" if words else ""
+
+    def say(self, message: Mapping[str, Any]) -> None:
+        """Sends any other event."""
+        with self._lock:
+            self.recorder.send(message)
+
+    def stop(self) -> None:
+        """Ends the run; cells that are open end with it, as they went well so far."""
+        for cell in list(self._open.values()):
+            try:
+                self.cell_ended(cell, "ok")
+            except RecorderUnavailable:
+                break
+        self.recorder.stop()
+        self._mark.close()
+
+
+def _cpu_ns() -> int:
+    """CPU time of this process and of the children it has waited for: exact where ``/proc`` counts in ticks of 10 ms."""
+    import resource
+
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time_ns() + int((children.ru_utime + children.ru_stime) * 1e9)
+
+
+class HighWaterMark:
+    """The kernel's own record of this process's peak memory (VmHWM), which can be set back to what is resident now.
+
+    A side effect is that ``resource.getrusage().ru_maxrss`` falls as well: ``highest_bytes`` keeps what it would have been.
+    """
+
+    def __init__(self, exact: bool) -> None:
+        self.unknown: str | None = None
+        self.highest_bytes = 0
+        self._clear = self._status = -1
+        if not exact:
+            self.unknown = "exact peaks are switched off (exact_peak)"
+            return
+        try:
+            self._status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+            self._clear = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+            self.reset()
+        except OSError as error:
+            self.unknown = f"this system cannot reset the high-water mark ({error.strerror})"
+
+    def reset(self) -> None:
+        """Sets the mark to what is resident now: 2 µs at any size."""
+        if self._clear < 0 or self.unknown:
+            return
+        self.highest_bytes = max(self.highest_bytes, self.read())
+        try:
+            os.write(self._clear, b"5")
+        except OSError as error:
+            self.unknown = f"this system cannot reset the high-water mark ({error.strerror})"
+
+    def read(self) -> int:
+        """The mark in bytes; 0 if it cannot be read."""
+        if self._status < 0 or self.unknown:
+            return 0
+        content = os.pread(self._status, 4096, 0)
+        at = content.find(b"VmHWM:")
+        return int(content[at + 6 :].split(None, 1)[0]) * 1024 if at >= 0 else 0
+
+    def close(self) -> None:
+        """Closes the descriptors."""
+        for fd in (self._status, self._clear):
+            if fd >= 0:
+                os.close(fd)
+        self._status = self._clear = -1

@@ -1,0 +1,391 @@
+"""A recorded run as plain frozen data, and what can be computed from it. No I/O.
+
+Times are seconds since the run's start on the monotonic clock; memory is bytes; utilisation is percent; CPU use is cores.
+An unknown number is NaN in arrays and None in records, with its reason beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from cellmeter.metrics import METRICS, RATE_OF
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+CellStatus = Literal["ok", "error", "interrupted", "died", "running"]
+Ending = Literal["stopped", "exited", "restarted", "killed", "out-of-memory", "crashed", "unknown"]
+
+# Flag bits of a sample.
+EDGE_START = 1
+EDGE_END = 2
+
+SHORT_FOR_ENERGY_SECONDS = 0.1  # NVML's energy counter moves every 20-100 ms
+
+
+class Column(NamedTuple):
+    """One stored quantity of one subject (``host``, ``process``, ``cpu3``, ``gpu0``)."""
+
+    metric: str
+    subject: str
+    unit: str
+
+
+class Gap(NamedTuple):
+    """Time without samples, in seconds since the start, and why."""
+
+    start: float
+    end: float
+    reason: str
+
+
+class Limit(NamedTuple):
+    """The most that may be used of a resource, and what sets it (``cgroup``, ``cpuset``, ``rlimit``, ``host``)."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine a run was recorded on."""
+
+    name: str
+    system: str
+    release: str
+    machine: str
+    python: str
+    cpu_count: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU or MIG instance. ``mine`` is None where it cannot be told whose it is."""
+
+    id: str
+    name: str
+    uuid: str
+    memory_bytes: int
+    mine: bool | None = None
+    power_limit_watts: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One execution of a cell. ``seq`` counts executions; ``parent`` is the cell that ran this one from within."""
+
+    seq: int
+    start: float
+    end: float | None
+    status: CellStatus
+    execution_count: int | None = None
+    cell_id: str | None = None
+    label: str | None = None
+    parent: int | None = None
+    source_hash: str = ""
+    first_line: str = ""
+    source: str | None = None
+    own_cpu_seconds: float | None = None
+    """CPU time of the kernel process and of children it has waited for, by its own clocks at both edges."""
+    peak_rss_bytes: int | None = None
+    """The kernel's own high-water mark over the cell; None where it could not be reset or read."""
+    peak_unknown: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What people call it: its label, else ``In [n]``, else its place in the run."""
+        if self.label:
+            return self.label
+        return f"In [{self.execution_count}]" if self.execution_count else f"cell #{self.seq}"
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it ran; None while it runs."""
+        return None if self.end is None else self.end - self.start
+
+
+class Series(NamedTuple):
+    """Readings of one quantity: seconds since the run's start, values, and the cell each was taken in (0: none)."""
+
+    time: Floats
+    values: Floats
+    seq: NDArray[np.int64]
+
+    def between(self, start: float, end: float) -> Series:
+        """The part from ``start`` to ``end``, both included."""
+        low, high = self.time.searchsorted(start, "left"), self.time.searchsorted(end, "right")
+        return Series(self.time[low:high], self.values[low:high], self.seq[low:high])
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Samples that share their columns. ``records`` is a structured array ``t`` (ns), ``seq``, ``flags``, ``v`` (n × columns)."""
+
+    stream: str
+    columns: tuple[Column, ...]
+    records: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class GpuUsage:
+    """What one cell did to one GPU. None: unknown."""
+
+    utilization_mean: float | None
+    utilization_p95: float | None
+    memory_peak_bytes: int | None
+    energy_joules: float | None
+
+
+@dataclass(frozen=True)
+class CellUsage:
+    """What one cell used. ``unknown`` says why a number is None, by its dotted key."""
+
+    samples: int
+    cpu_seconds: float | None
+    peak_rss_bytes: int | None
+    peak_exact: bool
+    rss_start_bytes: int | None
+    rss_end_bytes: int | None
+    gpu: Mapping[str, GpuUsage]
+    unknown: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recording, from the start of the recorder to its end."""
+
+    id: str
+    path: str
+    started: datetime
+    ended: datetime | None
+    ending: Ending | None
+    signal: int | None
+    exit_code: int | None
+    notebook: str | None
+    host: Host
+    devices: tuple[Device, ...]
+    limits: Mapping[str, Limit]
+    rate_hz: float
+    cells: tuple[Cell, ...]
+    gaps: tuple[Gap, ...]
+    unavailable: Mapping[str, str]
+    """Why a metric is not there at all, by ``metric`` or ``metric:subject``."""
+    start_ns: int
+    duration: float
+    """Seconds from the start to the end, or to the last thing known of a run that has no end."""
+    segments: tuple[Segment, ...] = field(repr=False, default=())
+    notices: tuple[str, ...] = ()
+    """What the recorder or the reader has to say about this recording: damage, devices lost, what was not recorded."""
+
+    @cached_property
+    def _cache(self) -> dict[tuple[str, str], Series]:
+        return {}
+
+    @property
+    def sample_count(self) -> int:
+        """Samples in the main stream."""
+        return sum(len(s.records) for s in self.segments if s.stream == "main")
+
+    def subjects(self, metric: str) -> tuple[str, ...]:
+        """Subjects that have readings of a metric (or of the counter behind a rate), in the order of their columns."""
+        stored = RATE_OF.get(metric, metric)
+        seen = {c.subject: None for s in self.segments for c in s.columns if c.metric == stored}
+        return tuple(seen)
+
+    def series(self, metric: str, subject: str) -> Series:
+        """All readings of a metric of the catalogue; a rate is computed from its counter.
+
+        Empty if it was never recorded. Raises KeyError if the catalogue has no such metric.
+        """
+        kind = METRICS[metric].kind
+        key = (metric, subject)
+        if key not in self._cache:
+            stored = self._stored(RATE_OF[metric] if kind == "rate" else metric, subject)
+            self._cache[key] = rate_of(stored, 0.5 / self.rate_hz) if kind == "rate" else stored
+        return self._cache[key]
+
+    def _stored(self, metric: str, subject: str) -> Series:
+        import numpy as np
+
+        times, values, seqs = [], [], []
+        for segment in self.segments:
+            for index, column in enumerate(segment.columns):
+                if column.metric == metric and column.subject == subject:
+                    times.append(segment.records["t"])
+                    values.append(segment.records["v"][:, index])
+                    seqs.append(segment.records["seq"])
+        if not times:
+            return Series(np.empty(0), np.empty(0), np.empty(0, np.int64))
+        seconds = (np.concatenate(times) - self.start_ns) * 1e-9
+        return Series(seconds, np.concatenate(values), np.concatenate(seqs).astype(np.int64))
+
+    def usage(self, cell: Cell) -> CellUsage:
+        """What a cell used, from its edges and its samples."""
+        return cell_usage(self, cell)
+
+    def samples(self) -> pd.DataFrame:
+        """The main stream as a DataFrame: one row a sample, indexed by seconds since the start.
+
+        Columns: ``cell`` (sequence, 0 between cells), then ``metric:subject`` for gauges, counters and the rates made of them;
+        ``attrs["units"]`` maps each to its unit. Raises MissingExtra without pandas.
+        """
+        return samples_frame(self)
+
+    def findings(self) -> Sequence[Any]:
+        """The findings of all rules, worst first (:class:`cellmeter.rules.Finding`)."""
+        import cellmeter
+
+        return list(cellmeter.judge(self).findings)
+
+
+def rate_of(counter: Series, least_seconds: float) -> Series:
+    """Increase per second of a counter, over at least ``least_seconds``: a tiny interval would turn jitter into spikes.
+
+    The first reading, and any that looks back on a counter that was reset or unknown, is NaN.
+    """
+    import numpy as np
+
+    time, values, seq = counter
+    before = time.searchsorted(time - least_seconds, "right") - 1
+    known = before >= 0
+    before = np.maximum(before, 0)
+    elapsed = time - time[before]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = (values - values[before]) / elapsed
+    rate[~known | (rate < 0)] = np.nan
+    return Series(time, rate, seq)
+
+
+def known(values: Floats) -> Floats:
+    """The readings that are numbers."""
+    import numpy as np
+
+    return values[~np.isnan(values)]
+
+
+def time_weighted_mean(series: Series, start: float, end: float) -> float | None:
+    """Mean over an interval, each reading standing for the time up to it. None without a reading."""
+    import numpy as np
+
+    part = series.between(start, end)
+    valid = ~np.isnan(part.values)
+    if not valid.any():
+        return None
+    weights = np.diff(part.time[valid], prepend=start)
+    if weights.sum() <= 0:
+        return float(part.values[valid].mean())
+    return float(np.average(part.values[valid], weights=weights))
+
+
+def last_known(series: Series, at: float) -> float | None:
+    """The newest reading at or before a time; None if there is none or it is unknown."""
+    index = int(series.time.searchsorted(at, "right")) - 1
+    if index < 0 or math.isnan(series.values[index]):
+        return None
+    return float(series.values[index])
+
+
+def cell_usage(run: Run, cell: Cell) -> CellUsage:
+    """What a cell used; see :class:`CellUsage`."""
+    end = run.duration if cell.end is None else cell.end
+    unknown: dict[str, str] = {}
+    rss = run.series("process.memory.rss", "process")
+    # The recorder reads its edge samples just after the edge reaches it, so look a little past the end.
+    tolerance = 0.5 / run.rate_hz
+    inside = rss.between(cell.start, end + tolerance)
+    inside = Series(*(part[inside.seq == cell.seq] for part in inside)) if len(inside.time) else inside
+    sampled = known(inside.values)
+    peak, exact = cell.peak_rss_bytes, cell.peak_rss_bytes is not None
+    if peak is None and len(sampled):
+        peak = int(sampled.max())
+    if not exact:
+        unknown["peak_exact"] = cell.peak_unknown or "the cell has no end record"
+    gpu = {device.id: _gpu_usage(run, device.id, cell, end, unknown) for device in run.devices}
+    start_bytes = int(sampled[0]) if len(sampled) else None
+    end_bytes = int(sampled[-1]) if len(sampled) else None
+    if peak is None:
+        unknown["peak_rss_bytes"] = "no sample in this cell"
+    if start_bytes is None:
+        unknown["rss_start_bytes"] = unknown["rss_end_bytes"] = "no sample in this cell"
+    cpu = _cell_cpu(run, cell, end, unknown)
+    return CellUsage(len(inside.time), cpu, peak, exact, start_bytes, end_bytes, gpu, unknown)
+
+
+def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> float | None:
+    tolerance = 0.5 / run.rate_hz
+    if cell.own_cpu_seconds is not None:
+        # own clocks cover the kernel and the children it waited for; samples add what living ones did meanwhile
+        living = _growth(run.series("process.children.cpu.time", "process"), cell, end + tolerance)
+        return max(0.0, cell.own_cpu_seconds + (living or 0.0))
+    total = _growth(run.series("process.cpu.time", "process"), cell, end + tolerance)
+    if total is None:
+        unknown["cpu_seconds"] = "no sample in this cell"
+    return total
+
+
+def _growth(counter: Series, cell: Cell, end: float) -> float | None:
+    part = counter.between(cell.start, end)
+    values = known(part.values[part.seq == cell.seq]) if len(part.time) else part.values
+    return float(values[-1] - values[0]) if len(values) else None
+
+
+def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, str]) -> GpuUsage:
+    import numpy as np
+
+    prefix = f"gpu.{gpu}."
+    utilization = run.series("gpu.utilization", gpu)
+    inside = known(utilization.between(cell.start, end).values)
+    mean = time_weighted_mean(utilization, cell.start, end)
+    p95 = float(np.percentile(inside, 95)) if len(inside) else None
+    if mean is None:
+        why = run.unavailable.get(f"gpu.utilization:{gpu}", "no sample in this cell")
+        unknown[prefix + "utilization_mean"] = unknown[prefix + "utilization_p95"] = why
+    memory = known(run.series("gpu.memory.used", gpu).between(cell.start, end).values)
+    if not len(memory):
+        unknown[prefix + "memory_peak_bytes"] = run.unavailable.get(f"gpu.memory.used:{gpu}", "no sample in this cell")
+    energy = _growth(run.series("gpu.energy", gpu), cell, end + 0.5 / run.rate_hz)
+    if energy is not None and end - cell.start < SHORT_FOR_ENERGY_SECONDS:
+        energy = None
+        unknown[prefix + "energy_joules"] = "cell shorter than the counter's period"
+    elif energy is None:
+        unknown[prefix + "energy_joules"] = run.unavailable.get(f"gpu.energy:{gpu}", "no sample in this cell")
+    return GpuUsage(mean, p95, int(memory.max()) if len(memory) else None, energy)
+
+
+def samples_frame(run: Run) -> pd.DataFrame:
+    """See :meth:`Run.samples`."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        from cellmeter.errors import MissingExtra
+
+        raise MissingExtra("pandas", "pandas", "a DataFrame of the samples") from error
+    columns: dict[str, Any] = {}
+    units: dict[str, str] = {}
+    index: Any = []
+    main = [s for s in run.segments if s.stream == "main"]
+    for column in dict.fromkeys(c for s in main for c in s.columns):
+        for name in (column.metric, METRICS[column.metric].rate if column.metric in METRICS else None):
+            if name is None:
+                continue
+            series = run.series(name, column.subject)
+            columns[f"{name}:{column.subject}"] = pd.Series(series.values, index=series.time)
+            units[f"{name}:{column.subject}"] = METRICS[name].unit
+            if len(series.time) > len(index):
+                index = series.time
+                columns["cell"] = pd.Series(series.seq, index=series.time)
+    frame = pd.DataFrame(columns, index=pd.Index(index, name="seconds"))
+    if "cell" in frame:
+        frame.insert(0, "cell", frame.pop("cell").astype("int64"))
+    frame.attrs["units"] = units
+    return frame

@@ -1,0 +1,216 @@
+"""The pure loop: clock + sources → samples. It knows no process, no signal and no file; ``recorder`` drives it.
+
+Samples are taken at absolute deadlines, at the run's rate inside cells and once a second between them, and once more at
+each edge of a cell, so that no cell has none. A slot that was missed is a gap with a reason, never a value made up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from cellmeter.run import EDGE_END, EDGE_START, Column
+from cellmeter.sources import Source
+
+IDLE_SECONDS = 1.0
+ANCHOR_SECONDS = 60.0
+SUSPENDED_SECONDS = 0.5  # BOOTTIME moves on in a suspend while MONOTONIC stands still
+_NS = 1_000_000_000
+
+
+class Clock(Protocol):
+    """The clocks the loop lives by."""
+
+    def monotonic_ns(self) -> int:
+        """CLOCK_MONOTONIC in ns: the time of every sample."""
+
+    def boottime_ns(self) -> int:
+        """CLOCK_BOOTTIME in ns, which also counts suspends."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    _boottime = getattr(time, "CLOCK_BOOTTIME", None)
+
+    def monotonic_ns(self) -> int:
+        """See :class:`Clock`."""
+        return time.monotonic_ns()
+
+    def boottime_ns(self) -> int:
+        """See :class:`Clock`; without CLOCK_BOOTTIME a suspend shows as a late sample only."""
+        return time.monotonic_ns() if self._boottime is None else time.clock_gettime_ns(self._boottime)
+
+    def wall(self) -> float:
+        """See :class:`Clock`."""
+        return time.time()
+
+
+class Sink(Protocol):
+    """Where samples and events go (:class:`cellmeter.store.Writer`). Each method may raise OSError."""
+
+    def add_segment(self, stream: str, columns: Sequence[Column]) -> int:
+        """A new file for these columns."""
+
+    def sample(self, segment: int, t_ns: int, seq: int, flags: int, values: Sequence[float]) -> None:
+        """One record."""
+
+    def event(self, fields: Mapping[str, Any]) -> None:
+        """One event."""
+
+
+class Stream:
+    """Sources that are read together and written to one segment."""
+
+    def __init__(self, name: str, sources: Sequence[Source]) -> None:
+        self.name = name
+        self.sources = tuple(sources)
+        self.interval_ns = int(max(source.interval for source in sources) * _NS)
+        self.columns = tuple(column for source in sources for column in source.columns)
+        self.segment = -1
+        self.due_ns = 0
+
+    def read(self) -> list[float]:
+        """One row."""
+        if len(self.sources) == 1:
+            return self.sources[0].read()
+        return [value for source in self.sources for value in source.read()]
+
+
+def streams_of(sources: Iterable[Source]) -> list[Stream]:
+    """The main stream of all sources without an interval first, then one for each of the others."""
+    sources = list(sources)
+    main = Stream("main", [source for source in sources if source.interval == 0])
+    return [main, *(Stream(source.name, [source]) for source in sources if source.interval > 0)]
+
+
+class Sampler:
+    """Decides when to sample and writes what was read. All times are ns of ``Clock.monotonic_ns``."""
+
+    def __init__(self, sources: Iterable[Source], sink: Sink, clock: Clock, rate_hz: float) -> None:
+        self._main, *self._others = streams_of(sources)
+        self._sink = sink
+        self._clock = clock
+        self._run_interval_ns = self._interval_ns = int(_NS / rate_hz)
+        self._idle_ns = max(int(IDLE_SECONDS * _NS), self._interval_ns)
+        self._open: list[int] = []
+        self._last_ns = clock.monotonic_ns()
+        self._asleep_ns = clock.boottime_ns() - self._last_ns
+        self._anchor_ns = 0
+        self._unwritten: deque[Mapping[str, Any]] = deque()
+        self._lost_from_ns: int | None = None
+        self._lost = 0
+        self._lost_why = ""
+        for stream in (self._main, *self._others):
+            stream.segment = sink.add_segment(stream.name, stream.columns)
+        self.deadline_ns = self._last_ns
+
+    @property
+    def cell(self) -> int:
+        """The sequence of the innermost cell that runs; 0 between cells."""
+        return self._open[-1] if self._open else 0
+
+    def on_time(self) -> None:
+        """Takes the sample that is due, if one is."""
+        now = self._clock.monotonic_ns()
+        if now < self.deadline_ns:
+            return
+        self._note_gap(now)
+        self.sample(0)
+        step = self._interval_ns if self._open else self._idle_ns
+        self.deadline_ns += step * ((now - self.deadline_ns) // step + 1)
+
+    def _note_gap(self, now: int) -> None:
+        asleep = self._clock.boottime_ns() - now
+        slept = asleep - self._asleep_ns > SUSPENDED_SECONDS * _NS
+        self._asleep_ns = asleep
+        step = self._interval_ns if self._open else self._idle_ns
+        if slept:
+            self._gap(self._last_ns, now, "the machine was suspended")
+        elif now - self.deadline_ns >= step:
+            self._gap(self._last_ns, now, "the recorder was stopped or got no CPU time")
+
+    def _gap(self, start: int, end: int, reason: str) -> None:
+        self.event({"event": "gap", "t": end, "start": start, "end": end, "reason": reason})
+
+    def cell_started(self, edge: Mapping[str, Any]) -> None:
+        """A cell's start edge: from here on samples carry its sequence."""
+        self._open.append(edge["seq"])
+        if edge.get("rate_hz"):
+            self._interval_ns = int(_NS / edge["rate_hz"])
+        self.event(edge)
+        self.sample(EDGE_START)
+        if len(self._open) == 1:
+            self.deadline_ns = self._last_ns + self._interval_ns
+
+    def cell_ended(self, edge: Mapping[str, Any]) -> None:
+        """A cell's end edge: one more sample for it, then the one around it goes on."""
+        seq = edge["seq"]
+        self.event(edge)
+        self.sample(EDGE_END, seq)
+        if seq in self._open:
+            self._open.remove(seq)
+        if not self._open:
+            self._interval_ns = self._run_interval_ns
+            self.deadline_ns = self._last_ns + self._idle_ns
+
+    def sample(self, flags: int, seq: int | None = None) -> None:
+        """Reads the main stream, and others that are due, and writes them."""
+        now = self._clock.monotonic_ns()
+        tag = self.cell if seq is None else seq
+        self._write(self._main, now, tag, flags)
+        for stream in self._others:
+            if now >= stream.due_ns:
+                stream.due_ns = now + stream.interval_ns
+                self._write(stream, now, tag, 0)
+        self._last_ns = now
+        if now >= self._anchor_ns:
+            self._anchor_ns = now + int(ANCHOR_SECONDS * _NS)
+            self.event({"event": "anchor", "t": now, "wall": self._clock.wall()})
+
+    def _write(self, stream: Stream, now: int, seq: int, flags: int) -> None:
+        row = stream.read()
+        try:
+            self._sink.sample(stream.segment, now, seq, flags, row)
+        except OSError as error:
+            self._lose(now, error)
+        else:
+            if self._lost_from_ns is not None or self._unwritten:
+                self._resume(now)
+        for source in stream.sources:
+            while source.notices:
+                notice = source.notices.pop(0)
+                self.event({"event": notice.kind, "t": now, **notice._asdict()})
+
+    def _lose(self, now: int, error: OSError) -> None:
+        if self._lost_from_ns is None:
+            self._lost_from_ns = self._last_ns
+            self._lost_why = error.strerror or str(error)
+        self._lost += 1
+
+    def _resume(self, now: int) -> None:
+        """What could not be written is told of, and events that were kept are written after all."""
+        if self._lost_from_ns is not None:
+            start, self._lost_from_ns = self._lost_from_ns, None
+            self._gap(start, now, f"{self._lost} samples could not be written: {self._lost_why}")
+            self._lost = 0
+        else:
+            self._flush()
+
+    def event(self, fields: Mapping[str, Any]) -> None:
+        """Writes an event, or keeps it until the disk takes it: a cell edge is never lost."""
+        self._unwritten.append(fields)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._unwritten:
+            try:
+                self._sink.event(self._unwritten[0])
+            except OSError:
+                return
+            self._unwritten.popleft()

@@ -1,0 +1,70 @@
+"""What the user may set, in TOML: ``$CELLMETER_CONFIG``, else ``config.toml`` in the platform's user config directory."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cellmeter.errors import BadUsage
+
+MIN_RATE_HZ = 0.1
+MAX_RATE_HZ = 100.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings with their defaults."""
+
+    rate_hz: float = 10.0
+    """Samples a second inside cells, 0.1 to 100."""
+    exact_peak: bool = True
+    """Resets the kernel's own high-water mark (VmHWM) at each cell's start; this lowers what ``ru_maxrss`` tells."""
+    keep_source: bool = False
+    """Keeps the full source of cells, not only its hash and first line: notebooks hold secrets."""
+
+
+def checked_rate(rate_hz: float) -> float:
+    """The rate, if it can be kept. Raises BadUsage."""
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise BadUsage(f"a rate of {rate_hz:g} Hz is not possible: choose {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g}")
+    return rate_hz
+
+
+def settings_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the settings lie, whether there are any or not."""
+    if path := environ.get("CELLMETER_CONFIG"):
+        return Path(path).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("cellmeter", appauthor=False)) / "config.toml"
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Reads the settings; all defaults if there is no file. Raises BadUsage for one that cannot be used."""
+    path = settings_path() if path is None else path
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadUsage(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadUsage(f"{path} is no valid TOML: {error}") from None
+    settings = _from_table(table, path)
+    checked_rate(settings.rate_hz)
+    return settings
+
+
+def _from_table(table: Mapping[str, Any], path: Path) -> Settings:
+    kinds = {field.name: type(field.default) for field in fields(Settings)}
+    for name, value in table.items():
+        if name not in kinds:
+            raise BadUsage(f"{path}: there is no setting {name!r}; there are {', '.join(kinds)}")
+        accepted = (int, float) if kinds[name] is float else kinds[name]
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kinds[name] is not bool):
+            raise BadUsage(f"{path}: {name} must be a {kinds[name].__name__}, not {value!r}")
+    return Settings(**table)

@@ -1,0 +1,368 @@
+"""The run folder: one writer appends, many readers follow.
+
+``run.json``          what the run is: host, devices, limits, rate, the columns of each sample file; replaced whole
+``events.jsonl``      cell edges, gaps, anchors, notices and the ending; one JSON object a line
+``samples-NNN.f64``   fixed-size records: monotonic ns (i8), cell (u4), flags (u4), float64 × columns, CRC-32 (u4)
+
+Every record, line and header carries a CRC, so a reader drops what is torn or damaged and says so, instead of showing it.
+A sample is one ``write`` to a file opened with O_APPEND: ``kill -9`` loses nothing that was written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cellmeter.errors import RunNotFound, RunUnreadable
+from cellmeter.run import Column, Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+VERSION = 1
+HEADER = "run.json"
+EVENTS = "events.jsonl"
+RECORDER_LOG = "recorder.log"
+RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+_CRC_FIELD = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
+
+
+def runs_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where runs are kept: ``$CELLMETER_HOME/runs``, else the platform's user state directory."""
+    if home := environ.get("CELLMETER_HOME"):
+        return Path(home).expanduser() / "runs"
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("cellmeter", appauthor=False)) / "runs"
+
+
+def new_run_folder(home: Path) -> Path:
+    """Makes ``<utc-time>-<6 hex>`` below ``home``, private to the user. Raises OSError where that cannot be."""
+    name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + os.urandom(3).hex()
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = home / name
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def sealed(fields: Mapping[str, Any]) -> bytes:
+    """JSON on one line whose last key is the CRC-32 of all before it."""
+    body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8", "surrogateescape"
+    )
+    return body[:-1] + b',"crc":"%08x"}' % zlib.crc32(body)
+
+
+def unsealed(line: bytes) -> dict[str, Any] | None:
+    """What :func:`sealed` was given; None if the line is torn or damaged."""
+    line = line.rstrip(b"\n")
+    match = _CRC_FIELD.search(line)
+    if match is None:
+        return None
+    body = line[: match.start()] + b"}"
+    if b"%08x" % zlib.crc32(body) != match[1]:
+        return None
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+class Writer:
+    """Appends to a run folder. Raises OSError where the disk does; a failed write leaves the files as they were."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.header: dict[str, Any] = {"version": VERSION, "segments": []}
+        self._events = self._open(EVENTS)
+        self._samples: list[int] = []
+        self._formats: list[struct.Struct] = []
+
+    def _open(self, name: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.open(self.folder / name, flags, 0o600)
+
+    def _append(self, fd: int, record: bytes) -> None:
+        """All of a record or nothing: a torn one would shift all that follow."""
+        size = os.fstat(fd).st_size
+        try:
+            written = os.write(fd, record)
+            if written != len(record):
+                raise OSError(28, "No space left on device")
+        except OSError:
+            if os.fstat(fd).st_size != size:
+                os.ftruncate(fd, size)
+            raise
+
+    def describe(self, **fields: Any) -> None:
+        """Sets fields of ``run.json`` and replaces it whole."""
+        self.header.update(fields)
+        temporary = self.folder / (HEADER + ".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            content = sealed(self.header)
+            if os.write(fd, content) != len(content):
+                raise OSError(28, "No space left on device")
+        finally:
+            os.close(fd)
+        temporary.replace(self.folder / HEADER)
+
+    def add_segment(self, stream: str, columns: Sequence[Column]) -> int:
+        """A new sample file for these columns; returns its number, for :meth:`sample`."""
+        number = len(self._samples)
+        name = f"samples-{number:03d}.f64"
+        self._samples.append(self._open(name))
+        self._formats.append(struct.Struct(f"<qII{len(columns)}d"))
+        entry = {"file": name, "stream": stream, "columns": [list(column) for column in columns]}
+        self.describe(segments=[*self.header["segments"], entry])
+        return number
+
+    def sample(self, segment: int, t_ns: int, seq: int, flags: int, values: Sequence[float]) -> None:
+        """Appends one record."""
+        record = self._formats[segment].pack(t_ns, seq, flags, *values)
+        self._append(self._samples[segment], record + zlib.crc32(record).to_bytes(4, "little"))
+
+    def event(self, fields: Mapping[str, Any]) -> None:
+        """Appends one line. ``fields`` has ``event`` (its kind) and ``t`` (monotonic ns)."""
+        self._append(self._events, sealed(fields) + b"\n")
+
+    def close(self) -> None:
+        """Closes the files."""
+        for fd in (self._events, *self._samples):
+            os.close(fd)
+        self._samples.clear()
+
+
+def record_size(columns: int) -> int:
+    """Bytes of one sample record."""
+    return 20 + 8 * columns
+
+
+def _record_dtype(columns: int) -> np.dtype[Any]:
+    import numpy as np
+
+    return np.dtype([("t", "<i8"), ("seq", "<u4"), ("flags", "<u4"), ("v", "<f8", (columns,)), ("crc", "<u4")])
+
+
+def _sound(data: bytes | memoryview, size: int) -> list[bool]:
+    crc, view = zlib.crc32, memoryview(data)
+    at = range(0, len(view), size)
+    return [crc(view[i : i + size - 4]) == int.from_bytes(view[i + size - 4 : i + size], "little") for i in at]
+
+
+def parse_records(data: bytes, columns: int) -> tuple[NDArray[Any], int]:
+    """Whole, sound records as a structured array, and how many damaged ones were left out."""
+    import numpy as np
+
+    size = record_size(columns)
+    whole = len(data) // size * size
+    sound = _sound(memoryview(data)[:whole], size)
+    records = np.frombuffer(data, _record_dtype(columns), count=whole // size)
+    damaged = sound.count(False)
+    return (records[np.array(sound)] if damaged else records), damaged
+
+
+class Tail:
+    """Follows a run folder that is being written, or reads one that has ended; each ``poll`` returns what is new."""
+
+    def __init__(self, folder: Path, stream: str = "main") -> None:
+        self.folder = folder
+        self.stream = stream
+        self._offsets: dict[str, int] = {}
+        self._events_offset = 0
+
+    def header(self) -> dict[str, Any]:
+        """``run.json`` as it is now. Raises RunUnreadable."""
+        return read_header(self.folder)
+
+    def samples(self) -> list[tuple[tuple[Column, ...], NDArray[Any]]]:
+        """New records of the stream, oldest first: columns and a structured array for each file that grew."""
+        grown = []
+        for entry in self.header()["segments"]:
+            if entry["stream"] != self.stream:
+                continue
+            columns = tuple(Column(*column) for column in entry["columns"])
+            size, done = record_size(len(columns)), self._offsets.get(entry["file"], 0)
+            with open(self.folder / entry["file"], "rb") as file:
+                file.seek(done)
+                data = file.read()
+            data = data[: len(data) // size * size]
+            if data:
+                self._offsets[entry["file"]] = done + len(data)
+                grown.append((columns, parse_records(data, len(columns))[0]))
+        return grown
+
+    def events(self) -> list[dict[str, Any]]:
+        """New whole events, oldest first."""
+        try:
+            with open(self.folder / EVENTS, "rb") as file:
+                file.seek(self._events_offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        data = data[: data.rfind(b"\n") + 1]
+        self._events_offset += len(data)
+        return [event for line in data.splitlines() if (event := unsealed(line)) is not None]
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """``run.json``. Raises RunUnreadable if it is missing, damaged, or of a version this cellmeter does not know."""
+    path = folder / HEADER
+    try:
+        header = unsealed(path.read_bytes())
+    except FileNotFoundError:
+        raise RunUnreadable(f"{folder} is no cellmeter run: it has no {HEADER}") from None
+    except OSError as error:
+        raise RunUnreadable(f"{path} cannot be read: {error.strerror}") from None
+    if header is None:
+        raise RunUnreadable(f"{path} is damaged, so this run cannot be read")
+    if header.get("version") != VERSION:
+        found = header.get("version")
+        raise RunUnreadable(
+            f"{path} has format version {found}; this cellmeter reads version {VERSION}: upgrade cellmeter"
+        )
+    return header
+
+
+def read_events(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """All sound events in the order they were written, and how many damaged lines were left out."""
+    try:
+        data = (folder / EVENTS).read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise RunUnreadable(f"{folder / EVENTS} cannot be read: {error.strerror}") from None
+    whole = data[: data.rfind(b"\n") + 1]
+    events = [unsealed(line) for line in whole.splitlines()]
+    return [event for event in events if event is not None], events.count(None)
+
+
+def process_identity(pid: int) -> str | None:
+    """Tells a process from another that gets the same pid later, or on another boot; None if there is none such."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        state, *fields = stat[stat.rindex(b")") + 2 :].split()
+        return None if state in (b"Z", b"X") else f"{boot}:{int(fields[18])}"
+    except (FileNotFoundError, ProcessLookupError):
+        if os.path.isdir("/proc/self"):
+            return None
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return None
+
+
+def is_open(header: Mapping[str, Any]) -> bool:
+    """Whether the recorder of a run is still at work."""
+    recorder = header.get("recorder") or {}
+    identity = recorder.get("identity")
+    return identity is not None and process_identity(recorder["pid"]) == identity
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder whole. Raises RunUnreadable."""
+    from cellmeter import assemble
+
+    header = read_header(folder)
+    # A running recorder is looked at first: were it the other way round, one that ends meanwhile would leave no end record.
+    running = is_open(header)
+    events, damaged_lines = read_events(folder)
+    parts, damaged_records = [], 0
+    for entry in header["segments"]:
+        columns = tuple(Column(*column) for column in entry["columns"])
+        try:
+            data = (folder / entry["file"]).read_bytes()
+        except OSError as error:
+            raise RunUnreadable(f"{folder / entry['file']} cannot be read: {error.strerror}") from None
+        records, damaged = parse_records(data, len(columns))
+        damaged_records += damaged
+        parts.append((entry["stream"], columns, records))
+    return assemble.run_from(folder, header, events, parts, running, damaged_lines, damaged_records)
+
+
+class RunInfo(NamedTuple):
+    """One line of a list of runs; ``problem`` says why it cannot be read."""
+
+    id: str
+    path: Path
+    size_bytes: int
+    run: Run | None
+    problem: str | None
+
+
+def run_folders(home: Path) -> list[Path]:
+    """Run folders, oldest first."""
+    try:
+        names = [entry for entry in os.listdir(home) if RUN_ID.fullmatch(entry)]
+    except OSError:
+        return []
+    return [home / name for name in sorted(names)]
+
+
+def list_runs(home: Path) -> Iterator[RunInfo]:
+    """All runs, newest first."""
+    for folder in reversed(run_folders(home)):
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        try:
+            yield RunInfo(folder.name, folder, size, read_run(folder), None)
+        except RunUnreadable as error:
+            yield RunInfo(folder.name, folder, size, None, str(error))
+
+
+def find_run(reference: str | None, home: Path) -> Path:
+    """The folder of a run id, an id's unique prefix, or a path; the newest run for None. Raises RunNotFound."""
+    if reference is not None and (os.sep in reference or Path(reference).is_dir()):
+        path = Path(reference).expanduser()
+        if path.is_dir():
+            return path
+        raise RunNotFound(f"there is no folder {reference}")
+    folders = run_folders(home)
+    if reference is None:
+        if not folders:
+            raise RunNotFound(
+                f"there are no runs yet in {home}: %load_ext cellmeter in a notebook makes one, `cellmeter demo` too"
+            )
+        return folders[-1]
+    matches = [folder for folder in folders if folder.name.startswith(reference)]
+    if not matches:
+        raise RunNotFound(f"no run in {home} begins with {reference!r}: `cellmeter runs` lists them")
+    if len(matches) > 1:
+        raise RunNotFound(
+            f"{len(matches)} runs begin with {reference!r}, {matches[0].name} and {matches[-1].name} among them: add more of the id"
+        )
+    return matches[0]
+
+
+def remove_run(folder: Path) -> None:
+    """Removes a run folder. Raises RunUnreadable if it is none, or if its recorder is at work."""
+    if not RUN_ID.fullmatch(folder.resolve().name):
+        raise RunUnreadable(f"{folder} is no cellmeter run: nothing was removed")
+    try:
+        running = is_open(read_header(folder))
+    except RunUnreadable:
+        running = False
+    if running:
+        raise RunUnreadable(f"{folder.name} is still being recorded: stop its kernel first")
+    import shutil
+
+    shutil.rmtree(folder)
+
+
+def open_run(reference: str | os.PathLike[str] | None = None) -> Run:
+    """Opens a recorded run: an id, an id's unique prefix, or a path; without one, the newest.
+
+    Raises RunNotFound and RunUnreadable.
+    """
+    return read_run(find_run(os.fspath(reference) if reference is not None else None, runs_home()))
