@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter.run import EDGE_END, Cell, CellStatus, Column, Device, Gap, Host, Limit, Run, Segment
+from cellmeter.run import EDGE_END, Cell, CellStatus, Column, Device, Ending, Gap, Host, Limit, Run, Segment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +31,7 @@ def run_from(
     last_ns = max([start_ns, *(e["t"] for e in events), *(int(p[2]["t"][-1]) for p in parts if len(p[2]))])
     duration = ((end["t"] if end else last_ns) - start_ns) * 1e-9
     started = datetime.fromtimestamp(header["started"], UTC)
-    ending = end["ending"] if end else (None if running else "unknown")
+    ending: Ending | None = end["ending"] if end else (None if running else "unknown")
     cells = cells_from(events, start_ns, "running" if running else "died")
     return Run(
         id=header["id"],

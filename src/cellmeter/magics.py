@@ -273,7 +273,10 @@ class MonitorMagics(Magics):
         Recordings are kept: see ``cellmeter runs`` on a command line, or ``cellmeter.open_run()``.
         """
         if cell is not None:  # only when a program calls the magic: typed ones never get here (see tagging)
-            return self.session.shell.run_cell(f"%%monitor {line}\n{cell}", store_history=False).result
+            result = self.session.shell.run_cell(  # type: ignore[no-untyped-call]
+                f"%%monitor {line}\n{cell}", store_history=False
+            )
+            return result.result
         try:
             self._run(_line_parser().parse(line))
         except CellmeterError as error:
@@ -294,9 +297,9 @@ class MonitorMagics(Magics):
 
     def _run_folder(self) -> Path:
         """The folder of this shell's run, the last one if it has been stopped. Raises RecorderUnavailable."""
-        if self.session.recording is not None:
-            if not self.session.recording.recorder.ready(READY_SECONDS):
-                raise RecorderUnavailable(self.session.recording.trouble() or "the recorder did not get ready")
+        recording = self.session.recording
+        if recording is not None and not recording.recorder.ready(READY_SECONDS):
+            raise RecorderUnavailable(recording.trouble() or "the recorder did not get ready")
         if self.session.last_folder is None:
             raise RecorderUnavailable("nothing has been recorded yet: %monitor start")
         return self.session.last_folder
@@ -327,7 +330,12 @@ class MonitorMagics(Magics):
             return
         from IPython.display import publish_display_data
 
-        publish_display_data({"text/plain": export.render(run, "text"), "text/html": export.inline_html(run)})
+        publish_display_data(
+            {  # type: ignore[no-untyped-call]
+                "text/plain": export.render(run, "text"),
+                "text/html": export.inline_html(run),
+            }
+        )
 
     def _show(self, options: argparse.Namespace) -> None:
         from cellmeter import live

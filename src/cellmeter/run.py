@@ -336,7 +336,7 @@ def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> floa
 def _growth(counter: Series, cell: Cell, end: float) -> float | None:
     part = counter.between(cell.start, end)
     values = known(part.values[part.seq == cell.seq]) if len(part.time) else part.values
-    return float(values[-1] - values[0]) if len(values) else None
+    return float(values[-1] - values[0]) if len(values) > 1 else None  # one reading shows no growth, not a growth of 0
 
 
 def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, str]) -> GpuUsage:

@@ -120,7 +120,6 @@ class Sampler:
         now = self._clock.monotonic_ns()
         if now < self.deadline_ns:
             return
-        self._note_gap(now)
         self.sample(0)
         step = self._interval_ns if self._open else self._idle_ns
         self.deadline_ns += step * ((now - self.deadline_ns) // step + 1)
@@ -162,6 +161,7 @@ class Sampler:
     def sample(self, flags: int, seq: int | None = None) -> None:
         """Reads the main stream, and others that are due, and writes them."""
         now = self._clock.monotonic_ns()
+        self._note_gap(now)
         tag = self.cell if seq is None else seq
         self._write(self._main, now, tag, flags)
         for stream in self._others:

@@ -340,7 +340,7 @@ def find_run(reference: str | None, home: Path) -> Path:
         raise RunNotFound(f"no run in {home} begins with {reference!r}: `cellmeter runs` lists them")
     if len(matches) > 1:
         raise RunNotFound(
-            f"{len(matches)} runs begin with {reference!r}, {matches[0].name} and {matches[-1].name} among them: add more of the id"
+            f"{len(matches)} runs begin with {reference!r}: add more of the id of {matches[0].name} or {matches[-1].name}"
         )
     return matches[0]
 

@@ -7,6 +7,7 @@ matched by the ``ExecutionInfo`` they share.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -94,10 +95,10 @@ class Tagger:
             self._finished(entry.token, Finished("interrupted", None))
         token = stack[index].token
         del stack[index:]
-        count = result.execution_count if result.info.store_history else None
+        count = result.execution_count if result.info and result.info.store_history else None
         self._finished(token, Finished(status_of(result), count))
 
-    def _find(self, info: ExecutionInfo) -> int | None:
+    def _find(self, info: ExecutionInfo | None) -> int | None:
         stack = self._stack
         for index in range(len(stack) - 1, -1, -1):
             if stack[index].info is info:
@@ -110,7 +111,8 @@ class Tagger:
 
 def status_of(result: ExecutionResult) -> CellStatus:
     """How the cell ended, in one word."""
-    if isinstance(result.error_in_exec, KeyboardInterrupt):
+    # ipykernel interrupts an awaiting cell by cancelling its task
+    if isinstance(result.error_in_exec, KeyboardInterrupt | asyncio.CancelledError):
         return "interrupted"
     return "ok" if result.success else "error"
 

@@ -199,8 +199,9 @@ def _busy_seconds(line: bytes) -> float:
 class OwnPart:
     """What the recorder itself costs."""
 
-    columns = (Column("recorder.cpu.time", "recorder", "s"),)
-    unavailable: dict[str, str] = {}  # noqa: RUF012 - never written to
+    def __init__(self) -> None:
+        self.columns: tuple[Column, ...] = (Column("recorder.cpu.time", "recorder", "s"),)
+        self.unavailable: dict[str, str] = {}
 
     def read(self) -> list[float]:
         """CPU seconds of this process."""

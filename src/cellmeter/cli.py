@@ -1,0 +1,281 @@
+"""The ``cellmeter`` command.
+
+Exit codes: 0 done, 1 the notebook failed, 2 bad use or unreadable run, 3 a finding at or above ``--fail-on``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cellmeter import __version__
+from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
+from cellmeter.headless import Executed, Progress
+from cellmeter.run import Run
+from cellmeter.store import find_run, list_runs, read_run, remove_run, run_folders, runs_home
+
+OK, NOTEBOOK_FAILED, BAD_USE, FOUND = 0, 1, 2, 3
+FORMATS = ("text", "html", "json", "md")
+EXPORT_SUFFIXES = (".parquet", ".csv", ".json")
+SEVERITIES = ("info", "warning", "critical")
+_RUN_HELP = "a run id, an id's unique prefix, or a path (default: the newest run)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry of the command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except CellmeterError as error:
+        print(f"cellmeter: {error}", file=sys.stderr)
+        return BAD_USE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cellmeter",
+        description="The flight recorder for Jupyter notebooks: what each cell did to CPU, memory and GPU.",
+    )
+    parser.add_argument("--version", action="version", version=f"cellmeter {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_runs, _add_report, _add_export, _add_run, _add_doctor, _add_demo):
+        add(commands)
+    return parser
+
+
+Commands = Any  # argparse keeps the type of its subparsers to itself
+
+
+def _command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_runs(commands: Commands) -> None:
+    parser = _command(commands, "runs", _runs, "list the recorded runs, newest first, or remove some")
+    parser.add_argument("--json", action="store_true", help="as a JSON array")
+    actions = parser.add_subparsers(metavar="rm")
+    remove = _command(actions, "rm", _runs_rm, "remove runs")
+    remove.add_argument("runs", nargs="*", metavar="RUN", help="a run id, an id's unique prefix, or a path")
+    remove.add_argument("--all", action="store_true", help="remove every run that is not being recorded")
+
+
+def _runs(options: argparse.Namespace) -> int:
+    home = runs_home()
+    rows = [_run_row(info.id, info.size_bytes, info.run, info.problem) for info in list_runs(home)]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    elif not rows:
+        print(f"There are no runs yet in {home}: `cellmeter demo` makes one.")
+    else:
+        from cellmeter.export import runs_table
+
+        print(runs_table(rows))
+    return OK
+
+
+def _run_row(name: str, size: int, run: Run | None, problem: str | None) -> dict[str, Any]:
+    return {
+        "id": name,
+        "started": run.started.isoformat() if run else None,
+        "seconds": run.duration if run else None,
+        "notebook": run.notebook if run else None,
+        "cells": len(run.cells) if run else None,
+        "ending": run.ending if run else None,
+        "size_bytes": size,
+        "problem": problem,
+    }
+
+
+def _runs_rm(options: argparse.Namespace) -> int:
+    home = runs_home()
+    if options.all == bool(options.runs):
+        raise BadUsage("runs rm: name the runs to remove, or --all")
+    folders = run_folders(home) if options.all else [find_run(run, home) for run in options.runs]
+    kept = 0
+    for folder in dict.fromkeys(folders):
+        try:
+            remove_run(folder)
+        except CellmeterError:
+            if not options.all:
+                raise
+            kept += 1
+        else:
+            print(f"removed {folder.name}")
+    if kept:
+        print(f"kept {kept} that are still being recorded")
+    return OK
+
+
+def _add_report(commands: Commands) -> None:
+    parser = _command(commands, "report", _report, "say what a run's cells used, what was wasted and what to do")
+    parser.add_argument("run", nargs="?", metavar="RUN", help=_RUN_HELP)
+    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of -o, else text")
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="write to a file")
+    parser.add_argument("--fail-on", choices=SEVERITIES, help="exit with 3 if a finding is this severe, or more")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cellmeter import export, judge
+
+    run = _open(options.run)
+    if options.output is None:
+        print(export.render(run, options.format or "text"))
+    elif options.format is None:
+        export.write(run, options.output)
+    else:
+        _write_text(options.output, export.render(run, options.format))
+    if options.output is not None:
+        print(f"wrote {options.output}", file=sys.stderr)
+    if options.fail_on:
+        least = SEVERITIES.index(options.fail_on)
+        if any(SEVERITIES.index(finding.severity) >= least for finding in judge(run).findings):
+            return FOUND
+    return OK
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadUsage(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _open(reference: str | None) -> Run:
+    return read_run(find_run(reference, runs_home()))
+
+
+def _add_export(commands: Commands) -> None:
+    parser = _command(
+        commands, "export", _export, "write a run's samples (csv, parquet) or its report (json) to a file"
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help=_RUN_HELP)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help="X.parquet, X.csv or X.json")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cellmeter import export
+
+    if options.output.suffix not in EXPORT_SUFFIXES:
+        raise BadUsage(f"export writes {', '.join(EXPORT_SUFFIXES)}; {options.output} is none of these")
+    export.write(_open(options.run), options.output)
+    print(f"wrote {options.output}", file=sys.stderr)
+    return OK
+
+
+def _add_run(commands: Commands) -> None:
+    parser = _command(commands, "run", _run, "run a notebook without a browser and report on it")
+    parser.add_argument("notebook", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.ipynb", help="write the executed notebook")
+    parser.add_argument(
+        "--report", type=Path, metavar="PATH", help="where the report goes (default: NOTEBOOK-report.html)"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    report = options.report or Path(f"{options.notebook.stem}-report.html")
+    return _run_notebook(options.notebook, options.notebook.resolve().parent, options.output, report)
+
+
+def _run_notebook(path: Path, folder: Path, output: Path | None, report: Path) -> int:
+    from cellmeter import export
+    from cellmeter.headless import execute, read_notebook, write_notebook
+
+    notebook = read_notebook(path)
+    with _Bar() as bar:
+        executed = execute(notebook, str(path.resolve()), folder, bar.show)
+    if output is not None:
+        write_notebook(executed.notebook, output)
+        print(f"wrote {output}", file=sys.stderr)
+    if executed.folder is not None:
+        run = read_run(executed.folder)
+        print(export.render(run, "text"))
+        export.write(run, report)
+        print(f"wrote {report}", file=sys.stderr)
+    else:
+        print("cellmeter: the notebook's kernel recorded nothing, so there is no report", file=sys.stderr)
+    return _outcome(executed)
+
+
+def _outcome(executed: Executed) -> int:
+    if executed.failure is None:
+        return OK
+    print(f"cellmeter: {executed.failure}", file=sys.stderr)
+    return NOTEBOOK_FAILED
+
+
+class _Bar:
+    """Progress by cell on stderr: a bar in a terminal, a line a cell elsewhere."""
+
+    def __enter__(self) -> _Bar:
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            try:
+                from rich.console import Console
+                from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+            except ImportError as error:
+                raise MissingExtra("rich", "run", "running notebooks") from error
+            columns = (BarColumn(24), TextColumn("{task.completed}/{task.total} cells"), TimeElapsedColumn())
+            self._bar = Progress(
+                *columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True
+            )
+            self._task = self._bar.add_task("starting the kernel", total=1)
+            self._bar.start()
+        return self
+
+    def show(self, progress: Progress) -> None:
+        """One step."""
+        first = progress.first_line[:60]
+        if self._bar is not None:
+            from rich.markup import escape
+
+            done = progress.number - (progress.seconds is None)
+            self._bar.update(self._task, total=progress.total, completed=done, description=escape(first))
+        elif progress.seconds is not None:
+            outcome = "FAILED" if progress.failed else f"{progress.seconds:7.1f} s"
+            print(f"[{progress.number:>2}/{progress.total}] {outcome:>9}  {first}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _add_doctor(commands: Commands) -> None:
+    _command(commands, "doctor", _doctor, "say what can be measured on this machine, and what to do about the rest")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from cellmeter.doctor import examine, report_text
+
+    checks = examine()
+    print(report_text(checks))
+    return OK if all(check.state != "broken" for check in checks) else BAD_USE
+
+
+def _add_demo(commands: Commands) -> None:
+    parser = _command(commands, "demo", _demo, "run the demo notebook, print its summary and write report.html")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.ipynb", help="write the executed notebook")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    static = Path(__file__).parent / "static"
+    folder = static if static.is_dir() else Path(__file__).parents[2] / "notebooks"
+    return _run_notebook(folder / "demo.ipynb", Path.cwd(), options.output, Path("report.html"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Runs a notebook without a browser and finds the run it recorded (``cellmeter run``, ``cellmeter demo``)."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cellmeter.errors import BadUsage, MissingExtra
+from cellmeter.store import read_header, run_folders, runs_home
+
+_LOADS_EXTENSION = re.compile(r"^\s*%(load_ext|reload_ext)\s+cellmeter\b", re.MULTILINE)
+END_SECONDS = 5.0
+
+
+class Progress(NamedTuple):
+    """A code cell that starts (``seconds`` is None) or has ended."""
+
+    number: int
+    total: int
+    first_line: str
+    seconds: float | None
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What came of a notebook. ``failure`` is None if all cells went well, else one line that says where it failed."""
+
+    notebook: Any
+    folder: Path | None
+    failure: str | None
+
+
+def read_notebook(path: Path) -> Any:
+    """Reads a notebook in any format that nbformat knows. Raises BadUsage and MissingExtra."""
+    nbformat = _nbformat()
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise BadUsage(f"there is no notebook {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadUsage(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # nbformat raises many kinds for a file that is no notebook
+        raise BadUsage(f"{path} is no notebook: {str(error).splitlines()[0]}") from None
+
+
+def write_notebook(notebook: Any, path: Path) -> None:
+    """Writes a notebook. Raises BadUsage."""
+    try:
+        _nbformat().write(notebook, path)
+    except OSError as error:
+        raise BadUsage(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _nbformat() -> Any:
+    try:
+        import nbformat
+    except ImportError as error:
+        raise MissingExtra("nbformat", "run", "running notebooks") from error
+    return nbformat
+
+
+def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], None]) -> Executed:
+    """Executes a notebook in ``folder``; ``name`` is what the run will be called by. Raises BadUsage and MissingExtra."""
+    try:
+        from jupyter_client.kernelspec import NoSuchKernel
+        from nbclient import NotebookClient
+        from nbclient.exceptions import CellExecutionError, DeadKernelError
+    except ImportError as error:
+        raise MissingExtra("nbclient", "run", "running notebooks") from error
+
+    follower = _Follower(notebook, tell)
+    client: Any = NotebookClient(
+        notebook,
+        timeout=None,
+        store_widget_state=False,  # BokehJS would be in every saved notebook
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=[] if _loads_extension(notebook) else ["--ext", "cellmeter"],
+        on_cell_start=follower.started,
+        on_cell_executed=follower.ended,
+        on_notebook_start=lambda **_: follower.saw_kernel(client),
+    )
+    failure = None
+    try:
+        client.execute(env={**os.environ, "JPY_SESSION_NAME": name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+    except NoSuchKernel as error:
+        raise BadUsage(f"{name} wants the kernel {error.name!r}, which is not installed") from None
+    except CellExecutionError as error:
+        failure = f"{follower.where()} failed: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
+    except DeadKernelError:
+        failure = f"the kernel died in {follower.where()}"
+    recorded = _run_of_kernel(follower.kernel_pid)
+    if recorded is not None:
+        _wait_for_end(recorded)
+    return Executed(notebook, recorded, failure)
+
+
+def _loads_extension(notebook: Any) -> bool:
+    return any(cell.cell_type == "code" and _LOADS_EXTENSION.search(cell.source) for cell in notebook.cells)
+
+
+class _Follower:
+    """Turns nbclient's hooks into :class:`Progress`."""
+
+    def __init__(self, notebook: Any, tell: Callable[[Progress], None]) -> None:
+        self._numbers = {
+            i: n for n, i in enumerate((i for i, c in enumerate(notebook.cells) if c.cell_type == "code"), 1)
+        }
+        self._tell = tell
+        self._started = time.monotonic()
+        self._now: Progress | None = None
+        self.kernel_pid: int | None = None
+
+    def saw_kernel(self, client: Any) -> None:
+        self.kernel_pid = getattr(client.km.provisioner, "pid", None)
+
+    def started(self, cell: Any, cell_index: int) -> None:
+        if cell_index not in self._numbers:
+            return
+        self._started = time.monotonic()
+        lines = (line.strip() for line in cell.source.splitlines())
+        first = next((line for line in lines if line and not line.startswith("#")), "")
+        self._now = Progress(self._numbers[cell_index], len(self._numbers), first, None, False)
+        self._tell(self._now)
+
+    def ended(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
+        if self._now is not None and cell_index in self._numbers:
+            failed = execute_reply["content"]["status"] != "ok"
+            self._tell(self._now._replace(seconds=time.monotonic() - self._started, failed=failed))
+
+    def where(self) -> str:
+        if self._now is None:
+            return "the first cell"
+        return f"code cell {self._now.number} of {self._now.total} ({self._now.first_line[:60]})"
+
+
+def _run_of_kernel(pid: int | None) -> Path | None:
+    for folder in reversed(run_folders(runs_home())):
+        if pid is not None and read_header(folder)["kernel"]["pid"] == pid:
+            return folder
+    return None
+
+
+def _wait_for_end(folder: Path) -> None:
+    """The recorder writes the end record just after the kernel has gone."""
+    from cellmeter.store import is_open
+
+    until = time.monotonic() + END_SECONDS
+    while is_open(read_header(folder)) and time.monotonic() < until:
+        time.sleep(0.01)

@@ -1,0 +1,204 @@
+"""Real kernels and recorders for the tests, and the check that nothing outlives a test."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from cellmeter.run import Run
+from cellmeter.store import read_run, run_folders
+
+REPOSITORY = Path(__file__).parents[1]
+OLDER = REPOSITORY / ".venv" / "older"  # ipykernel 6 and IPython 8, put there by the Makefile
+WAIT_SECONDS = 20.0
+T = TypeVar("T")
+
+
+def wait_until(  # noqa: UP047 - Python 3.11
+    condition: Callable[[], T], what: str, seconds: float = WAIT_SECONDS
+) -> T:
+    """The first true result of a condition."""
+    until = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > until:
+            raise AssertionError(f"waited {seconds:g} s in vain for {what}")
+        time.sleep(0.005)
+    return result
+
+
+def recorders_below(folder: Path) -> list[int]:
+    """Pids of recorders whose run folder lies below a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if b"cellmeter.child" in (entry / "cmdline").read_bytes() and (entry / "cwd").resolve().is_relative_to(
+                    folder
+                ):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home for runs of this test alone; its recorders must be gone when the test is."""
+    folder = tmp_path / "cellmeter-home"
+    monkeypatch.setenv("CELLMETER_HOME", str(folder))
+    monkeypatch.setenv("CELLMETER_CONFIG", str(tmp_path / "no-config.toml"))
+    yield folder
+    wait_until(lambda: not recorders_below(tmp_path), "the recorders to end")
+
+
+@dataclass
+class Reply:
+    """What came back from a cell."""
+
+    status: str
+    execution_count: int | None = None
+    stdout: str = ""
+    stderr: str = ""
+    error: str = ""
+    traceback: str = ""
+    displays: list[dict[str, Any]] = field(default_factory=list)
+    updates: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Kernel:
+    """A real ipykernel. ``older``: ipykernel 6 on IPython 8."""
+
+    def __init__(
+        self, home: Path, older: bool = False, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
+        self.home = home
+        environ = {**os.environ, "CELLMETER_HOME": str(home), "PYDEVD_DISABLE_FILE_VALIDATION": "1", **(env or {})}
+        if older:
+            assert OLDER.is_dir(), f"{OLDER} is missing: make test installs it"
+            environ["PYTHONPATH"] = str(OLDER)
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(env=environ, cwd=str(cwd or home.parent), stderr=subprocess.DEVNULL)
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+        self.pid: int = self.manager.provisioner.pid
+
+    def send(self, code: str, **options: Any) -> str:
+        """Sends a cell and returns its message id."""
+        return str(self.client.execute(code, **options))
+
+    def reply(self, message_id: str, seconds: float = 60.0) -> Reply:
+        """Waits for a cell's outputs and its reply."""
+        reply = Reply("no reply")
+        until = time.monotonic() + seconds
+        idle = done = False
+        while not (idle and done):
+            assert time.monotonic() < until, f"no reply: {reply}"
+            if not idle:
+                message = self._next(self.client.get_iopub_msg)
+                if message and message["parent_header"].get("msg_id") == message_id:
+                    idle = _take(reply, message)
+            if not done:
+                message = self._next(self.client.get_shell_msg, 0.0 if not idle else 0.2)
+                if message and message["parent_header"].get("msg_id") == message_id:
+                    reply.status = message["content"]["status"]
+                    reply.execution_count = message["content"].get("execution_count")
+                    done = True
+        return reply
+
+    @staticmethod
+    def _next(get: Callable[..., Any], seconds: float = 0.2) -> Any:
+        try:
+            return get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def run(self, code: str, **options: Any) -> Reply:
+        """Runs a cell to its end."""
+        return self.reply(self.send(code, **options))
+
+    def load(self) -> Reply:
+        """Loads the extension."""
+        return self.run("%load_ext cellmeter")
+
+    def recorded(self, number: int = -1) -> Run:
+        """One of this kernel's runs, read as it is now."""
+        return read_run(run_folders(self.home / "runs")[number])
+
+    def recorded_cells(self, count: int) -> Run:
+        """The run, once that many of its cells have ended."""
+        wait_until(lambda: run_folders(self.home / "runs"), "a run folder")
+        wait_until(lambda: (run_folders(self.home / "runs")[-1] / "run.json").exists(), "the run's header")
+        wait_until(
+            lambda: sum(c.end is not None for c in self.recorded().cells) >= count, f"{count} cells to have ended"
+        )
+        return self.recorded()
+
+    def close(self) -> None:
+        """Ends the kernel."""
+        self.client.stop_channels()
+        if self.manager.has_kernel:
+            self.manager.shutdown_kernel(now=True)
+
+
+def _take(reply: Reply, message: Any) -> bool:
+    """Adds an output to a reply; True when the kernel has become idle."""
+    kind, content = message["msg_type"], message["content"]
+    if kind == "stream":
+        setattr(reply, content["name"], getattr(reply, content["name"]) + content["text"])
+    elif kind == "error":
+        reply.error = content["ename"]
+        reply.traceback = "\n".join(content["traceback"])
+    elif kind in ("display_data", "execute_result"):
+        reply.displays.append(content)
+    elif kind == "update_display_data":
+        reply.updates.append(content)
+    return bool(kind == "status" and content["execution_state"] == "idle")
+
+
+@pytest.fixture
+def start_kernel(home: Path) -> Iterator[Callable[..., Kernel]]:
+    """Starts kernels that end with the test."""
+    kernels: list[Kernel] = []
+
+    def start(**options: Any) -> Kernel:
+        kernels.append(Kernel(home, **options))
+        return kernels[-1]
+
+    yield start
+    for kernel in kernels:
+        kernel.close()
+
+
+@pytest.fixture
+def kernel(start_kernel: Callable[..., Kernel]) -> Kernel:
+    """A kernel with the extension loaded."""
+    kernel = start_kernel()
+    assert kernel.load().status == "ok"
+    return kernel
+
+
+@pytest.fixture
+def script(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Runs Python source in a process of its own, which is killed at the latest when the test ends."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(source: str, **options: Any) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([sys.executable, "-c", source], **{**pipes, **options}))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,244 @@
+"""The Linux source against psutil on this machine, and against /proc and cgroup trees made of files."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import wait_until
+
+from cellmeter.run import Limit
+from cellmeter.sources.cgroup import CgroupPart, cpu_quota, find_group, limits, memory_limit
+from cellmeter.sources.linux import Cores, HostPart, ProcessPart, descendants, host, open_linux
+from cellmeter.sources.portable import Portable, PortableCores, portable_host
+
+BUSY_CHILD = """
+import sys, time
+until = time.process_time() + 0.2
+while time.process_time() < until: pass
+block = bytearray(64 << 20)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts children that burn 0.2 s of CPU, hold 64 MiB and end when their input is closed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-S", "-c", BUSY_CHILD]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout is not None
+        started[-1].stdout.readline()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def named(source: ProcessPart | HostPart | Portable) -> dict[str, float]:
+    return dict(zip((c.metric for c in source.columns), source.read(), strict=True))
+
+
+# How far two readings taken one after the other may be apart.
+TOLERANCE = {"s": 0.15, "By": 48 << 20, "1": 1}
+
+
+def test_linux_and_psutil_agree(child: Callable[[], subprocess.Popen[str]]) -> None:
+    child()
+    linux, cores, _ = open_linux(os.getpid())
+    portable = Portable(os.getpid())
+    direct = dict(zip((c.metric for c in linux.columns), linux.read(), strict=True))
+    assert portable.unavailable == {}
+    units = {c.metric: c.unit for c in portable.columns}
+    for metric, value in named(portable).items():
+        if not metric.startswith("host.disk"):  # psutil counts whatever /sys/block has, loops and mapped devices too
+            assert direct[metric] == pytest.approx(value, rel=0.02, abs=TOLERANCE[units[metric]]), metric
+    assert cores.read() == pytest.approx(PortableCores().read(), rel=0.02, abs=0.2)
+    assert (host().memory_bytes, host().cpu_count) == (portable_host().memory_bytes, portable_host().cpu_count)
+
+
+def test_children_count_while_they_live_and_after(child: Callable[[], subprocess.Popen[str]]) -> None:
+    part = ProcessPart(os.getpid())
+    before = named(part)
+    process = child()
+    living = named(part)
+    assert living["process.children"] == before["process.children"] + 1
+    assert living["process.children.cpu.time"] >= 0.18
+    assert living["process.cpu.time"] - before["process.cpu.time"] >= 0.18
+    assert living["process.tree.memory.rss"] - living["process.memory.rss"] >= 64 << 20
+    assert process.pid in part.pids
+    process.communicate()
+    after = named(part)
+    assert after["process.children"] == before["process.children"]
+    assert after["process.cpu.time"] >= living["process.cpu.time"]
+    part.close()
+
+
+def test_a_grandchild_belongs_to_the_tree() -> None:
+    source = "import subprocess,sys; subprocess.run([sys.executable,'-S','-c','print(1,flush=True); input()'])"
+    process = subprocess.Popen([sys.executable, "-S", "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    found = descendants(os.getpid())
+    assert {child.pid for child in psutil.Process(process.pid).children()} < found
+    assert process.pid in found
+    process.communicate(b"\n")
+
+
+def test_own_cpu_is_finer_than_a_tick() -> None:
+    part = ProcessPart(os.getpid())
+    readings = {named(part)["process.cpu.time"] for _ in range(50)}
+    assert len(readings) > 10
+    part.close()
+
+
+def test_written_bytes_are_the_processes_own(tmp_path: Path) -> None:
+    part = ProcessPart(os.getpid())
+    before = named(part)["process.disk.written"]
+    with open(tmp_path / "file", "wb") as file:
+        file.write(os.urandom(4 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    assert named(part)["process.disk.written"] - before >= 4 << 20
+    part.close()
+
+
+def test_a_process_that_has_gone_is_nan_and_no_fault(child: Callable[[], subprocess.Popen[str]]) -> None:
+    process = child()
+    linux, _, _ = open_linux(process.pid)
+    process.communicate()
+    row = dict(zip((c.metric for c in linux.columns), linux.read(), strict=True))
+    assert math.isnan(row["process.memory.rss"])
+    assert row["host.memory.used"] > 0
+    assert linux.notices == []
+    linux.close()
+
+
+def fake_proc(root: Path, stat: str = "cpu  100 0 50 1000 0 0 10 5 0 0\n") -> Path:
+    proc = root / "proc"
+    (proc / "net").mkdir(parents=True)
+    (proc / "stat").write_text(stat + "cpu0 60 0 20 500 0 0 5 5 0 0\ncpu1 40 0 30 500 0 0 5 0 0 0\nintr 1\n")
+    (proc / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:   100 kB\nMemAvailable:   400 kB\nBuffers: 1 kB\nCached: 1 kB\n")
+    counters = " 8 0 sda 10 0 100 5 20 0 200 7 0 1 1\n 8 1 sda1 9 0 90 5 9 0 90 7 0 1 1\n 7 0 loop0 1 0 8 1 0 0 0 0 0 0 0\n"
+    (proc / "diskstats").write_text(counters)
+    header = "Inter-| Receive | Transmit\n face |bytes\n"
+    lines = "    lo: 5 0 0 0 0 0 0 0 5 0\n  eth0: 100 0 0 0 0 0 0 0 300 0\nveth1: 100 0 0 0 0 0 0 0 9 0\n"
+    (proc / "net" / "dev").write_text(header + lines)
+    return proc
+
+
+def test_the_host_from_files(tmp_path: Path) -> None:
+    part = HostPart(str(fake_proc(tmp_path)), {b"sda"})
+    assert named(part) == {
+        "host.cpu.time": pytest.approx(1.65),
+        "host.memory.used": 600 * 1024,
+        "host.disk.read": 100 * 512,
+        "host.disk.written": 200 * 512,
+        "host.network.received": 100,
+        "host.network.sent": 300,
+    }
+    assert Cores(str(tmp_path / "proc")).read() == pytest.approx([0.9, 0.75])
+
+
+def test_a_sandbox_that_counts_nothing_is_unknown_not_zero(tmp_path: Path) -> None:
+    part = HostPart(str(fake_proc(tmp_path, stat="cpu  0 0 0 0 0 0 0 0 0 0\n")), ())
+    assert "host.cpu.time" not in named(part)
+    assert "all zeros" in part.unavailable["host.cpu.time"]
+    assert part.unavailable["host.disk.read"] == "no disk is visible here"
+
+
+class Tree:
+    """A faked /proc/PID and cgroup mount."""
+
+    def __init__(self, root: Path, version: int, path: str = "/user/job", mount_root: str = "/") -> None:
+        self.root, self.mount = root, root / "cgroup"
+        self.proc = root / "proc"
+        kind, options = ("cgroup2", "rw") if version == 2 else ("cgroup", "rw,memory,cpu,cpuacct")
+        lines = f"0::{path}\n" if version == 2 else f"3:memory,cpu,cpuacct:{path}\n"
+        self.folder = self.mount / path.removeprefix(mount_root if mount_root != "/" else "").strip("/")
+        self.folder.mkdir(parents=True)
+        (self.proc / "7").mkdir(parents=True)
+        (self.proc / "7" / "cgroup").write_text(lines)
+        mount = f"30 20 0:26 {mount_root} {self.mount} rw - {kind} {kind} {options}\n"
+        (self.proc / "7" / "mountinfo").write_text("20 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + mount)
+        (self.proc / "7" / "limits").write_text("Limit  Soft Limit\nMax address space         unlimited  unlimited bytes\n")
+
+    def write(self, folder: Path, **files: str) -> None:
+        for name, content in files.items():
+            (folder / name.replace("__", ".")).write_text(content)
+
+
+def test_cgroup_v2(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, 2)
+    tree.write(tree.folder, cgroup__controllers="cpu memory", memory__max="max\n", cpu__max="max 100000\n")
+    tree.write(tree.folder, memory__current="5000\n", memory__stat="anon 1\ninactive_file 2000\n")
+    tree.write(tree.folder, cpu__stat="usage_usec 2500000\nuser_usec 1\n")
+    tree.write(tree.folder.parent, memory__max="4096000\n", cpu__max="150000 100000\n")
+    proc = str(tree.proc)
+    assert memory_limit(7, proc) == 4096000
+    assert cpu_quota(7, proc) == 1.5
+    part = CgroupPart(7, proc)
+    assert dict(zip((c.metric for c in part.columns), part.read(), strict=True)) == {
+        "cgroup.memory.used": 3000.0,
+        "cgroup.cpu.time": 2.5,
+    }
+    part.close()
+
+
+def test_cgroup_v1_in_a_container(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, 1, path="/docker/abc", mount_root="/docker/abc")
+    tree.write(tree.mount, memory__limit_in_bytes="9223372036854771712\n", memory__usage_in_bytes="900\n")
+    tree.write(tree.mount, memory__stat="cache 1\ntotal_inactive_file 100\n", cpuacct__usage="3000000000\n")
+    tree.write(tree.mount, cpu__cfs_quota_us="200000\n", cpu__cfs_period_us="100000\n")
+    proc = str(tree.proc)
+    assert memory_limit(7, proc) is None
+    assert cpu_quota(7, proc) == 2.0
+    part = CgroupPart(7, proc)
+    assert part.read() == [800.0, 3.0]
+    part.close()
+
+
+def test_the_machines_root_group_says_nothing_of_the_process(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, 2, path="/")
+    tree.write(tree.folder, cgroup__controllers="cpu memory")
+    assert find_group(7, "memory", str(tree.proc)) is None
+    part = CgroupPart(7, str(tree.proc))
+    assert (part.columns, part.read()) == ((), [])
+    assert "no control group of its own" in part.unavailable["cgroup.memory.used"]
+
+
+def test_the_least_limit_is_named(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, 2)
+    tree.write(tree.folder, cgroup__controllers="cpu memory", memory__max="1000\n", cpu__max="50000 100000\n")
+    proc, pid_of_nobody = str(tree.proc), 7
+    (tree.proc / "7" / "limits").write_text("Max address space         2000  unlimited bytes\n")
+    found = limits(pid_of_nobody, 64, 5000, proc)
+    assert found == {"memory_bytes": Limit(1000.0, "cgroup"), "cpu_cores": Limit(0.5, "cgroup")}
+    (tree.proc / "7" / "limits").write_text("Max address space         500  unlimited bytes\n")
+    assert limits(pid_of_nobody, 64, 5000, proc)["memory_bytes"] == Limit(500.0, "rlimit")
+    assert limits(os.getpid(), 10_000, 1 << 62)["cpu_cores"].source == "cpuset"
+
+
+def test_without_any_cgroup_the_host_is_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    assert limits(7, 1, 5000, str(tmp_path))["memory_bytes"] == Limit(5000.0, "host")
+
+
+def test_a_child_is_seen_by_the_next_reading(child: Callable[[], subprocess.Popen[str]]) -> None:
+    part = ProcessPart(os.getpid(), clock=lambda: 0.0)  # the rescan by time never comes
+    part.read()
+    process = child()
+    assert process.pid in (part.read(), part.pids)[1]
+    process.communicate()
+    wait_until(lambda: process.pid not in (part.read(), part.pids)[1], "the child to be forgotten", 2)
+    part.close()

@@ -1,0 +1,256 @@
+"""The recorder with real processes: it misses nothing, outlives what it watches, and is nobody's child."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import recorders_below, wait_until
+
+from cellmeter.run import Run
+from cellmeter.sources.death import judge_death
+from cellmeter.store import is_open, read_header, read_run, run_folders
+
+Script = Callable[..., "subprocess.Popen[str]"]
+
+# A bare process with a recording. It says the run folder, then does what it is told on its standard input, line by line.
+SUBJECT = """
+import os, signal, sys, time
+from cellmeter.recording import Recording
+from cellmeter.settings import Settings
+recording = Recording.start(Settings(rate_hz={rate}), None)
+assert recording.recorder.ready(10)
+print(recording.folder, flush=True)
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+"""
+
+
+class Subject:
+    """A process that is recorded and obeys."""
+
+    def __init__(self, script: Script, rate: float = 10.0, **options: object) -> None:
+        self.process = script(SUBJECT.format(rate=rate), **options)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.folder = Path(self.stdout.readline().strip())
+        self.recorder = int(read_header(self.folder)["recorder"]["pid"])
+
+    def tell(self, line: str) -> None:
+        self.stdin.write(line + "\n")
+        self.stdin.flush()
+
+    def do(self, line: str) -> None:
+        self.tell(line)
+        assert self.stdout.readline() == "done\n", self.process.stderr and self.process.stderr.read()
+
+    def end(self) -> Run:
+        """Waits for the process and then for its recorder."""
+        self.process.wait(20)
+        wait_until(lambda: not is_open(read_header(self.folder)), "the recorder to end")
+        return read_run(self.folder)
+
+
+    def ended(self, count: int) -> Run:
+        """The run, once that many of its cells have ended."""
+        wait_until(lambda: sum(c.end is not None for c in read_run(self.folder).cells) >= count, f"{count} ends")
+        return read_run(self.folder)
+
+
+@pytest.fixture
+def subject(script: Script) -> Subject:
+    return Subject(script)
+
+
+@pytest.mark.parametrize(
+    ("action", "ending", "number", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed", signal.SIGKILL, None),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "killed", signal.SIGTERM, None),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "crashed", signal.SIGSEGV, None),
+        ("os.abort()", "crashed", signal.SIGABRT, None),
+        ("os._exit(3)", "exited", None, 3),
+        ("sys.exit(0)", "exited", None, 0),
+        ("recording.stop(); os._exit(0)", "stopped", None, None),
+    ],
+)
+def test_how_it_ended_and_in_which_cell(
+    subject: Subject, action: str, ending: str, number: int | None, code: int | None
+) -> None:
+    subject.do("recording.cell_started('one = 1')")
+    subject.tell(action)
+    run = subject.end()
+    assert (run.ending, run.signal, run.exit_code) == (ending, number, code)
+    assert [cell.status for cell in run.cells] == ["ok" if ending == "stopped" else "died"]
+    assert run.cells[0].first_line == "one = 1"
+    assert run.usage(run.cells[0]).samples >= 1
+
+
+@pytest.mark.parametrize(
+    ("status", "goodbye", "out_of_memory", "ending"),
+    [
+        (signal.SIGKILL, None, True, "out-of-memory"),
+        (signal.SIGKILL, "restart", False, "restarted"),
+        (0, "restart", False, "restarted"),
+        (0, "exit", False, "exited"),
+        (None, "exit", False, "exited"),
+        (None, None, False, "unknown"),
+        (signal.SIGBUS | 0x80, None, True, "crashed"),
+    ],
+)
+def test_what_a_death_means(status: int | None, goodbye: str | None, out_of_memory: bool, ending: str) -> None:
+    assert judge_death(status, goodbye, out_of_memory).ending == ending
+
+
+def test_it_is_in_no_group_of_the_kernel_and_no_child_of_it(subject: Subject) -> None:
+    assert os.getpgid(subject.recorder) == os.getsid(subject.recorder) != os.getpgid(subject.process.pid)
+    assert psutil.Process(subject.process.pid).children() == []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(subject.recorder, number)
+    subject.do("recording.cell_started('x')")
+    wait_until(lambda: read_run(subject.folder).sample_count >= 3, "samples after the signals")
+
+
+def test_the_users_wait_finds_no_child_of_ours(subject: Subject) -> None:
+    subject.tell("os.wait()")
+    subject.process.wait(20)
+    assert subject.process.stderr is not None
+    assert "ChildProcessError" in subject.process.stderr.read()
+    subject.end()
+
+
+def test_a_forked_worker_neither_keeps_the_recorder_nor_reaches_its_channel(subject: Subject) -> None:
+    subject.do("recording.cell_started('fork')")
+    subject.do("worker = os.fork() or (signal.pause(), os._exit(0))")
+    descriptors = read_run(subject.folder).host  # the run is readable while it is recorded
+    assert descriptors.cpu_count >= 1
+    (worker,) = psutil.Process(subject.process.pid).children()
+    pipes = {os.readlink(f"/proc/{subject.recorder}/fd/0")}
+    held = {os.readlink(link) for link in Path(f"/proc/{worker.pid}/fd").iterdir()}
+    assert not pipes & held
+    subject.process.kill()
+    run = subject.end()
+    assert run.ending == "killed"
+    worker.kill()
+
+
+@pytest.mark.parametrize("rate", [10.0, 50.0])
+def test_nothing_is_missed_while_the_cell_holds_the_gil(script: Script, rate: float) -> None:
+    subject = Subject(script, rate=rate)
+    subject.do("import ctypes; hold = ctypes.PyDLL(None).usleep")
+    subject.do("cell = recording.cell_started('hold'); hold(2_000_000); recording.cell_ended(cell, 'ok')")
+    run = subject.ended(1)
+    (cell,) = run.cells
+    tagged = run.usage(cell).samples - 2  # without the samples at the edges
+    assert tagged >= 0.95 * int(rate * (cell.seconds or 0))
+
+
+def test_a_stopped_recorder_leaves_a_gap_and_its_cells_keep_their_times(script: Script) -> None:
+    subject = Subject(script)
+    os.kill(subject.recorder, signal.SIGSTOP)
+    subject.do("cell = recording.cell_started('unseen'); time.sleep(1.3); recording.cell_ended(cell, 'ok')")
+    os.kill(subject.recorder, signal.SIGCONT)
+    run = subject.ended(1)
+    assert 1.3 <= (run.cells[0].seconds or 0) < 2.5
+    wait_until(lambda: read_run(subject.folder).gaps, "the gap")
+    (gap,) = read_run(subject.folder).gaps
+    assert gap.end - gap.start >= 1.3
+    assert "stopped or got no CPU time" in gap.reason
+
+
+def test_edges_that_the_pipe_does_not_take_are_sent_later(script: Script) -> None:
+    subject = Subject(script)
+    os.kill(subject.recorder, signal.SIGSTOP)
+    subject.do("cells = [recording.cell_started('x' * 70 + str(i)) for i in range(1000)]")
+    os.kill(subject.recorder, signal.SIGCONT)
+    wait_until(lambda: len(read_run(subject.folder).cells) > 100, "the first edges")
+    subject.do("[recording.cell_ended(cell, 'ok') for cell in cells]")
+    subject.do("recording.say({'event': 'notice', 't': time.monotonic_ns(), 'text': 'last'})")
+    cells = wait_until(lambda: (c := read_run(subject.folder).cells)[-1].seq == 1000 and c, "all edges")
+    assert [cell.seq for cell in cells] == list(range(1, 1001))
+
+
+def test_a_full_disk_is_told_of_when_it_has_room_again(script: Script) -> None:
+    limit = (16_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    subject = Subject(script, rate=100.0, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    subject.do("cell = recording.cell_started('fill')")
+    samples = subject.folder / "samples-000.f64"
+    wait_until(lambda: samples.stat().st_size > 15_000, "the file to be full")
+    full = read_run(subject.folder).sample_count
+    wait_until(lambda: samples.stat().st_mtime_ns and not _grows(samples), "the writing to stop")
+    resource.prlimit(subject.recorder, resource.RLIMIT_FSIZE, (limit[1], limit[1]))
+    run = wait_until(lambda: (r := read_run(subject.folder)).gaps and r, "the gap")
+    assert run.sample_count > full
+    assert "samples could not be written: " in run.gaps[0].reason
+    assert run.notices == ()
+
+
+def _grows(path: Path) -> bool:
+    before = path.stat().st_size
+    try:
+        wait_until(lambda: path.stat().st_size > before, "growth", 0.2)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_exact_peak_of_a_spike_that_no_sample_sees(subject: Subject) -> None:
+    code = "cell = recording.cell_started('spike'); b = bytearray(128 << 20); del b; recording.cell_ended(cell, 'ok')"
+    for _ in range(5):
+        subject.do(code)
+    run = subject.ended(5)
+    for cell in run.cells:
+        usage = run.usage(cell)
+        assert usage.peak_exact
+        assert (usage.peak_rss_bytes or 0) - (usage.rss_start_bytes or 0) > 120 << 20
+
+
+def test_a_peak_within_a_peak_counts_for_both(subject: Subject) -> None:
+    subject.do("outer = recording.cell_started('outer'); b = bytearray(200 << 20); del b")
+    subject.do("inner = recording.cell_started('inner'); recording.cell_ended(inner, 'ok')")
+    subject.do("recording.cell_ended(outer, 'ok')")
+    run = subject.ended(2)
+    outer, inner = (run.usage(cell).peak_rss_bytes or 0 for cell in run.cells)
+    assert outer - inner > 190 << 20
+
+
+def test_short_cells_have_their_true_cpu_time(subject: Subject) -> None:
+    subject.do("now = time.process_time")
+    subject.do("c = recording.cell_started('4 ms'); u = now() + 0.004; exec('while now() < u: pass')")
+    subject.do("recording.cell_ended(c, 'ok')")
+    run = subject.ended(1)
+    assert 0.004 <= (run.usage(run.cells[0]).cpu_seconds or 0) < 0.1
+
+
+def test_waited_for_children_count(subject: Subject) -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    subject.do(f"import subprocess; c = recording.cell_started('child'); subprocess.run([sys.executable, '-S', '-c', {burn!r}])")
+    subject.do("recording.cell_ended(c, 'ok')")
+    run = subject.ended(1)
+    assert (run.usage(run.cells[0]).cpu_seconds or 0) >= 0.3
+
+
+def test_a_script_may_start_and_stop(script: Script, home: Path) -> None:
+    process = script("import cellmeter; cellmeter.start(rate_hz=50); cellmeter.stop(); cellmeter.stop(); print('fine')")
+    out, err = process.communicate(timeout=20)
+    assert (out, err) == ("fine\n", "")
+    (folder,) = run_folders(home / "runs")
+    assert (read_run(folder).ending, read_run(folder).rate_hz) == ("stopped", 50)
+
+
+def test_two_processes_at_once_do_not_cross(script: Script) -> None:
+    one, two = Subject(script), Subject(script)
+    one.do("recording.cell_started('one')")
+    two.do("recording.cell_started('two')")
+    for subject, first_line in ((one, "one"), (two, "two")):
+        run = wait_until(lambda s=subject: (r := read_run(s.folder)).cells and r, "the cell")
+        assert [cell.first_line for cell in run.cells] == [first_line]
+    assert len(recorders_below(one.folder.parent)) == 2

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cellmeter.errors import RunNotFound, RunUnreadable
+from cellmeter.run import EDGE_END, Column, Gap
+from cellmeter.store import (
+    Tail,
+    Writer,
+    find_run,
+    list_runs,
+    new_run_folder,
+    open_run,
+    process_identity,
+    read_run,
+    record_size,
+    remove_run,
+    run_folders,
+    sealed,
+    unsealed,
+)
+
+START_NS = 1_000_000_000_000
+COLUMNS = [Column("process.memory.rss", "process", "By"), Column("process.cpu.time", "process", "s")]
+HOST = {
+    "name": "box",
+    "system": "Linux",
+    "release": "6.1",
+    "machine": "x86_64",
+    "python": "3.11.7",
+    "cpu_count": 4,
+    "memory_bytes": 8 << 30,
+}
+
+
+def at(seconds: float) -> int:
+    return START_NS + round(seconds * 1e9)
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., tuple[Path, Writer]]:
+    """A run with one cell from 1 s to 2 s, sampled at 10 Hz from 0 s to 3 s; memory is 1 MB a sample."""
+
+    def write(**header: Any) -> tuple[Path, Writer]:
+        folder = new_run_folder(tmp_path / "runs")
+        writer = Writer(folder)
+        fields = {"id": folder.name, "start_ns": START_NS, "started": 1.7e9, "rate_hz": 10, "host": HOST, "devices": []}
+        limits = {"memory_bytes": [8 << 30, "host"], "cpu_cores": [4, "host"]}
+        writer.describe(**{**fields, "limits": limits, "recorder": None, **header})
+        segment = writer.add_segment("main", COLUMNS)
+        writer.event({"event": "cell_start", "t": at(1), "seq": 1, "execution_count": 5, "cpu_ns": 0})
+        for i in range(31):
+            writer.sample(segment, at(i / 10), 0, 0, [i * 1e6, i / 10])
+        writer.event({"event": "cell_end", "t": at(2), "seq": 1, "execution_count": 5, "status": "ok", "cpu_ns": 10**9})
+        return folder, writer
+
+    return write
+
+
+def test_what_is_written_is_read(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, writer = write_run(notebook="a.ipynb")
+    writer.event({"event": "gap", "t": at(3), "start": at(2.5), "end": at(3), "reason": "asleep"})
+    writer.event({"event": "end", "t": at(3.5), "ending": "stopped", "signal": None, "exit_code": None})
+    run = read_run(folder)
+    assert (run.id, run.ending, run.notebook, run.duration) == (folder.name, "stopped", "a.ipynb", pytest.approx(3.5))
+    assert run.gaps == (Gap(pytest.approx(2.5), pytest.approx(3.0), "asleep"),)
+    assert run.sample_count == 31
+    (cell,) = run.cells
+    assert (cell.title, cell.status, cell.own_cpu_seconds) == ("In [5]", "ok", 1.0)
+    usage = run.usage(cell)
+    assert (usage.samples, usage.rss_start_bytes, usage.rss_end_bytes) == (11, 10_000_000, 20_000_000)
+    assert run.series("process.cpu.usage", "process").values[1:] == pytest.approx([1.0] * 30)
+    frame = run.samples()
+    assert frame["process.memory.rss:process"].iloc[-1] == 30e6
+    assert frame["cell"].tolist() == [0] * 10 + [1] * 11 + [0] * 10
+    assert frame.attrs["units"]["process.cpu.usage:process"] == "{cpu}"
+
+
+def test_samples_are_tagged_by_the_kernels_own_times(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    """The records say cell 0 throughout, as if the edges had come late; the end sample keeps its tag though it is late."""
+    folder, writer = write_run()
+    writer.sample(0, at(3.1), 1, EDGE_END, [1.0, 1.0])
+    series = read_run(folder).series("process.memory.rss", "process")
+    assert series.time[series.seq == 1].tolist() == pytest.approx([1 + i / 10 for i in range(11)] + [3.1])
+
+
+def test_a_torn_record_and_a_torn_line_are_dropped(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, _ = write_run()
+    with open(folder / "samples-000.f64", "ab") as file:
+        file.write(b"\1" * (record_size(2) - 1))
+    with open(folder / "events.jsonl", "ab") as file:
+        file.write(b'{"event":"cell_start","t":1')
+    run = read_run(folder)
+    assert run.sample_count == 31
+    assert len(run.cells) == 1
+    assert run.notices == ()
+
+
+def test_a_damaged_record_is_left_out_and_told_of(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, _ = write_run()
+    path = folder / "samples-000.f64"
+    data = bytearray(path.read_bytes())
+    data[record_size(2) * 3 + 20] ^= 1
+    path.write_bytes(data)
+    run = read_run(folder)
+    assert run.sample_count == 30
+    assert run.notices == ("1 damaged samples were left out",)
+
+
+@given(
+    st.dictionaries(
+        st.text(), st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False), min_size=1
+    )
+)
+def test_sealed_lines_come_back(fields: dict[str, Any]) -> None:
+    line = sealed(fields)
+    assert b"\n" not in line
+    assert json.loads(line).keys() >= fields.keys() - {"crc"}
+    assert unsealed(line) == fields
+
+
+@given(st.data())
+def test_a_flipped_bit_is_noticed(data: st.DataObject) -> None:
+    line = bytearray(sealed({"event": "cell_end", "seq": 12, "status": "ok"}))
+    bit = data.draw(st.integers(0, len(line) * 8 - 1))
+    line[bit // 8] ^= 1 << bit % 8
+    assert unsealed(bytes(line)) is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_damage_gives_the_truth_or_a_clear_error(data: st.DataObject, write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, writer = write_run()
+    writer.close()
+    truth = read_run(folder).series("process.memory.rss", "process").values.tolist()
+    path = folder / data.draw(st.sampled_from(["run.json", "events.jsonl", "samples-000.f64"]))
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        run = read_run(folder)
+    except RunUnreadable as error:
+        assert "\n" not in str(error)
+        return
+    assert set(run.series("process.memory.rss", "process").values.tolist()) <= set(truth)
+    assert all(cell.execution_count == 5 for cell in run.cells)
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(
+    write_run: Callable[..., tuple[Path, Writer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, writer = write_run()
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[: len(data) // 2]))
+    with pytest.raises(OSError, match="No space left"):
+        writer.sample(0, at(3.2), 0, 0, [1.0, 2.0])
+    with pytest.raises(OSError, match="No space left"):
+        writer.event({"event": "gap", "t": 1})
+    monkeypatch.undo()
+    writer.sample(0, at(3.3), 0, 0, [3.0, 4.0])
+    run = read_run(folder)
+    assert run.sample_count == 32
+    assert run.notices == ()
+
+
+def test_the_folder_is_private(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, _ = write_run()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+
+
+def test_a_tail_brings_each_sample_and_event_once(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, writer = write_run()
+    tail = Tail(folder)
+    ((columns, records),) = tail.samples()
+    assert columns == tuple(COLUMNS)
+    assert len(records) == 31
+    assert [e["event"] for e in tail.events()] == ["cell_start", "cell_end"]
+    assert tail.samples() == tail.events() == []
+    writer.sample(0, at(4), 0, 0, [7.0, 8.0])
+    wider = writer.add_segment("main", [*COLUMNS, Column("gpu.power", "gpu0", "W")])
+    writer.sample(wider, at(5), 0, 0, [9.0, 10.0, 11.0])
+    assert [records["v"].tolist() for _, records in tail.samples()] == [[[7.0, 8.0]], [[9.0, 10.0, 11.0]]]
+    assert read_run(folder).subjects("gpu.power") == ("gpu0",)
+    assert read_run(folder).series("process.memory.rss", "process").values[-2:].tolist() == [7.0, 9.0]
+
+
+def test_a_run_without_end_died_unless_its_recorder_lives(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, writer = write_run()
+    writer.event({"event": "cell_start", "t": at(2.5), "seq": 2, "cpu_ns": 0})
+    assert (read_run(folder).ending, read_run(folder).cells[1].status) == ("unknown", "died")
+    pid = os.getpid()
+    writer.describe(recorder={"pid": pid, "identity": process_identity(pid)})
+    assert (read_run(folder).ending, read_run(folder).cells[1].status) == (None, "running")
+    writer.describe(recorder={"pid": pid, "identity": "another boot:1"})
+    assert read_run(folder).ending == "unknown"
+
+
+def test_folders_that_are_no_runs(tmp_path: Path, write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    with pytest.raises(RunUnreadable, match=r"is no cellmeter run: it has no run\.json"):
+        read_run(tmp_path)
+    folder, writer = write_run()
+    (folder / "samples-000.f64").unlink()
+    with pytest.raises(RunUnreadable, match="samples-000.f64 cannot be read: No such file"):
+        read_run(folder)
+    writer.describe(version=99)
+    with pytest.raises(RunUnreadable, match="format version 99.*upgrade cellmeter"):
+        read_run(folder)
+    (folder / "run.json").write_bytes(struct.pack("<Q", 1))
+    with pytest.raises(RunUnreadable, match="damaged"):
+        read_run(folder)
+    (info,) = list_runs(tmp_path / "runs")
+    assert info.run is None
+    assert "damaged" in (info.problem or "")
+
+
+def test_runs_are_found_by_id_prefix_path_or_being_the_newest(
+    tmp_path: Path, write_run: Callable[..., tuple[Path, Writer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "runs"
+    with pytest.raises(RunNotFound, match="there are no runs yet"):
+        find_run(None, home)
+    folder, _ = write_run()
+    for name in ("20200101T000000Z-aaaaaa", "20200101T000000Z-aabbbb", "notes"):
+        (home / name).mkdir()
+    assert run_folders(home)[0].name == "20200101T000000Z-aaaaaa"
+    assert len(run_folders(home)) == 3
+    assert find_run(None, home) == folder
+    assert find_run(folder.name, home) == find_run(folder.name[:20], home) == find_run(str(folder), home) == folder
+    with pytest.raises(RunNotFound, match="2 runs begin with '20200101'"):
+        find_run("20200101", home)
+    with pytest.raises(RunNotFound, match="no run in .* begins with 'zzz'"):
+        find_run("zzz", home)
+    with pytest.raises(RunNotFound, match="there is no folder ./nowhere"):
+        find_run("./nowhere", home)
+    monkeypatch.setenv("CELLMETER_HOME", str(tmp_path))
+    assert open_run().id == folder.name
+
+
+def test_only_ended_runs_are_removed(tmp_path: Path, write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, writer = write_run()
+    pid = os.getpid()
+    writer.describe(recorder={"pid": pid, "identity": process_identity(pid)})
+    with pytest.raises(RunUnreadable, match="still being recorded"):
+        remove_run(folder)
+    with pytest.raises(RunUnreadable, match="nothing was removed"):
+        remove_run(tmp_path)
+    writer.describe(recorder=None)
+    remove_run(folder)
+    assert not folder.exists()
+
+
