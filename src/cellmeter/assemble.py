@@ -84,6 +84,8 @@ def _cell(start: Event, end: Event | None, start_ns: int, open_status: CellStatu
         first_line=start.get("first_line", ""),
         source=start.get("source"),
         own_cpu_seconds=cpu,
+        rss_start_bytes=start.get("rss_bytes"),
+        rss_end_bytes=end.get("rss_bytes") if end else None,
         peak_rss_bytes=end.get("peak_rss_bytes") if end else None,
         peak_unknown=end.get("peak_unknown") if end else None,
     )

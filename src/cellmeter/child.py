@@ -187,12 +187,7 @@ def _header(config: Config, clock: SystemClock) -> dict[str, Any]:
 
 def open_sources(config: Config) -> tuple[list[Source], dict[str, Any]]:
     """All sources this machine has, and what ``run.json`` says of the machine."""
-    try:
-        from cellmeter.sources.nvidia import open_nvidia
-    except ImportError:
-        import types
-
-        open_nvidia = lambda *a: types.SimpleNamespace(sources=[], unavailable={"gpu": "TEMP"}, driver=None)
+    from cellmeter.sources.nvidia import open_nvidia
 
     machine, process, pids = _open_machine(config.pid)
     gpus = open_nvidia(pids, config.environ)

@@ -97,6 +97,9 @@ class Cell:
     source: str | None = None
     own_cpu_seconds: float | None = None
     """CPU time of the kernel process and of children it has waited for, by its own clocks at both edges."""
+    rss_start_bytes: int | None = None
+    rss_end_bytes: int | None = None
+    """Resident memory as the kernel read it at its edges."""
     peak_rss_bytes: int | None = None
     """The kernel's own high-water mark over the cell; None where it could not be reset or read."""
     peak_unknown: str | None = None
@@ -311,11 +314,14 @@ def cell_usage(run: Run, cell: Cell) -> CellUsage:
     if not exact:
         unknown["peak_exact"] = cell.peak_unknown or "the cell has no end record"
     gpu = {device.id: _gpu_usage(run, device.id, cell, end, unknown) for device in run.devices}
-    start_bytes = int(sampled[0]) if len(sampled) else None
-    end_bytes = int(sampled[-1]) if len(sampled) else None
+    start_bytes, end_bytes = cell.rss_start_bytes, cell.rss_end_bytes
+    if start_bytes is None and len(sampled):
+        start_bytes = int(sampled[0])
+    if end_bytes is None and len(sampled):
+        end_bytes = int(sampled[-1])
     if peak is None:
         unknown["peak_rss_bytes"] = "no sample in this cell"
-    if start_bytes is None:
+    if start_bytes is None or end_bytes is None:
         unknown["rss_start_bytes"] = unknown["rss_end_bytes"] = "no sample in this cell"
     cpu = _cell_cpu(run, cell, end, unknown)
     return CellUsage(len(inside.time), cpu, peak, exact, start_bytes, end_bytes, gpu, unknown)

@@ -1,0 +1,81 @@
+"""A run and its findings, made into something to read or to work on: the suffix of a file or the name of a format chooses.
+
+``text`` for the terminal, ``html`` as one file that needs nothing else, ``md`` for an issue, ``json`` for programs, and the
+samples themselves as ``csv`` or ``parquet``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from cellmeter.errors import BadUsage
+from cellmeter.export.html import html_report, inline_html
+from cellmeter.export.markdown import markdown_report
+from cellmeter.export.report_json import json_report
+from cellmeter.export.table import write_csv, write_parquet
+from cellmeter.export.text import cells_table, runs_table, status_text, text_report
+
+if TYPE_CHECKING:
+    import os
+
+    from cellmeter.rules import Judgement
+    from cellmeter.run import Run
+
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "cells_table",
+    "html_report",
+    "inline_html",
+    "render",
+    "runs_table",
+    "status_text",
+    "write",
+]
+
+_REPORTS: dict[str, Callable[[Run, Judgement | None], str]] = {
+    "text": text_report,
+    "html": html_report,
+    "json": json_report,
+    "md": markdown_report,
+}
+_TABLES: dict[str, Callable[[Run, BinaryIO], None]] = {".csv": write_csv, ".parquet": write_parquet}
+_FORMAT_OF = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
+
+FORMATS = tuple(_REPORTS)
+SUFFIXES = (*_FORMAT_OF, *_TABLES)
+
+
+def render(run: Run, format: str, judgement: Judgement | None = None) -> str:
+    """The report as a string, in one of ``FORMATS``. ``judgement``: by default that of all rules as they come.
+
+    Raises BadUsage for another format.
+    """
+    if format not in _REPORTS:
+        raise BadUsage(f"there is no report format {format!r}: the formats are {', '.join(FORMATS)}")
+    return _REPORTS[format](run, judgement)
+
+
+def write(run: Run, path: str | os.PathLike[str], judgement: Judgement | None = None) -> Path:
+    """Writes the report, or the samples, to a file whose suffix is one of ``SUFFIXES``; returns its path.
+
+    The file is there whole or not at all. Raises BadUsage for another suffix, MissingExtra where ``.parquet`` needs a package
+    that is not installed, and OSError.
+    """
+    target = Path(path).expanduser()
+    suffix = target.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise BadUsage(f"{target.name!r} has no suffix that tells the format: use one of {', '.join(SUFFIXES)}")
+    part = target.with_name(target.name + ".part")
+    try:
+        with part.open("wb") as file:
+            if suffix in _TABLES:
+                _TABLES[suffix](run, file)
+            else:
+                file.write(render(run, _FORMAT_OF[suffix], judgement).encode("utf-8", "backslashreplace"))
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target

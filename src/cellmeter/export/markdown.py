@@ -1,0 +1,85 @@
+"""The report for a pull request or an issue."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from typing import TYPE_CHECKING
+
+from cellmeter.export.summary import (
+    CELL_HEADERS,
+    FINDINGS_SHOWN,
+    cell_rows,
+    counts,
+    facts,
+    headline,
+    plain,
+    unchecked,
+    where,
+)
+from cellmeter.rules import judge
+
+if TYPE_CHECKING:
+    from cellmeter.rules import Finding, Judgement
+    from cellmeter.run import Run
+
+SIGNS = {"critical": "🟥 **Critical**", "warning": "🔶 **Warning**", "info": "🔹 **Note**"}
+SPECIAL = re.compile(r"([\\`*_{}\[\]|#~!$])")
+
+
+def markdown_report(run: Run, judgement: Judgement | None = None) -> str:
+    """Headline, findings, cells, what was not judged, and the facts of the run, in GitHub's Markdown."""
+    judgement = judge(run) if judgement is None else judgement
+    parts = [
+        "## cellmeter report",
+        f"**{'Fix first: ' if judgement.findings else ''}{escaped(headline(judgement))}**",
+        _findings(run, judgement),
+        "### Cells\n\n" + _cells(run),
+        _unchecked(judgement),
+        _facts(run),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text from a notebook, so that Markdown takes none of it for markup, a mention or a table's edge."""
+    return SPECIAL.sub(r"\\\1", escape(plain(text), quote=False)).replace("@", "@\u200b")
+
+
+def _findings(run: Run, judgement: Judgement) -> str:
+    if not judgement.findings:
+        return ""
+    shown = [_finding(run, finding) for finding in judgement.findings[:FINDINGS_SHOWN]]
+    more = len(judgement.findings) - len(shown)
+    if more > 0:
+        shown.append(f"… and {more} more.")
+    return f"### Findings: {counts(judgement.findings)}\n\n" + "\n\n".join(shown)
+
+
+def _finding(run: Run, finding: Finding) -> str:
+    return (
+        f"{SIGNS[finding.severity]} {escaped(where(run, finding))} (`{finding.rule}`)<br>\n"
+        f"{escaped(finding.fact)} {escaped(finding.consequence)}<br>\n"
+        f"**Do:** {escaped(finding.advice)}"
+    )
+
+
+def _cells(run: Run) -> str:
+    rows = [row.texts() for row in cell_rows(run)]
+    if not rows:
+        return "No cell was run."
+    lines = [CELL_HEADERS, ["---", *["---:"] * 6, "---"], *([escaped(text) for text in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _unchecked(judgement: Judgement) -> str:
+    lines = [
+        f"- `{checked.rule}`: {checked.outcome.replace('-', ' ')}, {escaped(checked.reason or 'no reason given')}"
+        for checked in unchecked(judgement)
+    ]
+    return "### Not judged\n\n" + "\n".join(lines) if lines else ""
+
+
+def _facts(run: Run) -> str:
+    lines = "\n".join(f"- {fact.name}: {escaped(fact.value)}" for fact in facts(run))
+    return f"<details><summary>Run</summary>\n\n{lines}\n\n</details>"

@@ -1,0 +1,109 @@
+"""The report for programs: version 1 of the JSON report, whose schema is ``report.schema.json`` beside this file.
+
+Keys are added, never renamed. No key is ever missing; what is unknown is null, with its reason under ``unknown``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import cellmeter
+from cellmeter.rules import judge
+
+if TYPE_CHECKING:
+    from cellmeter.rules import Judgement
+    from cellmeter.run import Cell, Limit, Run
+
+VERSION = 1
+LIMITS = ("memory_bytes", "cpu_cores")
+
+
+def json_report(run: Run, judgement: Judgement | None = None) -> str:
+    """The report as JSON, indented; pure ASCII, so that no encoding on the way can hurt it."""
+    return json.dumps(report(run, judgement), indent=1, allow_nan=False) + "\n"
+
+
+def report(run: Run, judgement: Judgement | None = None) -> dict[str, Any]:
+    """The report as plain data."""
+    judgement = judge(run) if judgement is None else judgement
+    fields = {
+        "version": VERSION,
+        "generator": {"name": "cellmeter", "version": cellmeter.__version__},
+        "run": _run(run),
+        "devices": [asdict(device) for device in run.devices],
+        "cells": [_cell(run, cell) for cell in run.cells],
+        "findings": [asdict(finding) for finding in judgement.findings],
+        "checked": [asdict(checked) for checked in judgement.checked],
+    }
+    clean: dict[str, Any] = _finite(fields)
+    return clean
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of :func:`report`."""
+    text = resources.files("cellmeter.export").joinpath("report.schema.json").read_text("utf-8")
+    fields: dict[str, Any] = json.loads(text)
+    return fields
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "started": run.started.isoformat(),
+        "ended": run.ended.isoformat() if run.ended else None,
+        "ending": run.ending,
+        "signal": run.signal,
+        "exit_code": run.exit_code,
+        "notebook": run.notebook,
+        "duration": run.duration,
+        "host": asdict(run.host),
+        "limits": {name: _limit(run.limits.get(name)) for name in dict.fromkeys([*LIMITS, *run.limits])},
+        "rate_hz": run.rate_hz,
+        "samples": run.sample_count,
+        "gaps": [gap._asdict() for gap in run.gaps],
+        "unknown": dict(run.unavailable),
+        "notices": list(run.notices),
+    }
+
+
+def _limit(limit: Limit | None) -> dict[str, Any]:
+    return {"value": limit.value if limit else None, "from": limit.source if limit else None}
+
+
+def _cell(run: Run, cell: Cell) -> dict[str, Any]:
+    usage = run.usage(cell)
+    return {
+        "seq": cell.seq,
+        "execution_count": cell.execution_count,
+        "cell_id": cell.cell_id,
+        "label": cell.label,
+        "parent": cell.parent,
+        "first_line": cell.first_line,
+        "start": cell.start,
+        "end": cell.end,
+        "status": cell.status,
+        "samples": usage.samples,
+        "cpu_seconds": usage.cpu_seconds,
+        "peak_rss_bytes": usage.peak_rss_bytes,
+        "peak_exact": usage.peak_exact,
+        "rss_start_bytes": usage.rss_start_bytes,
+        "rss_end_bytes": usage.rss_end_bytes,
+        "gpu": {gpu: asdict(used) for gpu, used in usage.gpu.items()},
+        "unknown": dict(usage.unknown),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON does not have; numpy numbers as Python's."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return value

@@ -1,0 +1,216 @@
+"""What all reports say, before any of them gives it a form: the headline, a row a cell, the facts of the run."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from cellmeter.rules import Checked, Finding, Judgement
+    from cellmeter.run import Cell, CellUsage, Device, Run
+
+FINDINGS_SHOWN = 10
+
+SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
+
+CELL_HEADERS = ("Cell", "Duration", "CPU", "Peak memory", "Growth", "GPU", "Energy", "Status")
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """One cell in numbers. None: unknown. ``gpu_percent`` is the mean over the GPUs that may be the kernel's."""
+
+    seq: int
+    title: str
+    first_line: str
+    status: str
+    seconds: float
+    cores: float | None
+    peak_bytes: int | None
+    peak_exact: bool
+    growth_bytes: int | None
+    gpu_percent: float | None
+    energy_joules: float | None
+
+    def texts(self) -> tuple[str, ...]:
+        """The row in words, in the order of ``CELL_HEADERS``."""
+        at_least = "" if self.peak_exact or self.peak_bytes is None else "≥ "
+        growth = bytes_text(self.growth_bytes)
+        return (
+            self.title,
+            seconds_text(self.seconds),
+            cores_text(self.cores),
+            at_least + bytes_text(self.peak_bytes),
+            f"+{growth}" if self.growth_bytes and self.growth_bytes > 0 else growth,
+            percent_text(self.gpu_percent),
+            joules_text(self.energy_joules),
+            self.status,
+        )
+
+
+class Fact(NamedTuple):
+    """A line about the run."""
+
+    name: str
+    value: str
+
+
+def cell_rows(run: Run) -> list[CellRow]:
+    """A row a cell, in the order they ran."""
+    return [_row(run, cell) for cell in run.cells]
+
+
+def _row(run: Run, cell: Cell) -> CellRow:
+    usage = run.usage(cell)
+    seconds = (run.duration if cell.end is None else cell.end) - cell.start
+    start, end = usage.rss_start_bytes, usage.rss_end_bytes
+    return CellRow(
+        seq=cell.seq,
+        title=plain(_title(cell)),
+        first_line=plain(cell.first_line),
+        status=cell.status,
+        seconds=seconds,
+        cores=None if usage.cpu_seconds is None or seconds <= 0 else usage.cpu_seconds / seconds,
+        peak_bytes=usage.peak_rss_bytes,
+        peak_exact=usage.peak_exact,
+        growth_bytes=None if start is None or end is None else end - start,
+        gpu_percent=_gpu_percent(run.devices, usage),
+        energy_joules=_energy(run.devices, usage),
+    )
+
+
+def _title(cell: Cell) -> str:
+    if cell.label and cell.execution_count:
+        return f"In [{cell.execution_count}] {cell.label}"
+    return cell.title
+
+
+def _maybe_mine(devices: Sequence[Device]) -> list[Device]:
+    return [device for device in devices if device.mine is not False]
+
+
+def _gpu_percent(devices: Sequence[Device], usage: CellUsage) -> float | None:
+    means = [usage.gpu[device.id].utilization_mean for device in _maybe_mine(devices)]
+    known = [mean for mean in means if mean is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _energy(devices: Sequence[Device], usage: CellUsage) -> float | None:
+    """Of all GPUs that may be the kernel's; a sum without one of them would be too small, so it is unknown."""
+    parts = [usage.gpu[device.id].energy_joules for device in _maybe_mine(devices)]
+    known = [part for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else None
+
+
+def headline(judgement: Judgement) -> str:
+    """What to fix first, or that there is nothing to fix as far as could be seen."""
+    if judgement.findings:
+        return SENTENCE_END.split(plain(judgement.findings[0].fact))[0]
+    clear = sum(checked.outcome == "clear" for checked in judgement.checked)
+    blind = sum(checked.outcome in ("unknown", "error") for checked in judgement.checked)
+    if not clear:
+        return "Nothing could be judged." if blind else "There was nothing to judge."
+    sentence = f"Nothing to fix: {counted(clear, 'rule')} clear"
+    return f"{sentence}, {blind} could not be judged." if blind else f"{sentence}."
+
+
+def counts(findings: Sequence[Finding]) -> str:
+    """``1 critical, 2 warnings``."""
+    words = {"critical": "critical", "warning": "warning", "info": "note"}
+    numbers = {severity: sum(f.severity == severity for f in findings) for severity in words}
+    parts = [
+        f"{number} critical" if severity == "critical" else counted(number, words[severity])
+        for severity, number in numbers.items()
+        if number
+    ]
+    return ", ".join(parts) or "no findings"
+
+
+def unchecked(judgement: Judgement) -> list[Checked]:
+    """The rules that could not say anything, with their reasons."""
+    return [checked for checked in judgement.checked if checked.outcome in ("unknown", "not-applicable", "error")]
+
+
+def where(run: Run, finding: Finding) -> str:
+    """The cells a finding is about, and what of them: ``In [7] · gpu0``."""
+    titles = {cell.seq: cell.title for cell in run.cells}
+    named = [plain(titles.get(seq, f"cell #{seq}")) for seq in finding.cells]
+    cells = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+    subject = "" if finding.subject == "process" else finding.subject
+    return " · ".join(part for part in (cells, subject, finding.cause or "") if part)
+
+
+def facts(run: Run) -> list[Fact]:
+    """Where, when and how the run was recorded."""
+    host = run.host
+    limits = {name: f"{limit.value:g}" for name, limit in run.limits.items()}
+    if "memory_bytes" in run.limits:
+        limits["memory_bytes"] = bytes_text(run.limits["memory_bytes"].value)
+    names = {"memory_bytes": "memory", "cpu_cores": "cores"}
+    limit = ", ".join(f"{names.get(name, name)} {limits[name]} ({run.limits[name].source})" for name in run.limits)
+    found = [
+        Fact("Run", run.id),
+        Fact("Notebook", run.notebook or "none known"),
+        Fact("Recorded", f"{run.started:%Y-%m-%d %H:%M:%S %Z}, {seconds_text(run.duration)}"),
+        Fact("Ending", ending(run)),
+        Fact(
+            "Host", f"{host.name}, {host.system} {host.release}, {host.cpu_count} CPUs, {bytes_text(host.memory_bytes)}"
+        ),
+        Fact("Limits", limit or "unknown"),
+        Fact("GPUs", ", ".join(f"{d.id} {d.name}" for d in run.devices) or "none"),
+        Fact("Samples", f"{run.sample_count}, {run.rate_hz:g} a second inside cells"),
+        Fact("Gaps", gaps(run)),
+        Fact("Recorder's own cost", recorder_cost(run)),
+    ]
+    found += [Fact("Notice", notice) for notice in run.notices]
+    return [Fact(name, plain(value)) for name, value in found]
+
+
+def ending(run: Run) -> str:
+    """How the run ended, in words."""
+    if run.ending is None:
+        return "still running"
+    how = "out of memory" if run.ending == "out-of-memory" else run.ending
+    details = [f"signal {run.signal}"] if run.signal else []
+    details += [f"exit code {run.exit_code}"] if run.exit_code else []
+    return f"{how} ({', '.join(details)})" if details else how
+
+
+def gaps(run: Run) -> str:
+    """Time without samples, and why."""
+    if not run.gaps:
+        return "none"
+    total = sum(gap.end - gap.start for gap in run.gaps)
+    reasons = ", ".join(dict.fromkeys(gap.reason for gap in run.gaps))
+    return f"{len(run.gaps)}, together {seconds_text(total)}: {reasons}"
+
+
+def recorder_cost(run: Run) -> str:
+    """CPU time of the recorder, absolute and as a share of one core."""
+    import numpy as np
+
+    subjects = run.subjects("recorder.cpu.time")
+    values = run.series("recorder.cpu.time", subjects[0]).values if subjects else np.empty(0)
+    known = values[~np.isnan(values)]
+    if len(known) < 2 or run.duration <= 0:
+        return "unknown"
+    seconds = float(known[-1] - known[0])
+    return f"{seconds_text(seconds)} of CPU time, {100 * seconds / run.duration:.2f} % of one core"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 rule``, ``2 rules``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def plain(text: str) -> str:
+    """Text from a notebook made safe to show: without control, direction and lone surrogate characters."""
+    return "".join(" " if c in "\t\n\r" else "\ufffd" if unicodedata.category(c) in HIDDEN else c for c in text)
+
+
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}

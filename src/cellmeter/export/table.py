@@ -1,0 +1,148 @@
+"""The samples in long form, one row a reading: as CSV for any tool, as Parquet for those that keep types and units.
+
+A day at 10 Hz with 80 columns is 69 million rows: they are written in pieces, and no more than one column is held at a time
+beside the run itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from cellmeter.errors import MissingExtra
+from cellmeter.metrics import METRICS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cellmeter.run import Run, Series
+
+ROWS_AT_ONCE = 65_536
+HEADERS = ("time_s", "wall_time", "cell", "label", "metric", "subject", "unit", "value")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Piece(NamedTuple):
+    """Some readings of one quantity. ``wall`` is UTC."""
+
+    metric: str
+    subject: str
+    unit: str
+    time: NDArray[np.float64]
+    wall: NDArray[np.datetime64]
+    cell: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+def write_csv(run: Run, file: BinaryIO) -> None:
+    """All readings as UTF-8 CSV with a header; an unknown value is empty. Between cells, ``cell`` is 0."""
+    text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
+    rows = csv.writer(text)
+    rows.writerow(HEADERS)
+    labels = {seq: neutral(label) for seq, label in _labels(run).items()}
+    for piece in _pieces(run):
+        rows.writerows(_rows(piece, labels))
+    text.flush()
+    text.detach()
+
+
+def write_parquet(run: Run, file: BinaryIO) -> None:
+    """All readings as Parquet; units also in the metadata of the column ``value``. Raises MissingExtra without pyarrow."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "parquet", "a Parquet file") from error
+    labels = _labels(run)
+    schema = _parquet_schema(pa, run)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for piece in _pieces(run):
+            writer.write_table(_parquet_table(pa, schema, piece, labels))
+
+
+def neutral(text: str) -> str:
+    """A string that no spreadsheet takes for a formula."""
+    return "'" + text if text.startswith(FORMULA_STARTS) else text
+
+
+def _labels(run: Run) -> dict[int, str]:
+    return {cell.seq: cell.title for cell in run.cells} | {0: ""}
+
+
+def _quantities(run: Run) -> dict[tuple[str, str], str]:
+    """Metric and subject of all that can be read, the rates of counters too, with their unit."""
+    found: dict[tuple[str, str], str] = {}
+    for column in (column for segment in run.segments for column in segment.columns):
+        found.setdefault((column.metric, column.subject), column.unit)
+        rate = METRICS[column.metric].rate if column.metric in METRICS else None
+        if rate is not None:
+            found.setdefault((rate, column.subject), METRICS[rate].unit)
+    return found
+
+
+def _pieces(run: Run) -> Iterator[Piece]:
+    for (metric, subject), unit in _quantities(run).items():
+        if metric in METRICS:
+            # A run keeps every series it was asked for; a copy that is dropped keeps none.
+            yield from _cut(run, metric, subject, unit, replace(run).series(metric, subject))
+
+
+def _cut(run: Run, metric: str, subject: str, unit: str, series: Series) -> Iterator[Piece]:
+    import numpy as np
+
+    started = np.datetime64(run.started.replace(tzinfo=None), "ms")
+    for low in range(0, len(series.time), ROWS_AT_ONCE):
+        part = slice(low, low + ROWS_AT_ONCE)
+        time = series.time[part]
+        wall = started + np.round(time * 1000).astype("timedelta64[ms]")
+        yield Piece(metric, subject, unit, time, wall, series.seq[part], series.values[part])
+
+
+def _rows(piece: Piece, labels: dict[int, str]) -> Iterator[tuple[Any, ...]]:
+    import numpy as np
+
+    fixed = (neutral(piece.metric), neutral(piece.subject), neutral(piece.unit))
+    walls = np.datetime_as_string(piece.wall, unit="ms")
+    columns = zip(piece.time.round(6).tolist(), walls.tolist(), piece.cell.tolist(), piece.values.tolist(), strict=True)
+    for time, wall, seq, value in columns:
+        yield (time, wall + "Z", seq, labels.get(seq, ""), *fixed, value if np.isfinite(value) else "")
+
+
+def _parquet_schema(pa: Any, run: Run) -> Any:
+    word = pa.dictionary(pa.int32(), pa.string())
+    units = {f"{metric}:{subject}": unit for (metric, subject), unit in _quantities(run).items()}
+    return pa.schema(
+        [
+            pa.field("time_s", pa.float64(), metadata={"unit": "s"}),
+            pa.field("wall_time", pa.timestamp("ms", tz="UTC")),
+            pa.field("cell", pa.int64()),
+            pa.field("label", word),
+            pa.field("metric", word),
+            pa.field("subject", word),
+            pa.field("unit", word),
+            pa.field("value", pa.float64(), metadata=units),
+        ],
+        metadata={"cellmeter_run": run.id},
+    )
+
+
+def _parquet_table(pa: Any, schema: Any, piece: Piece, labels: dict[int, str]) -> Any:
+    import numpy as np
+
+    seqs, index = np.unique(piece.cell, return_inverse=True)
+    texts = [labels.get(int(seq), "").encode("utf-8", "backslashreplace").decode() for seq in seqs]
+    zeros = np.zeros(len(piece.time), np.int32)
+    constants = (pa.DictionaryArray.from_arrays(zeros, [text]) for text in (piece.metric, piece.subject, piece.unit))
+    columns = [
+        pa.array(piece.time),
+        pa.array(piece.wall).cast(pa.timestamp("ms", tz="UTC")),
+        pa.array(piece.cell),
+        pa.DictionaryArray.from_arrays(index.astype(np.int32), texts),
+        *constants,
+        pa.array(piece.values, from_pandas=True),
+    ]
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,223 @@
+"""Rules about GPUs that are held and not used, or used too little."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cellmeter.rules.causes import Busy, cause_of
+from cellmeter.rules.observed import ENOUGH, Observed, cell_end, cell_seconds, observed, titles, top_cells
+from cellmeter.rules.ownership import ownership, reason_for
+from cellmeter.rules.rule import (
+    CLEAR,
+    Evidence,
+    Finding,
+    Outcome,
+    Rule,
+    Severity,
+    Waste,
+    combined,
+    found,
+    not_applicable,
+    unknown,
+)
+from cellmeter.rules.units import percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from cellmeter.run import Cell, Device, Run
+
+UTILIZATION = "gpu.utilization"
+FRAMEWORK = re.compile(
+    r"\b(?:import|from)\s+(?:torch|tensorflow|keras|jax|cupy|cudf|cuml|rmm|cuda|pycuda|lightning|transformers|paddle|mxnet)\b"
+    r"|\bnumba\.cuda\b|\bnumba\s+import\s+cuda\b"
+)
+
+
+def _no_gpu(run: Run) -> str:
+    why = next((run.unavailable[key] for key in (UTILIZATION, "gpu") if key in run.unavailable), None)
+    return f"no GPU: {why}" if why else "no GPU on this machine"
+
+
+@dataclass(frozen=True)
+class GpuUnused(Rule):
+    """A GPU that is allocated to the kernel, or on which it holds a context, and that never worked."""
+
+    id: ClassVar[str] = "gpu-unused"
+    title: ClassVar[str] = "A GPU is held and never used"
+    metrics: ClassVar[tuple[str, ...]] = (UTILIZATION, "gpu.process.memory.used", "gpu.foreign.processes")
+
+    allocated_seconds: float = 300.0
+    """Cell time after which a GPU that is allocated and never used is worth a word."""
+    context_seconds: float = 10.0
+    """Length of a cell that holds a context, after which the same is true."""
+
+    def check(self, run: Run) -> Outcome:
+        """One outcome a GPU; cells are judged together, since a GPU that rests in one may have worked in the next."""
+        return combined((self._device(run, device) for device in run.devices), _no_gpu(run))
+
+    def _device(self, run: Run, device: Device) -> Outcome:
+        readings = observed(run, UTILIZATION, device.id, 0.0, run.duration)
+        in_cells = readings.where(readings.seq > 0)
+        held = [cell for cell in top_cells(run) if self._holds(run, device, cell)]
+        if not held and cell_seconds(run) < self.allocated_seconds:
+            needed = seconds_text(self.allocated_seconds)
+            return not_applicable(
+                f"less than {needed} of cells, and no cell of {seconds_text(self.context_seconds)} held it"
+            )
+        whose = ownership(run, device, 0.0, run.duration)
+        visible_only = whose.whose == "not-mine" and device.mine is None and _imports_framework(run)
+        obstacle = None if visible_only else whose.obstacle()
+        if obstacle is not None:
+            return obstacle
+        if in_cells.total < ENOUGH * cell_seconds(run):
+            return unknown(f"{device.id}: {_why_missing(run, device, in_cells)}")
+        if (in_cells.values > 0).any():
+            return not_applicable(whose.reason) if visible_only else CLEAR
+        return found(self._held(device, held, run) if held else self._allocated(device, run, in_cells))
+
+    def _holds(self, run: Run, device: Device, cell: Cell) -> bool:
+        end = cell_end(run, cell)
+        return end - cell.start >= self.context_seconds and ownership(run, device, cell.start, end).context is True
+
+    def _held(self, device: Device, held: list[Cell], run: Run) -> Finding:
+        seconds = sum(cell_end(run, cell) - cell.start for cell in held)
+        return Finding(
+            rule=self.id,
+            severity="warning",
+            cells=tuple(cell.seq for cell in held),
+            subject=device.id,
+            cause=None,
+            start=held[0].start,
+            end=cell_end(run, held[-1]),
+            fact=f"{titles(held)} held {device.id} ({device.name}) for {seconds_text(seconds)} and never used it.",
+            consequence=f"{seconds:.0f} GPU-seconds were unused, and its memory was kept from others.",
+            advice="Check that model and data are moved to this GPU (.to(device)); if it is not needed, hide it with "
+            "CUDA_VISIBLE_DEVICES before the framework is imported.",
+            evidence=Evidence(UTILIZATION, 0.0, 0.0, "%"),
+            waste=Waste(seconds),
+        )
+
+    def _allocated(self, device: Device, run: Run, in_cells: Observed) -> Finding:
+        mine = device.mine is True
+        cells = top_cells(run)
+        how = "is allocated to this kernel" if mine else "is visible to this kernel, which imports a GPU framework,"
+        return Finding(
+            rule=self.id,
+            severity="warning" if mine else "info",
+            cells=tuple(cell.seq for cell in cells),
+            subject=device.id,
+            cause=None,
+            start=in_cells.start,
+            end=in_cells.end,
+            fact=f"{device.id} ({device.name}) {how} and did no work in {seconds_text(in_cells.total)} of cells.",
+            consequence=f"{in_cells.total:.0f} GPU-seconds were unused"
+            + (", and nobody else could use them." if mine else "; others may use this GPU."),
+            advice="If the code should use it, check that the framework sees it (torch.cuda.is_available()) and that "
+            "model and data are moved to it; if not, choose a machine or a session without a GPU.",
+            evidence=Evidence(UTILIZATION, 0.0, 0.0, "%"),
+            waste=Waste(in_cells.total if mine else 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class GpuUnderused(Rule):
+    """A GPU that worked in a cell, but waited for most of the time between its first and its last work."""
+
+    id: ClassVar[str] = "gpu-underused"
+    title: ClassVar[str] = "A GPU waits more than it works"
+    metrics: ClassVar[tuple[str, ...]] = (
+        UTILIZATION,
+        "gpu.process.memory.used",
+        "gpu.foreign.processes",
+        "gpu.event_reasons",
+        "process.cpu.usage",
+        "process.disk.read.rate",
+        "host.disk.read.rate",
+        "process.children",
+    )
+
+    busy_seconds: float = 10.0
+    """Least time from the first to the last work of the GPU in a cell."""
+    mean_percent: float = 50.0
+    """Below this mean utilisation of the busy part it is a finding (info) ..."""
+    warning_percent: float = 30.0
+    """... and below this a warning ..."""
+    critical_percent: float = 15.0
+    """... and below this, and for ``critical_seconds``, critical."""
+    critical_seconds: float = 300.0
+
+    def check(self, run: Run) -> Outcome:
+        """One outcome a cell and GPU."""
+        if not run.devices:
+            return not_applicable(_no_gpu(run))
+        parts = (self._cell(run, device, cell) for device in run.devices for cell in top_cells(run))
+        return combined(parts, "no cell was run")
+
+    def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
+        end = cell_end(run, cell)
+        too_short = not_applicable(f"no cell with {seconds_text(self.busy_seconds)} of GPU work")
+        if end - cell.start < self.busy_seconds:
+            return too_short
+        readings = observed(run, UTILIZATION, device.id, cell.start, end)
+        working = readings.values > 0
+        if readings.total >= ENOUGH * (end - cell.start) and not working.any():
+            return too_short
+        whose = ownership(run, device, cell.start, end)
+        obstacle = whose.obstacle()
+        if obstacle is not None:
+            return obstacle
+        if readings.total < ENOUGH * (end - cell.start):
+            return unknown(f"{device.id}: {_why_missing(run, device, readings)}")
+        first, last = int(working.argmax()), len(working) - int(working[::-1].argmax())
+        busy = readings.where(slice(first, last))
+        if busy.end - busy.start < self.busy_seconds:
+            return too_short
+        return CLEAR if busy.mean() >= self.mean_percent else found(self._finding(run, device, cell, busy))
+
+    def _finding(self, run: Run, device: Device, cell: Cell, readings: Observed) -> Finding:
+        mean = readings.mean()
+        severity, threshold = self._severity(mean, readings.total)
+        wasted = readings.total * (1 - mean / 100)
+        cause = cause_of(Busy(run, device, cell, readings, self.mean_percent))
+        return Finding(
+            rule=self.id,
+            severity=severity,
+            cells=(cell.seq,),
+            subject=device.id,
+            cause=cause.name,
+            start=readings.start,
+            end=readings.end,
+            fact=f"{cell.title} kept {device.id} at {percent_text(mean)} on average over {seconds_text(readings.total)}. "
+            f"{cause.why}{_crosses_edge(run, device, cell, readings)} ({len(readings.values)} samples)",
+            consequence=f"{wasted:.0f} GPU-seconds were unused, {percent_text(100 - mean)} of what was held.",
+            advice=cause.advice,
+            evidence=Evidence(UTILIZATION, mean, threshold, "%"),
+            waste=Waste(wasted),
+        )
+
+    def _severity(self, mean: float, seconds: float) -> tuple[Severity, float]:
+        if mean < self.critical_percent and seconds >= self.critical_seconds:
+            return "critical", self.critical_percent
+        if mean < self.warning_percent:
+            return "warning", self.warning_percent
+        return "info", self.mean_percent
+
+
+def _crosses_edge(run: Run, device: Device, cell: Cell, readings: Observed) -> str:
+    """CUDA works asynchronously: what a cell started may go on after it."""
+    if cell.end is None:
+        return ""
+    after = observed(run, UTILIZATION, device.id, cell.end, cell.end + 2.0).values
+    busy_at_end = cell.end - readings.end < 1.0
+    return " Its work went on after the cell's end." if busy_at_end and len(after) > 1 and after[:2].all() else ""
+
+
+def _why_missing(run: Run, device: Device, readings: Observed) -> str:
+    if len(readings.values):
+        return "its utilisation was read for less than 80 % of the time"
+    return reason_for(run, UTILIZATION, device.id)
+
+
+def _imports_framework(run: Run) -> bool:
+    return any(FRAMEWORK.search(cell.source or cell.first_line) for cell in run.cells)

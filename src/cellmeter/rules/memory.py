@@ -1,0 +1,171 @@
+"""Rules about memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from cellmeter.rules.observed import cell_end, observed, top_cells
+from cellmeter.rules.ownership import ownership
+from cellmeter.rules.rule import (
+    CLEAR,
+    Evidence,
+    Finding,
+    Outcome,
+    Rule,
+    Severity,
+    combined,
+    found,
+    not_applicable,
+    unknown,
+)
+from cellmeter.rules.units import MIB, bytes_text, percent_text
+
+if TYPE_CHECKING:
+    from cellmeter.run import Cell, CellUsage, Device, Run
+
+RSS = "process.memory.rss"
+MAPPED = "process.memory.file"
+DEVICE_MEMORY = "gpu.memory.used"
+
+
+class Hump(NamedTuple):
+    """Memory that rose and fell within a cell: the peak, and the more of what was there before and after."""
+
+    metric: str
+    subject: str
+    peak: float
+    base: float
+    limit: float | None
+    mapped: float | None = 0.0
+    """Growth that mapped files explain; None if they cannot be told apart."""
+    exact: bool = True
+
+    @property
+    def height(self) -> float:
+        """What was needed for a while only."""
+        return self.peak - self.base - (self.mapped or 0.0)
+
+
+@dataclass(frozen=True)
+class MemorySpike(Rule):
+    """A cell that needed much more memory for a while than before or after it. What stays is no spike."""
+
+    id: ClassVar[str] = "memory-spike"
+    title: ClassVar[str] = "A cell needs much more memory for a while"
+    metrics: ClassVar[tuple[str, ...]] = (
+        RSS,
+        MAPPED,
+        DEVICE_MEMORY,
+        "gpu.process.memory.used",
+        "gpu.foreign.processes",
+    )
+
+    least_bytes: float = 256.0 * MIB
+    """No spike below this is worth a word."""
+    base_share: float = 0.5
+    """A spike is at least this share of what was there before and after, or ..."""
+    limit_share: float = 0.1
+    """... this share of the limit, whichever is less; above it, it is a warning."""
+    critical_share: float = 0.5
+    """Share of the limit above which it is critical."""
+
+    def check(self, run: Run) -> Outcome:
+        """One outcome a cell for the kernel's memory, and one a GPU that it holds alone."""
+        cells = [cell for cell in top_cells(run) if cell.end is not None]
+        parts = [self._kernel(run, cell) for cell in cells]
+        parts += [self._device(run, cell, device) for cell in cells for device in run.devices]
+        return combined(parts, "no cell has ended")
+
+    def _kernel(self, run: Run, cell: Cell) -> Outcome:
+        usage = run.usage(cell)
+        if usage.peak_rss_bytes is None or usage.rss_start_bytes is None or usage.rss_end_bytes is None:
+            return unknown(usage.unknown.get("rss_start_bytes", "no sample in this cell"))
+        limit = run.limits.get("memory_bytes")
+        hump = Hump(
+            RSS,
+            "process",
+            usage.peak_rss_bytes,
+            max(usage.rss_start_bytes, usage.rss_end_bytes),
+            limit.value if limit else None,
+            _mapped_growth(run, cell, usage),
+            usage.peak_exact,
+        )
+        clear = CLEAR if usage.peak_exact else Outcome("clear", "some peaks are the highest sample, not exact")
+        return self._verdict(run, cell, hump) or clear
+
+    def _device(self, run: Run, cell: Cell, device: Device) -> Outcome:
+        end = cell_end(run, cell)
+        if ownership(run, device, cell.start, end).whose != "mine":
+            return not_applicable(f"{device.id} is not this kernel's alone")
+        memory = observed(run, DEVICE_MEMORY, device.id, cell.start, end).values
+        if not len(memory):
+            return not_applicable(f"no reading of the memory of {device.id}")
+        hump = Hump(
+            DEVICE_MEMORY, device.id, memory.max(), max(memory[0], memory[-1]), device.memory_bytes, exact=False
+        )
+        return self._verdict(run, cell, hump) or CLEAR
+
+    def _verdict(self, run: Run, cell: Cell, hump: Hump) -> Outcome | None:
+        threshold = max(self.least_bytes, self._relative_bound(hump))
+        if hump.height < threshold:
+            return None
+        return found(self._finding(run, cell, hump, threshold))
+
+    def _relative_bound(self, hump: Hump) -> float:
+        of_base = self.base_share * hump.base
+        return min(of_base, self.limit_share * hump.limit) if hump.limit else of_base
+
+    def _finding(self, run: Run, cell: Cell, hump: Hump, threshold: float) -> Finding:
+        where = "" if hump.subject == "process" else f" on {hump.subject}"
+        return Finding(
+            rule=self.id,
+            severity=self._severity(hump),
+            cells=(cell.seq,),
+            subject=hump.subject,
+            cause=None,
+            start=cell.start,
+            end=cell_end(run, cell),
+            fact=f"{cell.title} needed {bytes_text(hump.height)}{where} for a while only: it peaked at "
+            f"{'' if hump.exact else 'no less than '}{bytes_text(hump.peak)}, with {bytes_text(hump.base)} around it."
+            + ("" if hump.mapped is not None else " Mapped files, which cost nothing, could not be told apart."),
+            consequence=_consequence(hump),
+            advice=_advice(hump),
+            evidence=Evidence(hump.metric, float(hump.height), float(threshold), "By"),
+        )
+
+    def _severity(self, hump: Hump) -> Severity:
+        if not hump.limit or hump.mapped is None:
+            return "info"
+        if hump.height >= self.critical_share * hump.limit:
+            return "critical"
+        return "warning" if hump.height >= self.limit_share * hump.limit else "info"
+
+
+def _consequence(hump: Hump) -> str:
+    if not hump.limit:
+        return "The limit is unknown; a machine sized for the peak is larger than the rest of the cell needs."
+    share = percent_text(100 * hump.peak / hump.limit)
+    end = "the kernel is killed" if hump.subject == "process" else "allocation fails (CUDA out of memory)"
+    return f"The peak was {share} of the {bytes_text(hump.limit)} there are; beyond that {end}."
+
+
+def _advice(hump: Hump) -> str:
+    if hump.subject != "process":
+        return "Use a smaller batch or gradient accumulation, torch.no_grad() where no gradient is needed."
+    return (
+        "Avoid full temporary copies: work in place or in chunks, read only the columns needed, use smaller dtypes, "
+        "and del intermediate results before the next step."
+    )
+
+
+def _mapped_growth(run: Run, cell: Cell, usage: CellUsage) -> float | None:
+    """How far mapped files rose above what they were at the base, by the highest sample: too far if anything.
+
+    None if it was not recorded: such a rise may then be nothing but file cache.
+    """
+    mapped = observed(run, MAPPED, "process", cell.start, cell_end(run, cell)).values
+    if not len(mapped):
+        return None
+    base_is_start = (usage.rss_start_bytes or 0) >= (usage.rss_end_bytes or 0)
+    return max(0.0, float(mapped.max() - mapped[0 if base_is_start else -1]))

@@ -1,0 +1,126 @@
+"""Readings with the time each stands for, so that what was not observed counts as unknown and not as idle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cellmeter.run import Cell, Run
+
+    Floats = NDArray[np.float64]
+
+LONGEST_SECONDS = 2.0  # a reading stands for no more: driver and recorder may skip a beat, a suspend is no beat
+ENOUGH = 0.8  # of an interval must have been observed to judge it
+
+
+class Observed(NamedTuple):
+    """The known readings of an interval: time, value, seconds each stands for (those before it), and its cell."""
+
+    time: Floats
+    values: Floats
+    seconds: Floats
+    seq: NDArray[np.int64]
+
+    @property
+    def total(self) -> float:
+        """Seconds that were observed."""
+        return float(self.seconds.sum())
+
+    @property
+    def start(self) -> float:
+        """Where the first reading's time begins."""
+        return float(self.time[0] - self.seconds[0])
+
+    @property
+    def end(self) -> float:
+        """The last reading's time."""
+        return float(self.time[-1])
+
+    def mean(self) -> float:
+        """Time-weighted mean; the plain one where the readings stand for no time at all."""
+        import numpy as np
+
+        return float(np.average(self.values, weights=self.seconds) if self.total > 0 else self.values.mean())
+
+    def where(self, chosen: NDArray[np.bool_] | slice) -> Observed:
+        """Some of the readings."""
+        return Observed(self.time[chosen], self.values[chosen], self.seconds[chosen], self.seq[chosen])
+
+
+class Stretch(NamedTuple):
+    """Consecutive readings of the same kind, in seconds since the run's start."""
+
+    start: float
+    end: float
+    seconds: float
+
+
+def observed(run: Run, metric: str, subject: str, start: float, end: float) -> Observed:
+    """The known readings from ``start`` to ``end`` with the time each stands for."""
+    import numpy as np
+
+    part = run.series(metric, subject).between(start, end)
+    seconds = np.diff(part.time, prepend=start).clip(0, max(LONGEST_SECONDS, 2.5 / run.rate_hz))
+    return Observed(part.time, part.values, seconds, part.seq).where(~np.isnan(part.values))
+
+
+def stretches(readings: Observed, chosen: NDArray[np.bool_]) -> list[Stretch]:
+    """The stretches of consecutive readings that are ``chosen``, in order of time."""
+    import numpy as np
+
+    edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))
+    return [
+        Stretch(
+            float(readings.time[low] - readings.seconds[low]),
+            float(readings.time[high - 1]),
+            float(readings.seconds[low:high].sum()),
+        )
+        for low, high in zip(edges[::2], edges[1::2], strict=True)
+    ]
+
+
+def at_times(run: Run, metric: str, subject: str, times: Floats) -> Floats:
+    """What a metric read at or just after given times; NaN where it was not read within ``LONGEST_SECONDS``.
+
+    Just after, because a rate looks back: the reading at the end of an interval is the one that speaks of it.
+    """
+    import numpy as np
+
+    series = run.series(metric, subject)
+    if not len(series.time):
+        return np.full(len(times), np.nan)
+    index = series.time.searchsorted(times, "left").clip(max=len(series.time) - 1)
+    near = np.abs(series.time[index] - times) <= LONGEST_SECONDS
+    return np.where(near, series.values[index], np.nan)
+
+
+def cell_end(run: Run, cell: Cell) -> float:
+    """The end of a cell, or the last moment known of one that has none."""
+    return run.duration if cell.end is None else cell.end
+
+
+def top_cells(run: Run) -> tuple[Cell, ...]:
+    """The cells people ran: what a cell runs from within is part of it, and is not judged twice."""
+    return tuple(cell for cell in run.cells if cell.parent is None)
+
+
+def cell_seconds(run: Run) -> float:
+    """Time in which at least one cell ran."""
+    total = reached = 0.0
+    for start, end in sorted((cell.start, cell_end(run, cell)) for cell in run.cells):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def titles(cells: Sequence[Cell]) -> str:
+    """``In [3], In [4] and 5 more``."""
+    named = [cell.title for cell in cells[:3]]
+    more = len(cells) - len(named)
+    if more:
+        return f"{', '.join(named)} and {more} more"
+    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)

@@ -1,0 +1,72 @@
+"""Whose GPU it is. A kernel must not be blamed for another's idleness, nor praised for another's work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from cellmeter.rules.observed import ENOUGH
+from cellmeter.rules.rule import Outcome, not_applicable, unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cellmeter.run import Device, Run
+
+PROCESS_LIST_SECONDS = 2.0  # NVML's process lists are read this often: one call can hold the driver's lock for 4.5 ms
+
+Whose = Literal["mine", "not-mine", "shared", "unknown"]
+
+
+class Ownership(NamedTuple):
+    """Whose a GPU was over an interval. ``context``: the kernel or a descendant held one; None if that is unknown."""
+
+    whose: Whose
+    context: bool | None
+    reason: str
+
+    def obstacle(self) -> Outcome | None:
+        """The outcome of a rule about the kernel's own GPUs, where this is none; None if it may be judged."""
+        if self.whose == "mine":
+            return None
+        return not_applicable(self.reason) if self.whose == "not-mine" else unknown(self.reason)
+
+
+def ownership(run: Run, device: Device, start: float, end: float) -> Ownership:
+    """Whose GPU ``device`` was from ``start`` to ``end``."""
+    held = _readings(run, "gpu.process.memory.used", device.id, start, end)
+    context = _held(held)
+    foreign = bool((_readings(run, "gpu.foreign.processes", device.id, start, end) > 0).any())
+    if device.mine is False and not context:
+        return Ownership("not-mine", context, f"{device.id} is not visible to this kernel")
+    if foreign and (device.mine or context is not False):
+        reason = f"shared: another process held {device.id} too, and only the use of the whole GPU is known"
+        return Ownership("shared", context, reason)
+    if context or device.mine:
+        return Ownership("mine", context, "")
+    if context is None:
+        why = reason_for(run, "gpu.process.memory.used", device.id)
+        return Ownership("unknown", None, f"whose work {device.id} did cannot be told: {why}")
+    return Ownership("not-mine", False, f"this kernel did not use {device.id}")
+
+
+def reason_for(run: Run, metric: str, subject: str) -> str:
+    """Why a metric of a subject has no readings."""
+    for key in (f"{metric}:{subject}", metric):
+        if key in run.unavailable:
+            return run.unavailable[key]
+    return f"{metric} has no readings"
+
+
+def _held(readings: NDArray[np.float64]) -> bool | None:
+    """One reading above 0 proves a context; that there was none takes most of them."""
+    import numpy as np
+
+    if (readings > 0).any():
+        return True
+    return False if len(readings) and (~np.isnan(readings)).mean() >= ENOUGH else None
+
+
+def _readings(run: Run, metric: str, subject: str, start: float, end: float) -> NDArray[np.float64]:
+    """Readings of a process list, from the last before ``start`` on: it is read less often than the rest."""
+    return run.series(metric, subject).between(start - PROCESS_LIST_SECONDS, end).values

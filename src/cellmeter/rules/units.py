@@ -1,0 +1,59 @@
+"""Numbers as people read them: ``3.4 GiB``, ``2 min 5 s``, ``12 %``."""
+
+from __future__ import annotations
+
+import math
+
+UNKNOWN = "–"
+MIB = 2**20
+
+
+def bytes_text(count: float | None) -> str:
+    """Bytes in the largest binary unit that leaves at least 1; three digits."""
+    if count is None or not math.isfinite(count):
+        return UNKNOWN
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(size) >= 999.5 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{_three_digits(size) if units[0] != 'B' else round(size)} {units[0]}"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """Seconds as ``40 ms``, ``3.2 s``, ``2 min 5 s`` or ``1 h 12 min``."""
+    if seconds is None or not math.isfinite(seconds):
+        return UNKNOWN
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def percent_text(percent: float | None) -> str:
+    """A share with the digits that matter: ``0.4 %``, ``12 %``."""
+    if percent is None or not math.isfinite(percent):
+        return UNKNOWN
+    return f"{percent:.1f} %" if 0 < percent < 0.95 else f"{percent:.0f} %"
+
+
+def cores_text(cores: float | None) -> str:
+    """CPU use in cores."""
+    return UNKNOWN if cores is None or not math.isfinite(cores) else f"{cores:.2f}" if cores < 10 else f"{cores:.0f}"
+
+
+def joules_text(joules: float | None) -> str:
+    """Energy in J, kJ or Wh, as electricity bills have it from 10 Wh on."""
+    if joules is None or not math.isfinite(joules):
+        return UNKNOWN
+    if joules >= 36_000:
+        return f"{_three_digits(joules / 3600)} Wh"
+    return f"{_three_digits(joules / 1000)} kJ" if joules >= 999.5 else f"{joules:.0f} J"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}"

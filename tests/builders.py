@@ -1,0 +1,236 @@
+"""Runs made by hand: a timetable of cells with what happened in them, and out comes the Run a reader would get.
+
+    a_run(a_cell(30, rss=GIB), a_cell(60, label="train", gpu={"gpu0": GpuWork(90)}), devices=[a_device("gpu0")])
+
+A signal is a number or a function of the seconds since its cell's start. Cells are sampled at the run's rate and at both
+edges, the time between them once a second, as the recorder does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from cellmeter.run import EDGE_END, EDGE_START, Cell, CellStatus, Column, Device, Gap, Host, Limit, Run, Segment
+
+GIB = 2**30
+MIB = 2**20
+NAN = math.nan
+
+Signal = float | Callable[[float], float]
+
+START_NS = 5_000_000_000
+STARTED = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class GpuWork:
+    """What happens on one GPU while a cell runs. ``context``: device memory held by the kernel; 0 for none."""
+
+    utilization: Signal = 0.0
+    context: Signal = float(2 * GIB)
+    foreign: Signal = 0.0
+    memory: Signal = float(2 * GIB)
+    power: Signal = 100.0
+    reasons: Signal = 0.0
+
+
+RESTING = GpuWork(context=0.0, memory=float(MIB), power=50.0)
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One cell of the timetable."""
+
+    seconds: float
+    rss: Signal = float(GIB)
+    mapped: Signal = float(100 * MIB)
+    cores: Signal = 0.1
+    children: Signal = 0.0
+    disk_read: Signal = 0.0
+    gpu: Mapping[str, GpuWork] = field(default_factory=dict)
+    peak: int | None = None
+    peak_unknown: str | None = None
+    label: str | None = None
+    first_line: str = "work()"
+    status: CellStatus = "ok"
+
+
+def a_cell(seconds: float, **plan: object) -> CellPlan:
+    """A cell that runs for so long. Its exact peak is the highest ``rss`` unless given."""
+    return CellPlan(seconds, **plan)  # type: ignore[arg-type]
+
+
+def a_device(name: str = "gpu0", mine: bool | None = None, memory_bytes: int = 80 * GIB) -> Device:
+    return Device(name, "NVIDIA H100 80GB HBM3", f"GPU-{name}", memory_bytes, mine, 700.0)
+
+
+def bursts(period: float, busy: float, percent: float = 95.0) -> Callable[[float], float]:
+    """Work for the first ``busy`` seconds of every period."""
+    return lambda t: percent if t % period < busy else 0.0
+
+
+def hump(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """``high`` from ``start`` to ``end``, ``low`` otherwise."""
+    return lambda t: high if start <= t < end else low
+
+
+def _value(signal: Signal, t: float) -> float:
+    return float(signal(t) if callable(signal) else signal)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    time: float
+    seq: int
+    flags: int
+    plan: CellPlan
+    since: float
+
+
+def _moments(plans: Sequence[CellPlan], pause: float, rate: float) -> list[_Moment]:
+    idle, moments, now = CellPlan(pause), [], 0.0
+    for seq, plan in enumerate(plans, start=1):
+        moments += [_Moment(now + s, 0, 0, idle, 0.0) for s in np.arange(0, pause, 1.0)]
+        now += pause
+        steps = np.arange(0, plan.seconds, 1 / rate)
+        moments += [_Moment(now + s, seq, EDGE_START if s == 0 else 0, plan, s) for s in steps]
+        now += plan.seconds
+        moments.append(_Moment(now, seq, EDGE_END, plan, plan.seconds))
+    moments += [_Moment(now + s, 0, 0, idle, 0.0) for s in np.arange(1, pause + 1, 1.0)]
+    return moments
+
+
+def _columns(devices: Sequence[Device]) -> dict[Column, Callable[[_Moment], float]]:
+    """Columns of the main stream; counters are given as their rate."""
+    columns: dict[Column, Callable[[_Moment], float]] = {
+        Column("process.memory.rss", "process", "By"): lambda m: _value(m.plan.rss, m.since),
+        Column("process.memory.file", "process", "By"): lambda m: _value(m.plan.mapped, m.since),
+        Column("process.children", "process", "1"): lambda m: _value(m.plan.children, m.since),
+        Column("process.cpu.time", "process", "s"): lambda m: _value(m.plan.cores, m.since),
+        Column("process.disk.read", "process", "By"): lambda m: _value(m.plan.disk_read, m.since),
+        Column("host.disk.read", "host", "By"): lambda m: _value(m.plan.disk_read, m.since),
+        Column("recorder.cpu.time", "recorder", "s"): lambda m: 0.004,
+    }
+    for device in devices:
+        for metric, unit, name in (
+            ("gpu.utilization", "%", "utilization"),
+            ("gpu.memory.used", "By", "memory"),
+            ("gpu.power", "W", "power"),
+            ("gpu.event_reasons", "1", "reasons"),
+            ("gpu.energy", "J", "power"),
+        ):
+            columns[Column(metric, device.id, unit)] = _of_gpu(device.id, name)
+    return columns
+
+
+def _of_gpu(gpu: str, name: str) -> Callable[[_Moment], float]:
+    return lambda m: _value(getattr(m.plan.gpu.get(gpu, RESTING), name), m.since)
+
+
+COUNTERS = {"process.cpu.time", "process.disk.read", "host.disk.read", "recorder.cpu.time", "gpu.energy"}
+
+
+def _segment(stream: str, columns: Mapping[Column, Callable[[_Moment], float]], moments: Sequence[_Moment]) -> Segment:
+    dtype = [("t", "<i8"), ("seq", "<u4"), ("flags", "<u4"), ("v", "<f8", (len(columns),)), ("crc", "<u4")]
+    records = np.zeros(len(moments), np.dtype(dtype))
+    times = np.array([m.time for m in moments])
+    records["t"] = START_NS + np.round(times * 1e9).astype(np.int64)
+    records["seq"] = [m.seq for m in moments]
+    records["flags"] = [m.flags for m in moments]
+    for index, (column, read) in enumerate(columns.items()):
+        values = np.array([read(m) for m in moments])
+        counter = column.metric in COUNTERS
+        records["v"][:, index] = np.cumsum(values * np.diff(times, prepend=times[:1])) if counter else values
+    return Segment(stream, tuple(columns), records)
+
+
+def _cells(plans: Sequence[CellPlan], pause: float, rate: float) -> tuple[Cell, ...]:
+    cells, now = [], 0.0
+    for seq, plan in enumerate(plans, start=1):
+        now += pause
+        highest = max(_value(plan.rss, s) for s in [*np.arange(0, plan.seconds, 1 / rate), plan.seconds])
+        peak = plan.peak if plan.peak is not None else (None if plan.peak_unknown else int(highest))
+        cells.append(
+            Cell(
+                seq=seq,
+                start=now,
+                end=now + plan.seconds,
+                status=plan.status,
+                execution_count=seq,
+                label=plan.label,
+                first_line=plan.first_line,
+                peak_rss_bytes=peak,
+                peak_unknown=plan.peak_unknown,
+            )
+        )
+        now += plan.seconds
+    return tuple(cells)
+
+
+def a_run(
+    *plans: CellPlan,
+    devices: Sequence[Device] = (),
+    limit_bytes: float | None = 64.0 * GIB,
+    rate_hz: float = 10.0,
+    pause: float = 2.0,
+    unavailable: Mapping[str, str] | None = None,
+    gaps: tuple[Gap, ...] = (),
+    notebook: str | None = "/home/ada/train.ipynb",
+    host_name: str = "node7",
+) -> Run:
+    """The run of a timetable, with ``pause`` seconds around each cell. ``limit_bytes`` None: the limit is unknown."""
+    moments = _moments(plans, pause, rate_hz)
+    listed = [m for i, m in enumerate(moments) if i == 0 or int(m.time / 2) != int(moments[i - 1].time / 2)]
+    lists = {
+        Column(metric, device.id, unit): _of_gpu(device.id, name)
+        for device in devices
+        for metric, unit, name in (
+            ("gpu.process.memory.used", "By", "context"),
+            ("gpu.foreign.processes", "1", "foreign"),
+        )
+    }
+    segments = [_segment("main", _columns(devices), moments)]
+    if lists:
+        segments.append(_segment("gpu-processes", lists, listed))
+    limits = {"cpu_cores": Limit(8.0, "cpuset")}
+    if limit_bytes is not None:
+        limits["memory_bytes"] = Limit(limit_bytes, "cgroup")
+    duration = sum(plan.seconds + pause for plan in plans) + pause
+    return Run(
+        id="20260301T120000Z-0a1b2c",
+        path="/runs/20260301T120000Z-0a1b2c",
+        started=STARTED,
+        ended=STARTED,
+        ending="stopped",
+        signal=None,
+        exit_code=0,
+        notebook=notebook,
+        host=Host(host_name, "Linux", "6.8", "x86_64", "3.11.9", 16, 128 * GIB),
+        devices=tuple(devices),
+        limits=limits,
+        rate_hz=rate_hz,
+        cells=_cells(plans, pause, rate_hz),
+        gaps=gaps,
+        unavailable=unavailable or {},
+        start_ns=START_NS,
+        duration=duration,
+        segments=tuple(segments),
+    )
+
+
+def without(run: Run, metric: str, subject: str, reason: str) -> Run:
+    """The same run on a machine that cannot measure a metric: all its readings are unknown."""
+    segments = []
+    for segment in run.segments:
+        records = segment.records.copy()
+        for index, column in enumerate(segment.columns):
+            if (column.metric, column.subject) == (metric, subject):
+                records["v"][:, index] = NAN
+        segments.append(replace(segment, records=records))
+    unavailable = {**run.unavailable, f"{metric}:{subject}": reason}
+    return replace(run, segments=tuple(segments), unavailable=unavailable)

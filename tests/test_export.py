@@ -1,0 +1,431 @@
+"""Reports and tables: what is in them, and what a hostile notebook cannot put into them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import pytest
+from builders import GIB, MIB, GpuWork, a_cell, a_device, a_run, bursts, hump, without
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellmeter import export
+from cellmeter.errors import BadUsage, MissingExtra
+from cellmeter.export import markdown, report_json, table
+from cellmeter.export.summary import plain
+from cellmeter.rules import Checked, Judgement, judge
+from cellmeter.run import Gap, Run
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\x1b[2J\u202e|`@all`"
+
+
+def busy_run() -> Run:
+    """Every kind of finding, an error, a gap, and a GPU whose energy is unknown."""
+    run = a_run(
+        a_cell(20, label="load", rss=hump(GIB, 40 * GIB, 5, 8), first_line="df = pd.read_csv('a.csv')"),
+        a_cell(40, gpu={"gpu0": GpuWork(bursts(4, 1)), "gpu1": GpuWork(0)}, cores=1.0, status="error"),
+        a_cell(0.3, peak_unknown="clear_refs is not permitted"),
+        devices=[a_device("gpu0", mine=True), a_device("gpu1", mine=True)],
+        gaps=(Gap(30.0, 33.0, "suspended"),),
+    )
+    return without(run, "gpu.energy", "gpu1", "not supported on this GPU")
+
+
+def hostile_run() -> Run:
+    cell = a_cell(20, label=HOSTILE, first_line=HOSTILE, rss=hump(GIB, 40 * GIB, 5, 8))
+    return a_run(cell, a_cell(5, label="=cmd|'/c calc'!A1"), notebook=f"/tmp/{HOSTILE}.ipynb", host_name=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def busy() -> Run:
+    return busy_run()
+
+
+@pytest.fixture(scope="module")
+def page(busy: Run) -> str:
+    return export.html_report(busy)
+
+
+class Tags(HTMLParser):
+    """The elements of a page, as a browser would see them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def named(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.found if tag == name]
+
+
+# ── JSON ──
+
+
+def strict(text: str) -> dict[str, object]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    fields: dict[str, object] = json.loads(text, parse_constant=refuse)
+    return fields
+
+
+def assert_valid(fields: object) -> None:
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    jsonschema.Draft202012Validator(report_json.schema(), format_checker=checker).validate(fields)
+
+
+@pytest.mark.parametrize(
+    "run", [busy_run(), hostile_run(), a_run(), replace(a_run(a_cell(3)), segments=(), ended=None, ending=None)]
+)
+def test_the_json_report_follows_its_schema(run: Run) -> None:
+    fields = strict(export.render(run, "json"))
+    assert_valid(fields)
+
+
+def test_the_schema_is_one_and_refuses_a_report_with_a_key_missing(busy: Run) -> None:
+    jsonschema.Draft202012Validator.check_schema(report_json.schema())
+    for part, key in [("cells", "peak_exact"), ("findings", "waste"), ("checked", "reason"), ("devices", "uuid")]:
+        fields = report_json.report(busy)
+        del fields[part][0][key]
+        with pytest.raises(jsonschema.ValidationError, match=key):
+            assert_valid(fields)
+
+
+def test_the_json_report_has_the_documented_keys(busy: Run) -> None:
+    fields = report_json.report(busy)
+    cell = fields["cells"][0]
+    assert list(fields["findings"][0]) == (
+        [
+            "rule",
+            "severity",
+            "cells",
+            "subject",
+            "cause",
+            "start",
+            "end",
+            "fact",
+            "consequence",
+            "advice",
+            "evidence",
+            "waste",
+        ]
+    )
+    assert fields["run"]["limits"]["memory_bytes"] == {"value": 64 * GIB, "from": "cgroup"}
+    assert fields["run"]["gaps"] == [{"start": 30.0, "end": 33.0, "reason": "suspended"}]
+    assert (cell["peak_rss_bytes"], cell["peak_exact"], cell["label"]) == (40 * GIB, True, "load")
+    assert fields["version"] == 1
+
+
+def test_what_is_unknown_is_null_with_its_reason(busy: Run) -> None:
+    cell = report_json.report(busy)["cells"][1]
+    assert cell["gpu"]["gpu1"]["energy_joules"] is None
+    assert cell["unknown"]["gpu.gpu1.energy_joules"] == "not supported on this GPU"
+    assert cell["gpu"]["gpu0"]["energy_joules"] > 0
+
+
+def test_a_limit_that_is_unknown_is_null() -> None:
+    assert report_json.report(a_run(limit_bytes=None))["run"]["limits"]["memory_bytes"] == {"value": None, "from": None}
+    assert report_json.report(a_run(limit_bytes=math.inf))["run"]["limits"]["memory_bytes"]["value"] is None
+
+
+# ── text ──
+
+
+def test_the_text_report_says_what_to_fix_first_and_fits_the_terminal(busy: Run) -> None:
+    text = export.render(busy, "text")
+    assert "Fix first: load needed 39.0 GiB" in text
+    assert text.index("CRITICAL") < text.index("WARNING")
+    assert "Not judged" not in text
+    assert "% of one core" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_text_report_says_what_was_not_judged_and_why() -> None:
+    blind = without(a_run(a_cell(60), devices=[a_device(mine=True)]), "gpu.utilization", "gpu0", "MIG: not supported")
+    text = export.render(blind, "text")
+    assert re.search(r"gpu-underused +unknown: gpu0: MIG: not supported", text)
+    assert re.search(r"gpu-unused +not applicable: less than 5 min of cells", text)
+
+
+def test_no_more_than_ten_findings_are_shown_and_the_rest_is_counted() -> None:
+    spikes = [a_cell(6, rss=hump(GIB, 20 * GIB, 2, 4)) for _ in range(12)]
+    for format in ("text", "md"):
+        assert "and 2 more" in export.render(a_run(*spikes), format)
+
+
+def test_a_clean_run_is_said_to_be_clean_as_far_as_could_be_seen() -> None:
+    assert "Nothing to fix: 1 rule clear." in export.render(a_run(a_cell(5)), "text")
+    assert "There was nothing to judge." in export.render(a_run(), "text")
+    nothing = Judgement((), (Checked("memory-spike", "error", "ZeroDivisionError"),))
+    assert "Nothing could be judged." in export.render(a_run(), "text", nothing)
+
+
+def test_the_cells_table_is_aligned_whatever_the_label() -> None:
+    run = a_run(a_cell(3, label="数据"), a_cell(90, label="x" * 80), a_cell(3, peak_unknown="no"))
+    header, rule, wide, long, sampled = export.cells_table(run).splitlines()
+    columns = rule.split("  ")
+    assert header.startswith("Cell")
+    assert len(columns) == 8
+    assert len(long) == len(sampled)
+    assert len(wide) == len(long) - 2  # two characters that a terminal draws two columns wide
+    assert "≥ 1.0 GiB" in sampled
+    assert "…" in long
+
+
+def test_a_run_without_cells_has_no_table() -> None:
+    assert export.cells_table(a_run()) == "no cell has been run"
+
+
+def test_status_names_the_run_and_what_is_not_measured() -> None:
+    text = export.status_text(a_run(a_cell(3), unavailable={"gpu": "no NVIDIA driver"}))
+    assert "20260301T120000Z-0a1b2c" in text
+    assert re.search(r"No gpu +no NVIDIA driver", text)
+
+
+def test_the_table_of_runs_has_a_row_each_and_says_what_cannot_be_read() -> None:
+    row = {"id": "a", "started": "2026-03-01T12:00:00+00:00", "seconds": 65.0, "notebook": "n.ipynb", "cells": 3}
+    good = {**row, "ending": None, "size_bytes": 3 * MIB, "problem": None}
+    bad = {**dict.fromkeys(good), "id": "b", "size_bytes": 10, "problem": "run.json is damaged"}
+    lines = export.runs_table([good, bad]).splitlines()
+    assert lines[2].split() == [
+        "a",
+        "2026-03-01",
+        "12:00",
+        "1",
+        "min",
+        "5",
+        "s",
+        "3",
+        "running",
+        "3.0",
+        "MiB",
+        "n.ipynb",
+    ]
+    assert lines[3].split() == ["b", "unreadable", "10", "B", "run.json", "is", "damaged"]
+
+
+# ── hostile strings ──
+
+
+def test_no_control_or_direction_character_reaches_a_terminal() -> None:
+    text = export.render(hostile_run(), "text") + export.cells_table(hostile_run())
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+@pytest.mark.parametrize(("make", "scripts"), [(export.html_report, 3), (export.inline_html, 0)])
+def test_no_markup_of_the_notebook_reaches_a_page(make: Callable[[Run], str], scripts: int) -> None:
+    tags = Tags(make(hostile_run()))
+    assert tags.named("img") == []
+    assert len(tags.named("script")) == scripts
+    assert [name for _, attributes in tags.found for name in attributes if name.startswith("on")] == []
+
+
+def test_markdown_takes_no_label_for_markup_or_for_a_table_edge() -> None:
+    text = export.render(hostile_run(), "md")
+    assert "<img" not in text
+    assert "@all" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| In")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [9, 9]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_escaped_markdown_has_no_bare_special_character(text: str) -> None:
+    bare = re.sub(r"\\.", "", markdown.escaped(text))  # what a backslash stands before is text
+    assert not re.search(r"[<>|`*_\[\]\\]", bare)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(codec=None)))
+def test_plain_text_is_printable_utf_8_on_one_line(text: str) -> None:
+    shown = plain(text)
+    assert len(shown) == len(text)
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2028\u2029]", shown)
+    shown.encode("utf-8")
+
+
+# ── HTML ──
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(page: str) -> None:
+    tags = Tags(page)
+    policy = next(m["content"] for m in tags.named("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert tags.named("link") == tags.named("img") == tags.named("iframe") == []
+    assert [script for script in tags.named("script") if "src" in script] == []
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe-eval" not in policy
+    script_sources = policy.split("script-src ")[1].split()
+    assert len(script_sources) == 3
+    assert all(source.startswith("'sha256-") for source in script_sources)
+
+
+def test_the_page_says_everything(page: str) -> None:
+    shown = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    for part in (
+        "Fix first",
+        "■ Critical",
+        "What to do",
+        "Timeline",
+        "Cells",
+        "GPUs",
+        "p95",
+        "This recording",
+        "suspended",
+    ):
+        assert part in shown
+
+
+def test_a_run_without_samples_has_a_page_without_charts() -> None:
+    bare = export.html_report(replace(a_run(a_cell(3)), segments=()))
+    assert "Timeline" not in bare
+    assert len(bare) < 50_000
+
+
+def test_inline_html_has_no_script_and_the_colours_of_the_theme(busy: Run) -> None:
+    text = export.inline_html(busy)
+    assert "<script" not in text
+    assert "var(--jp-ui-font-color1, #222)" in text
+    selectors = re.findall(r"([^{}]+)\{", text.split("<style>")[1].split("</style>")[0])
+    assert all(part.strip().startswith(".cellmeter-report") for s in selectors for part in s.split(","))
+
+
+@pytest.mark.browser
+def test_the_page_runs_in_a_browser_offline_under_its_policy(tmp_path: Path) -> None:
+    sync = pytest.importorskip("playwright.sync_api")
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("no Chromium")
+    run = replace(busy_run(), notebook=f"/tmp/{HOSTILE}")
+    cells = tuple(replace(cell, label=HOSTILE) if cell.seq == 2 else cell for cell in run.cells)
+    path = export.write(replace(run, cells=cells), tmp_path / "report.html")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=quiet)
+        view = browser.new_page()
+        trouble: list[str] = []
+        requests: list[str] = []
+        view.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+        view.on("pageerror", lambda error: trouble.append(str(error)))
+        view.on("dialog", lambda dialog: trouble.append(dialog.message))
+        view.on("request", lambda request: requests.append(request.url))
+        view.goto(path.as_uri())
+        view.locator("canvas").first.wait_for(state="attached")
+        view.get_by_role("button", name="Peak memory").click()
+        peaks = view.locator("table[data-sortable] tbody td.memory").all_inner_texts()
+        wide = view.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        browser.close()
+    assert trouble == []
+    assert requests == [path.as_uri()]
+    assert peaks[0].startswith("40.0 GiB")
+    assert wide
+
+
+# ── tables ──
+
+
+def rows_of(run: Run, tmp_path: Path) -> list[dict[str, str]]:
+    text = export.write(run, tmp_path / "samples.csv").read_text("utf-8")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_has_a_row_a_reading_with_its_unit(tmp_path: Path) -> None:
+    rows = rows_of(a_run(a_cell(1, rss=GIB, cores=1.0)), tmp_path)
+    rss = [row for row in rows if row["metric"] == "process.memory.rss"]
+    first = next(row for row in rss if row["cell"] == "1")
+    assert list(first) == list(table.HEADERS)
+    assert (first["time_s"], first["wall_time"], first["label"]) == ("2.0", "2026-03-01T12:00:02.000Z", "In [1]")
+    assert (first["subject"], first["unit"], float(first["value"])) == ("process", "By", GIB)
+    rates = [row["value"] for row in rows if row["metric"] == "process.cpu.usage" and row["cell"] == "1"]
+    assert float(rates[-1]) == pytest.approx(1.0)
+
+
+def test_an_unknown_value_is_empty_in_csv(tmp_path: Path) -> None:
+    run = without(a_run(a_cell(1)), "process.children", "process", "hidepid")
+    assert {row["value"] for row in rows_of(run, tmp_path) if row["metric"] == "process.children"} == {""}
+
+
+def test_no_label_is_a_formula_in_a_spreadsheet(tmp_path: Path) -> None:
+    rows = rows_of(hostile_run(), tmp_path)
+    labels = {row["label"] for row in rows}
+    assert "'=cmd|'/c calc'!A1" in labels
+    assert [label for label in labels if label.startswith(("=", "+", "-", "@"))] == []
+
+
+@given(st.text())
+def test_neutral_text_is_no_formula_and_keeps_its_words(text: str) -> None:
+    made = table.neutral(text)
+    assert not made.startswith(table.FORMULA_STARTS)
+    assert made.removeprefix("'") == text.removeprefix("'")
+
+
+def test_parquet_has_the_rows_of_csv_with_types_and_units(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run = without(hostile_run(), "process.children", "process", "hidepid")
+    read = parquet.read_table(export.write(run, tmp_path / "samples.parquet"))
+    assert tuple(read.column_names) == table.HEADERS
+    assert read.num_rows == len(rows_of(run, tmp_path))
+    assert read.schema.field("value").metadata[b"process.memory.rss:process"] == b"By"
+    metrics, values = read["metric"].to_pylist(), read["value"].to_pylist()
+    assert {value for metric, value in zip(metrics, values, strict=True) if metric == "process.children"} == {None}
+
+
+def test_tables_are_cut_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = a_run(a_cell(3))
+    whole = export.write(run, tmp_path / "whole.csv").read_bytes()
+    monkeypatch.setattr(table, "ROWS_AT_ONCE", 7)
+    assert export.write(run, tmp_path / "pieces.csv").read_bytes() == whole
+    assert run._cache == {}
+
+
+def test_parquet_without_pyarrow_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'cellmeter\[parquet\]'"):
+        export.write(a_run(a_cell(1)), tmp_path / "x.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ── files and formats ──
+
+
+@pytest.mark.parametrize("suffix", export.SUFFIXES)
+def test_every_suffix_is_written_whole_over_what_was_there(suffix: str, tmp_path: Path) -> None:
+    target = tmp_path / f"out{suffix.upper()}"
+    target.write_text("old")
+    assert export.write(busy_run(), target) == target
+    assert target.stat().st_size > 500
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("name", ["report", "report.pdf", ".html.gz"])
+def test_an_unknown_suffix_names_those_that_work(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BadUsage, match=r"\.html, \.json, \.md, \.txt, \.csv, \.parquet"):
+        export.write(a_run(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_format_names_those_that_work() -> None:
+    with pytest.raises(BadUsage, match="text, html, json, md"):
+        export.render(a_run(), "pdf")
+
+
+def test_a_judgement_can_be_handed_in(busy: Run) -> None:
+    nothing = Judgement((), judge(busy).checked)
+    for format in export.FORMATS:
+        assert "memory-spike" in export.render(busy, format)
+        assert "39.0 GiB" not in re.sub(
+            r"<script>.*?</script>", "", export.render(busy, format, nothing), flags=re.DOTALL
+        )
