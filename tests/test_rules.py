@@ -115,7 +115,7 @@ def test_a_spike_of_device_memory_is_found_on_the_gpu_that_is_mine() -> None:
 def test_a_cell_without_samples_cannot_be_judged() -> None:
     run = a_run(spike(8 * GIB))
     bare = replace(run, segments=(), cells=tuple(replace(cell, peak_rss_bytes=None) for cell in run.cells))
-    assert outcome(bare, "memory-spike") == Checked("memory-spike", "unknown", "no sample in this cell")
+    assert outcome(bare, "memory-spike") == Checked("memory-spike", "unknown", "too few samples in this cell")
 
 
 def test_a_run_without_cells_is_not_applicable() -> None:

@@ -250,6 +250,11 @@ def test_runs_are_found_by_id_prefix_path_or_being_the_newest(
     assert open_run().id == folder.name
 
 
+def test_runs_of_one_second_sort_by_time(tmp_path: Path) -> None:
+    made = [new_run_folder(tmp_path) for _ in range(50)]
+    assert [folder.name[:-2] for folder in run_folders(tmp_path)] == [folder.name[:-2] for folder in made]
+
+
 def test_only_ended_runs_are_removed(tmp_path: Path, write_run: Callable[..., tuple[Path, Writer]]) -> None:
     folder, writer = write_run()
     pid = os.getpid()

@@ -101,6 +101,8 @@ class Child:
             self._wait()
             self._sampler.on_time()
             self._look_around()
+        if self._died:
+            self._hear_last_words()
         if self._stopped_ns is not None:
             self._end(Verdict("stopped", None, None), self._stopped_ns)
         else:
@@ -110,19 +112,21 @@ class Child:
         return process_identity(self._config.pid) == self._config.identity
 
     def _wait(self) -> None:
-        """Waits for whatever comes first; what the kernel said before it died is read to the end."""
+        """Waits for whatever comes first."""
         timeout = max(0.0, (self._sampler.deadline_ns - time.monotonic_ns()) * 1e-6)
         ready = {fd for fd, _ in self._poll.poll(timeout)}
         if self._channel.fd in ready:
             self._receive()
-        if self._pidfd in ready:
-            self._died = True
-            os.set_blocking(self._channel.fd, False)
-            try:
-                while self._channel.open:
-                    self._receive()
-            except BlockingIOError:
-                pass
+        self._died = self._died or self._pidfd in ready
+
+    def _hear_last_words(self) -> None:
+        """What the kernel said before it died is read to the end."""
+        os.set_blocking(self._channel.fd, False)
+        try:
+            while self._channel.open:
+                self._receive()
+        except BlockingIOError:  # a forked worker holds the other side
+            return
 
     def _receive(self) -> None:
         for message in self._channel.receive():

@@ -11,13 +11,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellmeter import __version__
 from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
 from cellmeter.headless import Executed, Progress
 from cellmeter.run import Run
 from cellmeter.store import find_run, list_runs, read_run, remove_run, run_folders, runs_home
+
+if TYPE_CHECKING:
+    from cellmeter.rules import Judgement
 
 OK, NOTEBOOK_FAILED, BAD_USE, FOUND = 0, 1, 2, 3
 FORMATS = ("text", "html", "json", "md")
@@ -133,17 +136,18 @@ def _report(options: argparse.Namespace) -> int:
     from cellmeter import export, judge
 
     run = _open(options.run)
+    judgement = judge(run)
     if options.output is None:
-        print(export.render(run, options.format or "text"))
+        print(export.render(run, options.format or "text", judgement))
     elif options.format is None:
-        export.write(run, options.output)
+        _write(run, options.output, judgement)
     else:
-        _write_text(options.output, export.render(run, options.format))
+        _write_text(options.output, export.render(run, options.format, judgement))
     if options.output is not None:
         print(f"wrote {options.output}", file=sys.stderr)
     if options.fail_on:
         least = SEVERITIES.index(options.fail_on)
-        if any(SEVERITIES.index(finding.severity) >= least for finding in judge(run).findings):
+        if any(SEVERITIES.index(finding.severity) >= least for finding in judgement.findings):
             return FOUND
     return OK
 
@@ -151,6 +155,15 @@ def _report(options: argparse.Namespace) -> int:
 def _write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadUsage(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _write(run: Run, path: Path, judgement: Judgement | None = None) -> None:
+    from cellmeter import export
+
+    try:
+        export.write(run, path, judgement)
     except OSError as error:
         raise BadUsage(f"{path} cannot be written: {error.strerror}") from None
 
@@ -168,11 +181,9 @@ def _add_export(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cellmeter import export
-
     if options.output.suffix not in EXPORT_SUFFIXES:
         raise BadUsage(f"export writes {', '.join(EXPORT_SUFFIXES)}; {options.output} is none of these")
-    export.write(_open(options.run), options.output)
+    _write(_open(options.run), options.output)
     print(f"wrote {options.output}", file=sys.stderr)
     return OK
 
@@ -204,7 +215,7 @@ def _run_notebook(path: Path, folder: Path, output: Path | None, report: Path) -
     if executed.folder is not None:
         run = read_run(executed.folder)
         print(export.render(run, "text"))
-        export.write(run, report)
+        _write(run, report)
         print(f"wrote {report}", file=sys.stderr)
     else:
         print("cellmeter: the notebook's kernel recorded nothing, so there is no report", file=sys.stderr)

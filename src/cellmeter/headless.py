@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from cellmeter.errors import BadUsage, MissingExtra
 from cellmeter.store import read_header, run_folders, runs_home
@@ -86,18 +87,27 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
         on_notebook_start=lambda **_: follower.saw_kernel(client),
     )
     failure = None
-    try:
-        client.execute(env={**os.environ, "JPY_SESSION_NAME": name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
-    except NoSuchKernel as error:
-        raise BadUsage(f"{name} wants the kernel {error.name!r}, which is not installed") from None
-    except CellExecutionError as error:
-        failure = f"{follower.where()} failed: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
-    except DeadKernelError:
-        failure = f"the kernel died in {follower.where()}"
+    environ = {**os.environ, "JPY_SESSION_NAME": name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    with tempfile.TemporaryFile("w+", errors="replace") as said:  # what kernels print of themselves is no news
+        try:
+            client.execute(env=environ, stderr=said)
+        except NoSuchKernel as error:
+            raise BadUsage(f"{name} wants the kernel {error.name!r}, which is not installed") from None
+        except CellExecutionError as error:
+            failure = f"{follower.where()} failed: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
+        except DeadKernelError:
+            failure = f"the kernel died in {follower.where()}{_fatal_line(said)}"
     recorded = _run_of_kernel(follower.kernel_pid)
     if recorded is not None:
         _wait_for_end(recorded)
     return Executed(notebook, recorded, failure)
+
+
+def _fatal_line(said: IO[str]) -> str:
+    """What Python's fault handler said of a crash, if it did."""
+    said.seek(0)
+    fatal = [line.strip() for line in said if line.startswith("Fatal Python error")]
+    return f": {fatal[-1]}" if fatal else ""
 
 
 def _loads_extension(notebook: Any) -> bool:

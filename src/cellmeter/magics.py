@@ -163,9 +163,15 @@ class Session:
                 raise RecorderUnavailable("recording is off, so this cell is not measured: %monitor start")
             return None
         label = " ".join(options.label) if options is not None else ""
+        cell = recording.next_cell()
+        title = label or (f"In [{begun.execution_count}]" if begun.execution_count else f"cell #{cell.seq}")
+        monitored = Monitored(recording, cell, title)
+        if options is not None and not options.no_chart:  # before the start edge: its time is not the cell's
+            monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options.show))
         try:
-            cell = recording.cell_started(
+            recording.cell_started(
                 begun.source,
+                cell,
                 cell_id=begun.cell_id,
                 label=label or None,
                 parent=begun.parent.cell.seq if begun.parent is not None else None,
@@ -174,11 +180,6 @@ class Session:
             )
         except RecorderUnavailable:
             self._give_up(recording)
-            return None
-        title = label or (f"In [{begun.execution_count}]" if begun.execution_count else f"cell #{cell.seq}")
-        monitored = Monitored(recording, cell, title)
-        if options is not None and not options.no_chart:
-            monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options.show))
         return monitored
 
     def _cell_options(self, begun: Begun) -> argparse.Namespace | None:
@@ -325,7 +326,10 @@ class MonitorMagics(Magics):
         run = read_run(self._run_folder())
         if options.path is not None:
             path = Path(options.path).expanduser()
-            export.write(run, path)
+            try:
+                export.write(run, path)
+            except OSError as error:
+                raise BadUsage(f"{path} cannot be written: {error.strerror}") from None
             print(f"cellmeter: wrote {path}")
             return
         from IPython.display import publish_display_data

@@ -29,7 +29,7 @@ class OpenCell:
     """A cell that runs."""
 
     seq: int
-    started_ns: int
+    started_ns: int = 0
     peak_bytes: int = 0
 
 
@@ -63,9 +63,16 @@ class Recording:
         config = Config(str(folder), pid, process_identity(pid), settings.rate_hz, notebook, environ)
         return cls(Recorder.start(config), settings)
 
+    def next_cell(self) -> OpenCell:
+        """Gives a cell its sequence; it has not started yet."""
+        with self._lock:
+            self._last_seq += 1
+            return OpenCell(self._last_seq)
+
     def cell_started(
         self,
         source: str,
+        cell: OpenCell | None = None,
         *,
         cell_id: str | None = None,
         label: str | None = None,
@@ -73,10 +80,9 @@ class Recording:
         execution_count: int | None = None,
         rate_hz: float | None = None,
     ) -> OpenCell:
-        """Sends a start edge. Raises RecorderUnavailable."""
+        """Sends a start edge, of a cell from :meth:`next_cell` or a new one. Raises RecorderUnavailable."""
+        cell = cell or self.next_cell()
         with self._lock:
-            self._last_seq += 1
-            cell = OpenCell(self._last_seq, 0)
             self._fold_peak()
             self._open[cell.seq] = cell
             self._mark.reset()

@@ -30,6 +30,8 @@ EDGE_START = 1
 EDGE_END = 2
 
 SHORT_FOR_ENERGY_SECONDS = 0.1  # NVML's energy counter moves every 20-100 ms
+LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
+LONGEST_READING_SECONDS = 2.0  # a reading stands for no more time than this: a gap is unknown, not as before
 
 
 class Column(NamedTuple):
@@ -132,7 +134,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """Samples that share their columns. ``records`` is a structured array ``t`` (ns), ``seq``, ``flags``, ``v`` (n × columns)."""
+    """Samples that share their columns: a structured array ``t`` (ns), ``seq``, ``flags``, ``v`` (n × columns)."""
 
     stream: str
     columns: tuple[Column, ...]
@@ -277,14 +279,14 @@ def known(values: Floats) -> Floats:
 
 
 def time_weighted_mean(series: Series, start: float, end: float) -> float | None:
-    """Mean over an interval, each reading standing for the time up to it. None without a reading."""
+    """Mean over an interval, each reading standing for the time up to it, but not for a gap. None without a reading."""
     import numpy as np
 
     part = series.between(start, end)
     valid = ~np.isnan(part.values)
     if not valid.any():
         return None
-    weights = np.diff(part.time[valid], prepend=start)
+    weights = np.diff(part.time, prepend=start).clip(0, LONGEST_READING_SECONDS)[valid]
     if weights.sum() <= 0:
         return float(part.values[valid].mean())
     return float(np.average(part.values[valid], weights=weights))
@@ -302,47 +304,48 @@ def cell_usage(run: Run, cell: Cell) -> CellUsage:
     """What a cell used; see :class:`CellUsage`."""
     end = run.duration if cell.end is None else cell.end
     unknown: dict[str, str] = {}
-    rss = run.series("process.memory.rss", "process")
-    # The recorder reads its edge samples just after the edge reaches it, so look a little past the end.
-    tolerance = 0.5 / run.rate_hz
-    inside = rss.between(cell.start, end + tolerance)
-    inside = Series(*(part[inside.seq == cell.seq] for part in inside)) if len(inside.time) else inside
-    sampled = known(inside.values)
+    rss = _tagged(run.series("process.memory.rss", "process"), cell, end)
+    sampled = known(rss.values)
     peak, exact = cell.peak_rss_bytes, cell.peak_rss_bytes is not None
     if peak is None and len(sampled):
         peak = int(sampled.max())
     if not exact:
         unknown["peak_exact"] = cell.peak_unknown or "the cell has no end record"
+    first, last = cell.rss_start_bytes, cell.rss_end_bytes
+    if first is None and len(sampled):
+        first = int(sampled[0])
+    if last is None and len(sampled) > 1:
+        last = int(sampled[-1])
+    why = run.unavailable.get("process.memory.rss:process", "too few samples in this cell")
+    for key, value in (("peak_rss_bytes", peak), ("rss_start_bytes", first), ("rss_end_bytes", last)):
+        if value is None:
+            unknown[key] = why
     gpu = {device.id: _gpu_usage(run, device.id, cell, end, unknown) for device in run.devices}
-    start_bytes, end_bytes = cell.rss_start_bytes, cell.rss_end_bytes
-    if start_bytes is None and len(sampled):
-        start_bytes = int(sampled[0])
-    if end_bytes is None and len(sampled):
-        end_bytes = int(sampled[-1])
-    if peak is None:
-        unknown["peak_rss_bytes"] = "no sample in this cell"
-    if start_bytes is None or end_bytes is None:
-        unknown["rss_start_bytes"] = unknown["rss_end_bytes"] = "no sample in this cell"
     cpu = _cell_cpu(run, cell, end, unknown)
-    return CellUsage(len(inside.time), cpu, peak, exact, start_bytes, end_bytes, gpu, unknown)
+    return CellUsage(len(rss.time), cpu, peak, exact, first, last, gpu, unknown)
+
+
+def _tagged(series: Series, cell: Cell, end: float) -> Series:
+    """A cell's own samples, the one taken at its end included."""
+    part = series.between(cell.start, end + LATE_EDGE_SECONDS)
+    mine = part.seq == cell.seq
+    return Series(part.time[mine], part.values[mine], part.seq[mine])
 
 
 def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> float | None:
-    tolerance = 0.5 / run.rate_hz
     if cell.own_cpu_seconds is not None:
         # own clocks cover the kernel and the children it waited for; samples add what living ones did meanwhile
-        living = _growth(run.series("process.children.cpu.time", "process"), cell, end + tolerance)
+        living = _growth(run.series("process.children.cpu.time", "process"), cell, end)
         return max(0.0, cell.own_cpu_seconds + (living or 0.0))
-    total = _growth(run.series("process.cpu.time", "process"), cell, end + tolerance)
+    total = _growth(run.series("process.cpu.time", "process"), cell, end)
     if total is None:
-        unknown["cpu_seconds"] = "no sample in this cell"
+        unknown["cpu_seconds"] = "too few samples in this cell"
     return total
 
 
 def _growth(counter: Series, cell: Cell, end: float) -> float | None:
-    part = counter.between(cell.start, end)
-    values = known(part.values[part.seq == cell.seq]) if len(part.time) else part.values
-    return float(values[-1] - values[0]) if len(values) > 1 else None  # one reading shows no growth, not a growth of 0
+    values = known(_tagged(counter, cell, end).values)
+    return float(values[-1] - values[0]) if len(values) > 1 else None
 
 
 def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, str]) -> GpuUsage:
@@ -354,17 +357,17 @@ def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, st
     mean = time_weighted_mean(utilization, cell.start, end)
     p95 = float(np.percentile(inside, 95)) if len(inside) else None
     if mean is None:
-        why = run.unavailable.get(f"gpu.utilization:{gpu}", "no sample in this cell")
+        why = run.unavailable.get(f"gpu.utilization:{gpu}", "too few samples in this cell")
         unknown[prefix + "utilization_mean"] = unknown[prefix + "utilization_p95"] = why
     memory = known(run.series("gpu.memory.used", gpu).between(cell.start, end).values)
     if not len(memory):
-        unknown[prefix + "memory_peak_bytes"] = run.unavailable.get(f"gpu.memory.used:{gpu}", "no sample in this cell")
-    energy = _growth(run.series("gpu.energy", gpu), cell, end + 0.5 / run.rate_hz)
+        unknown[prefix + "memory_peak_bytes"] = run.unavailable.get(f"gpu.memory.used:{gpu}", "too few samples in this cell")
+    energy = _growth(run.series("gpu.energy", gpu), cell, end)
     if energy is not None and end - cell.start < SHORT_FOR_ENERGY_SECONDS:
         energy = None
         unknown[prefix + "energy_joules"] = "cell shorter than the counter's period"
     elif energy is None:
-        unknown[prefix + "energy_joules"] = run.unavailable.get(f"gpu.energy:{gpu}", "no sample in this cell")
+        unknown[prefix + "energy_joules"] = run.unavailable.get(f"gpu.energy:{gpu}", "too few samples in this cell")
     return GpuUsage(mean, p95, int(memory.max()) if len(memory) else None, energy)
 
 

@@ -45,12 +45,20 @@ def runs_home(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def new_run_folder(home: Path) -> Path:
-    """Makes ``<utc-time>-<6 hex>`` below ``home``, private to the user. Raises OSError where that cannot be."""
-    name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + os.urandom(3).hex()
+    """Makes ``<utc-time>-<6 hex>`` below ``home``, private to the user. Raises OSError where that cannot be.
+
+    The first four hex digits are the fraction of the second, so that names sort by time; the last two are chance.
+    """
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = home / name
-    folder.mkdir(mode=0o700)
-    return folder
+    while True:
+        seconds, ns = divmod(time.time_ns(), 1_000_000_000)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
+        folder = home / f"{stamp}-{(ns << 16) // 1_000_000_000:04x}{os.urandom(1).hex()}"
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return folder
 
 
 def sealed(fields: Mapping[str, Any]) -> bytes:
@@ -93,14 +101,15 @@ class Writer:
 
     def _append(self, fd: int, record: bytes) -> None:
         """All of a record or nothing: a torn one would shift all that follow."""
-        size = os.fstat(fd).st_size
+        before = os.fstat(fd)
         try:
             written = os.write(fd, record)
             if written != len(record):
                 raise OSError(28, "No space left on device")
         except OSError:
-            if os.fstat(fd).st_size != size:
-                os.ftruncate(fd, size)
+            if os.fstat(fd).st_size != before.st_size:
+                os.ftruncate(fd, before.st_size)
+                os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # it tells when something was last written
             raise
 
     def describe(self, **fields: Any) -> None:

@@ -80,7 +80,7 @@ class MemorySpike(Rule):
     def _kernel(self, run: Run, cell: Cell) -> Outcome:
         usage = run.usage(cell)
         if usage.peak_rss_bytes is None or usage.rss_start_bytes is None or usage.rss_end_bytes is None:
-            return unknown(usage.unknown.get("rss_start_bytes", "no sample in this cell"))
+            return unknown(usage.unknown.get("rss_start_bytes", "too few samples in this cell"))
         limit = run.limits.get("memory_bytes")
         hump = Hump(
             RSS,

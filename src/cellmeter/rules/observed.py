@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from cellmeter.run import LONGEST_READING_SECONDS
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-LONGEST_SECONDS = 2.0  # a reading stands for no more: driver and recorder may skip a beat, a suspend is no beat
 ENOUGH = 0.8  # of an interval must have been observed to judge it
 
 
@@ -64,7 +65,7 @@ def observed(run: Run, metric: str, subject: str, start: float, end: float) -> O
     import numpy as np
 
     part = run.series(metric, subject).between(start, end)
-    seconds = np.diff(part.time, prepend=start).clip(0, max(LONGEST_SECONDS, 2.5 / run.rate_hz))
+    seconds = np.diff(part.time, prepend=start).clip(0, max(LONGEST_READING_SECONDS, 2.5 / run.rate_hz))
     return Observed(part.time, part.values, seconds, part.seq).where(~np.isnan(part.values))
 
 
@@ -84,7 +85,7 @@ def stretches(readings: Observed, chosen: NDArray[np.bool_]) -> list[Stretch]:
 
 
 def at_times(run: Run, metric: str, subject: str, times: Floats) -> Floats:
-    """What a metric read at or just after given times; NaN where it was not read within ``LONGEST_SECONDS``.
+    """What a metric read at or just after given times; NaN where it was not read within ``LONGEST_READING_SECONDS``.
 
     Just after, because a rate looks back: the reading at the end of an interval is the one that speaks of it.
     """
@@ -94,7 +95,7 @@ def at_times(run: Run, metric: str, subject: str, times: Floats) -> Floats:
     if not len(series.time):
         return np.full(len(times), np.nan)
     index = series.time.searchsorted(times, "left").clip(max=len(series.time) - 1)
-    near = np.abs(series.time[index] - times) <= LONGEST_SECONDS
+    near = np.abs(series.time[index] - times) <= LONGEST_READING_SECONDS
     return np.where(near, series.values[index], np.nan)
 
 

@@ -1,0 +1,206 @@
+"""The command line, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import nbformat
+import pandas as pd
+import pytest
+from conftest import Kernel
+
+from cellmeter.export.report_json import schema
+from cellmeter.store import run_folders
+
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cellmeter(home: Path, tmp_path: Path) -> Call:
+    def call(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cellmeter.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False, **options)
+
+    return call
+
+
+@pytest.fixture
+def recorded(kernel: Kernel) -> str:
+    """The id of a run with a spike of 400 MiB in its first cell."""
+    kernel.run("%%monitor the <b>spike</b> --no-chart\nblock = bytearray(400 << 20)\ndel block")
+    kernel.run("x = 1")
+    kernel.run("%monitor stop")
+    return kernel.recorded().id
+
+
+def notebook(path: Path, *sources: str) -> Path:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells.insert(0, nbformat.v4.new_markdown_cell("# A notebook"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_runs_lists_and_removes(cellmeter: Call, recorded: str, home: Path) -> None:
+    assert recorded in cellmeter("runs").stdout
+    (row,) = json.loads(cellmeter("runs", "--json").stdout)
+    assert (row["id"], row["ending"], row["cells"], row["problem"]) == (recorded, "stopped", 3, None)
+    assert cellmeter("runs", "rm").returncode == 2
+    removed = cellmeter("runs", "rm", recorded[:18])
+    assert (removed.returncode, removed.stdout) == (0, f"removed {recorded}\n")
+    assert run_folders(home / "runs") == []
+    assert "no runs yet" in cellmeter("runs").stdout
+    assert cellmeter("runs", "--json").stdout.strip() == "[]"
+
+
+def test_a_run_that_is_recorded_is_not_removed(cellmeter: Call, kernel: Kernel) -> None:
+    kernel.run("x = 1")
+    name = kernel.recorded_cells(1).id
+    refused = cellmeter("runs", "rm", name)
+    assert refused.returncode == 2
+    assert "still being recorded" in refused.stderr
+    assert "kept 1" in cellmeter("runs", "rm", "--all").stdout
+
+
+def test_report_in_each_format(cellmeter: Call, recorded: str, tmp_path: Path) -> None:
+    text = cellmeter("report")
+    assert text.returncode == 0
+    assert "the <b>spike</b>" in text.stdout
+    report = json.loads(cellmeter("report", recorded, "--format", "json").stdout)
+    jsonschema.validate(report, schema())
+    assert [f["rule"] for f in report["findings"]] == ["memory-spike"]
+    assert cellmeter("report", "--format", "md").stdout.startswith("#")
+    assert cellmeter("report", "-o", "out.html").returncode == 0
+    page = (tmp_path / "out.html").read_text()
+    assert "the &lt;b&gt;spike&lt;/b&gt;" in page
+    assert "the <b>spike</b>" not in page
+
+
+@pytest.mark.parametrize(("severity", "code"), [("info", 3), ("warning", 0), ("critical", 0)])
+def test_fail_on(cellmeter: Call, recorded: str, severity: str, code: int) -> None:
+    """400 MiB is a spike, but no tenth of this machine's memory."""
+    assert cellmeter("report", "--fail-on", severity, "-o", "report.json").returncode == code
+
+
+def test_export(cellmeter: Call, recorded: str, tmp_path: Path) -> None:
+    for name in ("x.csv", "x.parquet", "x.json"):
+        assert cellmeter("export", recorded, "-o", name).returncode == 0
+    frames = [pd.read_csv(tmp_path / "x.csv"), pd.read_parquet(tmp_path / "x.parquet")]
+    for frame in frames:
+        assert {"metric", "subject", "unit", "value"} <= set(frame.columns)
+        assert "process.memory.rss" in set(frame["metric"])
+    assert len(frames[0]) == len(frames[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["report", "nothing"], "no run in"),
+        (["report", "./here"], "there is no folder ./here"),
+        (["report", "/"], "is no cellmeter run"),
+        (["export", "-o", "x.docx"], "export writes .parquet, .csv, .json"),
+        (["run", "missing.ipynb"], "there is no notebook missing.ipynb"),
+        (["run", "/etc/hostname"], "is no notebook"),
+        (["report", "-o", "/no/such/x.html"], "cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(cellmeter: Call, recorded: str, arguments: list[str], says: str) -> None:
+    result = cellmeter(*arguments)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_bad_use_shows_the_usage(cellmeter: Call) -> None:
+    for arguments in ([], ["nonsense"], ["report", "--format", "pdf"]):
+        result = cellmeter(*arguments)
+        assert result.returncode == 2
+        assert "usage: cellmeter" in result.stderr
+
+
+def test_every_command_has_help(cellmeter: Call) -> None:
+    top = cellmeter("--help").stdout
+    for command in ("runs", "report", "export", "run", "doctor", "demo"):
+        assert f"\n    {command} " in top
+        assert "usage: cellmeter" in cellmeter(command, "--help").stdout
+
+
+def test_a_notebook_headless(cellmeter: Call, home: Path, tmp_path: Path) -> None:
+    path = notebook(tmp_path / "good.ipynb", "import time", "%%monitor nap\ntime.sleep(0.3)", "print('done')")
+    result = cellmeter("run", path, "-o", "out.ipynb")
+    assert result.returncode == 0, result.stderr
+    assert [line[:6] for line in result.stderr.splitlines()[:3]] == ["[ 1/3]", "[ 2/3]", "[ 3/3]"]
+    assert "nap" in result.stdout
+    assert "<title>" in (tmp_path / "good-report.html").read_text()
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert executed.cells[3].outputs[0]["text"] == "done\n"
+    assert "image/png" in executed.cells[2].outputs[0]["data"]
+    assert "widgets" not in executed.metadata
+    assert len((tmp_path / "out.ipynb").read_text()) < 40_000
+    (folder,) = run_folders(home / "runs")
+    report = json.loads(cellmeter("report", "--format", "json").stdout)
+    assert report["run"]["notebook"] == str(path)
+    assert report["run"]["ending"] == "exited"
+    assert [cell["status"] for cell in report["cells"]] == ["ok", "ok", "ok"]
+    assert folder.name == report["run"]["id"]
+
+
+def test_a_notebook_that_loads_the_extension_itself(cellmeter: Call, tmp_path: Path) -> None:
+    path = notebook(tmp_path / "own.ipynb", "%load_ext cellmeter", "x = 1")
+    result = cellmeter("run", path, "-o", "out.ipynb")
+    assert result.returncode == 0
+    assert "already loaded" not in (tmp_path / "out.ipynb").read_text()
+    assert len(json.loads(cellmeter("report", "--format", "json").stdout)["cells"]) == 1
+
+
+def test_a_notebook_that_fails_is_exit_1_and_leaves_a_report(cellmeter: Call, tmp_path: Path) -> None:
+    path = notebook(tmp_path / "bad.ipynb", "x = 1", "1 / 0", "never = 1")
+    result = cellmeter("run", path, "-o", "out.ipynb", "--report", "bad.md")
+    assert result.returncode == 1
+    assert "code cell 2 of 3 (1 / 0) failed: ZeroDivisionError: division by zero" in result.stderr
+    assert (tmp_path / "bad.md").exists()
+    assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[2].outputs[0]["ename"] == "ZeroDivisionError"
+
+
+def test_a_kernel_that_dies_is_exit_1_and_leaves_a_report(cellmeter: Call, tmp_path: Path) -> None:
+    path = notebook(tmp_path / "dies.ipynb", "x = 1", "import os; os.kill(os.getpid(), 9)")
+    result = cellmeter("run", path)
+    assert result.returncode == 1
+    assert "the kernel died in code cell 2 of 2" in result.stderr
+    report = json.loads(cellmeter("report", "--format", "json").stdout)
+    assert (report["run"]["ending"], report["run"]["signal"]) == ("killed", 9)
+    assert report["cells"][-1]["status"] == "died"
+    assert (tmp_path / "dies-report.html").exists()
+
+
+def test_an_unknown_kernel(cellmeter: Call, tmp_path: Path) -> None:
+    path = notebook(tmp_path / "julia.ipynb", "1")
+    book = nbformat.read(path, as_version=4)
+    book.metadata["kernelspec"] = {"name": "julia-9.9", "display_name": "Julia", "language": "julia"}
+    nbformat.write(book, path)
+    result = cellmeter("run", path)
+    assert result.returncode == 2
+    assert "wants the kernel 'julia-9.9', which is not installed" in result.stderr
+
+
+def test_doctor_says_what_can_be_measured(cellmeter: Call) -> None:
+    result = cellmeter("doctor")
+    assert result.returncode == 0, result.stdout
+    for expected in ("runs folder", "recorder", "samples taken", "peak memory", "limits", "gpu"):
+        assert expected in result.stdout
+    broken = cellmeter("doctor", env={**os.environ, "CELLMETER_HOME": "/proc/nowhere"})
+    assert broken.returncode == 2
+    assert "✗ runs folder" in broken.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(recorded: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m cellmeter.cli report --format html | head -c 10; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True)
+    assert result.stderr == ""
+    assert result.stdout.endswith("0\n")

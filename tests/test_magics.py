@@ -1,0 +1,297 @@
+"""The magics in real kernels: what they show, what they leave behind, and that no failure of ours reaches the user's cell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Kernel, wait_until
+
+from cellmeter.store import is_open, read_header, run_folders
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+STATE = """
+import sys, threading, warnings, logging, signal, json, re
+# What numpy and bokeh add when they are imported concerns their own warnings only.
+def foreign(f):
+    return not (f[2].__module__.split(".")[0] in ("numpy", "bokeh") or (f[1] and "numpy" in f[1].pattern))
+ip = get_ipython()
+print(json.dumps({
+    "names": sorted(k for k in globals() if not re.fullmatch(r"_i*|_i?\\d+|_oh|_dh|Out|In", k)),
+    "events": {k: len(v) for k, v in ip.events.callbacks.items()},
+    "transformers": len(ip.input_transformers_cleanup),
+    "magics": [sorted(ip.magics_manager.magics[k]) for k in ("line", "cell")],
+    "registry": sorted(set(ip.magics_manager.registry) - {"ExtensionMagics"}),  # IPython's own, made when first used
+    "filters": [str(f) for f in warnings.filters if foreign(f)],
+    "handlers": len(logging.getLogger().handlers),
+    "signals": [str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
+    "path": sys.path,
+    "threads": sorted(t.name for t in threading.enumerate() if "cellmeter" in t.name),
+}))
+"""
+
+
+def test_unloading_leaves_the_kernel_as_it_was(start_kernel: Callable[..., Kernel], home: Path) -> None:
+    kernel = start_kernel()
+    kernel.run(STATE)
+    before = json.loads(kernel.run(STATE).stdout)
+    kernel.load()
+    loaded = json.loads(kernel.run(STATE).stdout)
+    assert loaded["names"] == before["names"]
+    assert {k: loaded[k] for k in ("filters", "handlers", "signals", "path")} == {
+        k: before[k] for k in ("filters", "handlers", "signals", "path")
+    }
+    kernel.run("%%monitor\n1 + 1")
+    kernel.run("%unload_ext cellmeter")
+    assert json.loads(kernel.run(STATE).stdout) == before
+    (folder,) = run_folders(home / "runs")
+    wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+    assert kernel.recorded().ending == "stopped"
+
+
+def test_reloading_makes_a_new_run(kernel: Kernel, home: Path) -> None:
+    kernel.run("one = 1")
+    assert kernel.run("%reload_ext cellmeter").stderr == ""
+    kernel.run("two = 2")
+    assert [c.first_line for c in kernel.recorded_cells(1).cells] == ["two = 2"]
+    assert kernel.recorded(0).ending == "stopped"
+    assert len(run_folders(home / "runs")) == 2
+
+
+def test_loading_twice_is_harmless(kernel: Kernel, home: Path) -> None:
+    assert kernel.load().status == "ok"
+    assert len(run_folders(home / "runs")) == 1
+
+
+def test_start_and_stop(kernel: Kernel, home: Path) -> None:
+    first = kernel.run("%monitor start")
+    assert run_folders(home / "runs")[0].name in first.stdout, "a recording that runs goes on"
+    assert kernel.run("%monitor stop").stdout.startswith("cellmeter: stopped 2")
+    assert kernel.run("%monitor stop").stdout == "cellmeter: nothing was being recorded\n"
+    assert "recording is off" in kernel.run("%%monitor\nprint(1)").stderr
+    assert "at 25 Hz" in kernel.run("%monitor start --rate 25").stdout
+    kernel.run("x = 1")
+    run = kernel.recorded_cells(1)
+    assert run.rate_hz == 25
+    assert kernel.recorded(0).ending == "stopped"
+
+
+def test_the_status_says_what_is_recorded_what_is_not_and_what_it_costs(kernel: Kernel, home: Path) -> None:
+    status = kernel.run("%monitor").stdout
+    for expected in (run_folders(home / "runs")[0].name, "10", "gpu", "no NVIDIA driver", "Recorder's own cost"):
+        assert expected in status
+
+
+def test_cells_and_report(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.run("block = bytearray(400 << 20)\ndel block")
+    kernel.recorded_cells(1)
+    table = kernel.run("%monitor cells").stdout
+    assert re.search(r"In \[2\].*ok", table)
+    (shown,) = kernel.run("%monitor report").displays
+    assert "In [2]" in shown["data"]["text/plain"]
+    assert "<script" not in shown["data"]["text/html"]
+    target = tmp_path / "out.json"
+    assert kernel.run(f"%monitor report {target}").stdout == f"cellmeter: wrote {target}\n"
+    report = json.loads(target.read_text())
+    assert [f["rule"] for f in report["findings"]] == ["memory-spike"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("%monitor nonsense", "invalid choice: 'nonsense'"),
+        ("%monitor start --rate 5000", "a rate of 5000 Hz is not possible: choose 0.1 to 100"),
+        ("%monitor start --rate fast", "invalid float value: 'fast'"),
+        ("%monitor report /no/such/folder/x.html", "cannot be written: No such file or directory"),
+        ("%monitor report x.docx", ".docx"),
+        ("%monitor show 99", "In [99] is not in"),
+        ("%monitor report 'unclosed", "No closing quotation"),
+    ],
+)
+def test_a_mistake_is_one_line(kernel: Kernel, line: str, says: str) -> None:
+    kernel.run("%monitor stop" if "start" in line else "1")
+    reply = kernel.run(line)
+    assert says in reply.stderr
+    assert reply.stderr.count("\n") == 1
+    assert reply.traceback == ""
+
+
+def test_a_mistake_in_a_cells_options_does_not_keep_it_from_running(kernel: Kernel) -> None:
+    reply = kernel.run("%%monitor --no-chart --show cpu,nonsense\nprint('ran')")
+    assert reply.stdout == "ran\n"
+    assert "there is no group 'nonsense'" in reply.stderr
+    assert reply.status == "ok"
+
+
+def test_help_shows_the_options(kernel: Kernel) -> None:
+    reply = kernel.client.execute_interactive("%monitor?", output_hook=lambda _: None, timeout=30)
+    text = reply["content"]["payload"][0]["data"]["text/plain"]
+    for expected in ("%%monitor [LABEL]", "--rate HZ", "%monitor cells", "%monitor report PATH"):
+        assert expected in text
+
+
+def test_a_monitored_cell_ends_as_a_picture_without_a_widget(kernel: Kernel) -> None:
+    reply = kernel.run("%%monitor my label\nimport time\ntime.sleep(0.5)\n'result'")
+    shown, result = reply.displays
+    assert WIDGET in shown["data"]
+    assert result["data"]["text/plain"] == "'result'"
+    (final,) = reply.updates
+    assert final["transient"]["display_id"] == shown["transient"]["display_id"]
+    assert WIDGET not in final["data"]
+    assert {"image/png", "text/html", "text/plain"} <= final["data"].keys()
+    assert "my label" in final["data"]["text/plain"]
+
+
+def test_the_panel_of_a_failed_cell_ends_too(kernel: Kernel) -> None:
+    reply = kernel.run("%%monitor\n1 / 0")
+    assert reply.error == "ZeroDivisionError"
+    assert WIDGET not in reply.updates[-1]["data"]
+    assert "failed" in reply.updates[-1]["data"]["text/plain"]
+
+
+def test_show_draws_a_cell_again(kernel: Kernel) -> None:
+    first = kernel.run("import time; time.sleep(0.3)")
+    kernel.recorded_cells(1)
+    (again,) = kernel.run(f"%monitor show {first.execution_count}").displays
+    assert {"image/png", "text/plain"} <= again["data"].keys()
+
+
+def test_a_program_may_call_the_magic(kernel: Kernel) -> None:
+    reply = kernel.run("get_ipython().run_cell_magic('monitor', '--no-chart', 'answer = 42')\nprint(answer)")
+    assert (reply.stdout, reply.status) == ("42\n", "ok")
+
+
+# --- a failure of ours is never the user's ------------------------------------------------------------------------------
+
+
+def test_a_recorder_killed_within_a_cell(kernel: Kernel, home: Path) -> None:
+    (folder,) = run_folders(home / "runs")
+    wait_until(lambda: (folder / "run.json").exists(), "the recorder")
+    recorder = read_header(folder)["recorder"]["pid"]
+    reply = kernel.run(f"%%monitor\nimport os, time\nos.kill({recorder}, {int(signal.SIGKILL)})\ntime.sleep(0.2)\n'result'")
+    assert reply.status == "ok"
+    assert reply.displays[-1]["data"]["text/plain"] == "'result'"
+    assert "the recorder has died" in reply.stderr
+    assert "%monitor start" in reply.stderr
+    assert reply.stderr.count("\n") == 1
+    quiet = kernel.run("print('next')")
+    assert (quiet.stdout, quiet.stderr) == ("next\n", "")
+    assert kernel.run("%monitor start").status == "ok"
+    kernel.run("again = 1")
+    assert kernel.recorded_cells(1).cells[0].first_line == "again = 1"
+
+
+def test_a_folder_that_cannot_be_written(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("not a folder")
+    kernel = start_kernel(env={"CELLMETER_HOME": str(in_the_way)})
+    reply = kernel.load()
+    assert reply.status == "ok"
+    assert "cannot be written" in reply.stderr
+    assert "CELLMETER_HOME" in reply.stderr
+    assert reply.stderr.count("\n") == 1
+    assert kernel.run("print(1 + 1)").stdout == "2\n"
+    monitored = kernel.run("%%monitor\nprint(1 + 1)")
+    assert monitored.stdout == "2\n"
+    assert "recording is off" in monitored.stderr
+
+
+def test_a_read_only_home(start_kernel: Callable[..., Kernel], home: Path) -> None:
+    home.mkdir()
+    home.chmod(0o500)
+    if os.access(home, os.W_OK):  # root writes everywhere, so a file system that nobody can write to stands in
+        kernel = start_kernel(env={"CELLMETER_HOME": "/proc/cellmeter"})
+    else:
+        kernel = start_kernel()
+    reply = kernel.load()
+    assert "cannot be written" in reply.stderr
+    assert kernel.run("print(1 + 1)").stdout == "2\n"
+    home.chmod(0o700)
+
+
+def test_the_run_folder_removed_while_it_is_recorded(kernel: Kernel, home: Path) -> None:
+    kernel.run("%%monitor\n1")
+    kernel.run(f"import shutil; shutil.rmtree({str(home / 'runs')!r})")
+    reply = kernel.run("%%monitor\nprint('fine')")
+    assert (reply.stdout, reply.status) == ("fine\n", "ok")
+    assert "Traceback" not in reply.stderr
+
+
+def test_a_full_disk(start_kernel: Callable[..., Kernel]) -> None:
+    """A limit on file sizes stands in for a full disk: the same call fails in the same place, with another errno."""
+    kernel = start_kernel()
+    kernel.run("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, resource.RLIM_INFINITY))")
+    kernel.load()
+    reply = kernel.run("%%monitor --rate 100\nimport time\ntime.sleep(4.5)\nprint('fine')")
+    assert (reply.stdout, reply.status) == ("fine\n", "ok")
+    assert "is the disk full?" in reply.stderr
+    assert reply.stderr.count("\n") == 1
+
+
+def test_bokeh_missing(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "bokeh.py").write_text("raise ImportError('no bokeh here')")
+    kernel = start_kernel(env={"PYTHONPATH": str(broken)})
+    loaded = kernel.load()
+    reply = kernel.run("%%monitor\nprint('fine')")
+    assert (loaded.status, reply.stdout, reply.status) == ("ok", "fine\n", "ok")
+    told = loaded.stderr + reply.stderr
+    assert "bokeh" in told
+    assert told.count("\n") == 1
+    kernel.run("2")
+    assert len(kernel.recorded_cells(2).cells) == 2, "recording goes on without charts"
+
+
+def test_broken_settings_are_told_and_recording_is_off(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("rate_hz = 'fast'\n")
+    kernel = start_kernel(env={"CELLMETER_CONFIG": str(config)})
+    assert kernel.load().stderr == f"cellmeter: {config}: rate_hz must be a float, not 'fast'\n"
+    assert kernel.run("print(1)").stdout == "1\n"
+
+
+def test_settings_are_followed(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("rate_hz = 20\nexact_peak = false\nkeep_source = true\n")
+    kernel = start_kernel(env={"CELLMETER_CONFIG": str(config)})
+    kernel.load()
+    kernel.run("a = 1\nb = 2")
+    run = kernel.recorded_cells(1)
+    assert run.rate_hz == 20
+    assert run.cells[0].source == "a = 1\nb = 2"
+    assert run.usage(run.cells[0]).unknown["peak_exact"] == "exact peaks are switched off (exact_peak)"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_orderly_end_is_told_apart(kernel: Kernel, home: Path, restart: bool) -> None:
+    kernel.run("x = 1")
+    kernel.recorded_cells(1)
+    (folder,) = run_folders(home / "runs")
+    if restart:
+        kernel.manager.restart_kernel()
+    else:
+        kernel.client.shutdown()
+    wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+    assert kernel.recorded(0).ending == ("restarted" if restart else "exited")
+
+
+def test_terminal_ipython_shows_text(script: Callable[..., object], home: Path) -> None:
+    source = """
+from IPython.terminal.interactiveshell import TerminalInteractiveShell
+shell = TerminalInteractiveShell.instance()
+shell.run_cell('%load_ext cellmeter')
+shell.run_cell('%%monitor\\nprint(6 * 7)')
+print(shell.input_transformer_manager.check_complete('%%monitor\\n')[0])
+"""
+    process = script(source)
+    out, err = process.communicate(timeout=60)  # type: ignore[attr-defined]
+    assert "42" in out
+    assert "memory peak" in out
+    assert "Widget" not in out
+    assert "Traceback" not in err
