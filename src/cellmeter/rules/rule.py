@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,9 +57,11 @@ class Finding:
     waste: Waste = Waste()
 
     @property
-    def badness(self) -> tuple[int, float, float]:
-        """Sorts the worst first: by severity, then by what was wasted, then by time."""
-        return SEVERITIES.index(self.severity), -self.waste.gpu_seconds, self.start
+    def badness(self) -> tuple[int, float, float, float]:
+        """Sorts the worst first: by severity, by what was wasted, by how far the threshold was missed, then by time."""
+        value, threshold = self.evidence.value, self.evidence.threshold
+        beyond = max(value / threshold, threshold / value) if value > 0 and threshold > 0 else math.inf
+        return SEVERITIES.index(self.severity), -self.waste.gpu_seconds, -beyond, self.start
 
 
 @dataclass(frozen=True)
