@@ -26,7 +26,9 @@ Call = Callable[..., "subprocess.CompletedProcess[str]"]
 def cellmeter(home: Path, tmp_path: Path) -> Call:
     def call(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cellmeter.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False, **options)
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False, **options
+        )
 
     return call
 
@@ -201,6 +203,8 @@ def test_doctor_says_what_can_be_measured(cellmeter: Call) -> None:
 
 def test_a_reader_that_goes_away_is_no_error(recorded: str, tmp_path: Path) -> None:
     command = f"{sys.executable} -m cellmeter.cli report --format html | head -c 10; echo ${{PIPESTATUS[0]}}"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True)
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
+    )
     assert result.stderr == ""
     assert result.stdout.endswith("0\n")

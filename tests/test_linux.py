@@ -17,6 +17,7 @@ from cellmeter.run import Limit
 from cellmeter.sources.cgroup import CgroupPart, cpu_quota, find_group, limits, memory_limit
 from cellmeter.sources.linux import Cores, HostPart, ProcessPart, descendants, host, open_linux
 from cellmeter.sources.portable import Portable, PortableCores, portable_host
+from cellmeter.sources.pressure import PressurePart
 
 BUSY_CHILD = """
 import sys, time
@@ -128,8 +129,12 @@ def fake_proc(root: Path, stat: str = "cpu  100 0 50 1000 0 0 10 5 0 0\n") -> Pa
     proc = root / "proc"
     (proc / "net").mkdir(parents=True)
     (proc / "stat").write_text(stat + "cpu0 60 0 20 500 0 0 5 5 0 0\ncpu1 40 0 30 500 0 0 5 0 0 0\nintr 1\n")
-    (proc / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:   100 kB\nMemAvailable:   400 kB\nBuffers: 1 kB\nCached: 1 kB\n")
-    counters = " 8 0 sda 10 0 100 5 20 0 200 7 0 1 1\n 8 1 sda1 9 0 90 5 9 0 90 7 0 1 1\n 7 0 loop0 1 0 8 1 0 0 0 0 0 0 0\n"
+    (proc / "meminfo").write_text(
+        "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 400 kB\nBuffers: 1 kB\nCached: 1 kB\n"
+    )
+    counters = (
+        " 8 0 sda 10 0 100 5 20 0 200 7 0 1 1\n 8 1 sda1 9 0 90 5 9 0 90 7 0 1 1\n 7 0 loop0 1 0 8 1 0 0 0 0 0 0 0\n"
+    )
     (proc / "diskstats").write_text(counters)
     header = "Inter-| Receive | Transmit\n face |bytes\n"
     lines = "    lo: 5 0 0 0 0 0 0 0 5 0\n  eth0: 100 0 0 0 0 0 0 0 300 0\nveth1: 100 0 0 0 0 0 0 0 9 0\n"
@@ -141,6 +146,7 @@ def test_the_host_from_files(tmp_path: Path) -> None:
     part = HostPart(str(fake_proc(tmp_path)), {b"sda"})
     assert named(part) == {
         "host.cpu.time": pytest.approx(1.65),
+        "host.cpu.iowait.time": 0.0,
         "host.memory.used": 600 * 1024,
         "host.disk.read": 100 * 512,
         "host.disk.written": 200 * 512,
@@ -148,6 +154,29 @@ def test_the_host_from_files(tmp_path: Path) -> None:
         "host.network.sent": 300,
     }
     assert Cores(str(tmp_path / "proc")).read() == pytest.approx([0.9, 0.75])
+
+
+def test_strain_from_files(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, 2)
+    tree.write(tree.folder, cgroup__controllers="cpu memory", memory__swap__current="77\n")
+    tree.write(tree.folder, cpu__pressure="some avg10=0.00 avg60=0.00 avg300=0.00 total=4000000\nfull total=1\n")
+    stat = "usage_usec 1\nuser_usec 1\nsystem_usec 1\nnr_periods 50\nnr_throttled 5\nthrottled_usec 2500000\n"
+    tree.write(tree.folder, cpu__stat=stat)
+    (tree.proc / "loadavg").write_text("0.1 0.2 0.3 7/300 12345\n")
+    (tree.proc / "pressure").mkdir()
+    (tree.proc / "pressure" / "io").write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\n")
+    part = PressurePart(7, str(tree.proc))
+    assert dict(zip((c.metric for c in part.columns), part.read(), strict=True)) == {
+        "host.pressure.io.time": 1.5,
+        "host.tasks.runnable": 7,
+        "cgroup.pressure.cpu.time": 4.0,
+        "cgroup.swap.used": 77,
+        "cgroup.cpu.throttled.time": 2.5,
+        "cgroup.cpu.periods": 50,
+        "cgroup.cpu.throttled.periods": 5,
+    }
+    assert "No such file" in part.unavailable["host.pressure.memory.time"]
+    part.close()
 
 
 def test_a_sandbox_that_counts_nothing_is_unknown_not_zero(tmp_path: Path) -> None:
@@ -171,7 +200,9 @@ class Tree:
         (self.proc / "7" / "cgroup").write_text(lines)
         mount = f"30 20 0:26 {mount_root} {self.mount} rw - {kind} {kind} {options}\n"
         (self.proc / "7" / "mountinfo").write_text("20 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + mount)
-        (self.proc / "7" / "limits").write_text("Limit  Soft Limit\nMax address space         unlimited  unlimited bytes\n")
+        (self.proc / "7" / "limits").write_text(
+            "Limit  Soft Limit\nMax address space         unlimited  unlimited bytes\n"
+        )
 
     def write(self, folder: Path, **files: str) -> None:
         for name, content in files.items():

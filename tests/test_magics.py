@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import nvml_stub
 import pytest
 from conftest import Kernel, wait_until
 
@@ -173,7 +174,9 @@ def test_a_recorder_killed_within_a_cell(kernel: Kernel, home: Path) -> None:
     (folder,) = run_folders(home / "runs")
     wait_until(lambda: (folder / "run.json").exists(), "the recorder")
     recorder = read_header(folder)["recorder"]["pid"]
-    reply = kernel.run(f"%%monitor\nimport os, time\nos.kill({recorder}, {int(signal.SIGKILL)})\ntime.sleep(0.2)\n'result'")
+    reply = kernel.run(
+        f"%%monitor\nimport os, time\nos.kill({recorder}, {int(signal.SIGKILL)})\ntime.sleep(0.2)\n'result'"
+    )
     assert reply.status == "ok"
     assert reply.displays[-1]["data"]["text/plain"] == "'result'"
     assert "the recorder has died" in reply.stderr
@@ -279,6 +282,32 @@ def test_an_orderly_end_is_told_apart(kernel: Kernel, home: Path, restart: bool)
         kernel.client.shutdown()
     wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
     assert kernel.recorded(0).ending == ("restarted" if restart else "exited")
+
+
+def test_the_next_kernel_says_how_the_last_one_died(start_kernel: Callable[..., Kernel], home: Path) -> None:
+    notebook = {"JPY_SESSION_NAME": "/work/train.ipynb"}
+    first = start_kernel(env=notebook)
+    assert first.load().stdout == ""
+    first.run("x = 1")
+    first.send("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    (folder,) = run_folders(home / "runs")
+    wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+    told = start_kernel(env=notebook).load().stdout
+    assert told.startswith("cellmeter: the last kernel of this notebook ended: killed (SIGKILL) in In [3], at ")
+    assert folder.name in told
+    assert told.count("\n") == 1
+    assert start_kernel(env={"JPY_SESSION_NAME": "/work/other.ipynb"}).load().stdout == ""
+
+
+def test_gpus_chosen_in_a_cell_are_known(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    env = nvml_stub.environment("gpu\ngpu\nat 0 gpu 0 util=50\nat 0 gpu 1 util=0", tmp_path)
+    kernel = start_kernel(env=env)
+    kernel.load()
+    kernel.run("x = 1")
+    assert [device.mine for device in kernel.recorded_cells(1).devices] == [None, None]
+    kernel.run("import os; os.environ['CUDA_VISIBLE_DEVICES'] = '1'")
+    kernel.run("y = 2")
+    assert [device.mine for device in kernel.recorded_cells(3).devices] == [False, True]
 
 
 def test_terminal_ipython_shows_text(script: Callable[..., object], home: Path) -> None:

@@ -58,7 +58,6 @@ class Subject:
         wait_until(lambda: not is_open(read_header(self.folder)), "the recorder to end")
         return read_run(self.folder)
 
-
     def ended(self, count: int) -> Run:
         """The run, once that many of its cells have ended."""
         wait_until(lambda: sum(c.end is not None for c in read_run(self.folder).cells) >= count, f"{count} ends")
@@ -232,7 +231,9 @@ def test_short_cells_have_their_true_cpu_time(subject: Subject) -> None:
 
 def test_waited_for_children_count(subject: Subject) -> None:
     burn = "import time\nwhile time.process_time() < 0.3: pass"
-    subject.do(f"import subprocess; c = recording.cell_started('child'); subprocess.run([sys.executable, '-S', '-c', {burn!r}])")
+    subject.do(
+        f"import subprocess; c = recording.cell_started('child'); subprocess.run([sys.executable, '-S', '-c', {burn!r}])"
+    )
     subject.do("recording.cell_ended(c, 'ok')")
     run = subject.ended(1)
     assert (run.usage(run.cells[0]).cpu_seconds or 0) >= 0.3

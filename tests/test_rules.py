@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from builders import GIB, MIB, NAN, CellPlan, GpuWork, a_cell, a_device, a_run, bursts, hump, without
@@ -395,3 +395,37 @@ def test_unknown_readings_never_make_a_gpu_look_idle(percents: list[float]) -> N
     known_busy = [percent if percent >= 50 else math.nan for percent in percents]
     cell = training(lambda t: known_busy[min(int(t), 19)], 20)
     assert [f for f in judge(a_run(cell, devices=[a_device()])).findings if f.rule.startswith("gpu")] == []
+
+
+def died(**changes: Any) -> Run:
+    run = a_run(a_cell(5), a_cell(20, rss=30 * GIB))
+    last = replace(run.cells[-1], end=None, status="died", peak_rss_bytes=None)
+    return replace(run, cells=(*run.cells[:-1], last), ending="out-of-memory", signal=9, **changes)
+
+
+def test_out_of_memory_names_the_cell_and_the_limit() -> None:
+    (finding,) = [f for f in judge(died()).findings if f.rule == "out-of-memory"]
+    assert (finding.severity, finding.cells) == ("critical", (2,))
+    assert "In [2]" in finding.fact
+    assert "30.0 GiB" in finding.fact or "30 GiB" in finding.fact
+    assert "probably" not in finding.fact
+
+
+def test_a_record_that_breaks_off_is_only_probably_out_of_memory() -> None:
+    (finding,) = [f for f in judge(died(ending_sure=False)).findings if f.rule == "out-of-memory"]
+    assert "probably ran out of memory" in finding.fact
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome"),
+    [
+        ("killed", "clear"),
+        ("restarted", "clear"),
+        ("crashed", "clear"),
+        ("unknown", "unknown"),
+        (None, "not-applicable"),
+    ],
+)
+def test_other_endings_are_no_lack_of_memory(ending: Any, outcome: str) -> None:
+    checked = judge(replace(died(), ending=ending)).checked
+    assert [c.outcome for c in checked if c.rule == "out-of-memory"] == [outcome]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import os
 import struct
@@ -21,7 +20,10 @@ from cellmeter.store import (
     list_runs,
     new_run_folder,
     open_run,
+    previous_run,
     process_identity,
+    prune,
+    read_header,
     read_run,
     record_size,
     remove_run,
@@ -118,9 +120,7 @@ def test_a_damaged_record_is_left_out_and_told_of(write_run: Callable[..., tuple
 
 
 @given(
-    st.dictionaries(
-        st.text(), st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False), min_size=1
-    )
+    st.dictionaries(st.text(), st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False), min_size=1)
 )
 def test_sealed_lines_come_back(fields: dict[str, Any]) -> None:
     line = sealed(fields)
@@ -139,7 +139,9 @@ def test_a_flipped_bit_is_noticed(data: st.DataObject) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(data=st.data())
-def test_damage_gives_the_truth_or_a_clear_error(data: st.DataObject, write_run: Callable[..., tuple[Path, Writer]]) -> None:
+def test_damage_gives_the_truth_or_a_clear_error(
+    data: st.DataObject, write_run: Callable[..., tuple[Path, Writer]]
+) -> None:
     folder, writer = write_run()
     writer.close()
     truth = read_run(folder).series("process.memory.rss", "process").values.tolist()
@@ -268,3 +270,42 @@ def test_only_ended_runs_are_removed(tmp_path: Path, write_run: Callable[..., tu
     assert not folder.exists()
 
 
+def test_old_runs_make_room_but_open_and_young_ones_stay(
+    tmp_path: Path, write_run: Callable[..., tuple[Path, Writer]]
+) -> None:
+    pid = os.getpid()
+    old, opened, young, mine = (write_run()[0] for _ in range(4))
+    Writer(opened).describe(**{**read_header(opened), "recorder": {"pid": pid, "identity": process_identity(pid)}})
+    (young / "run.json").unlink()
+    size = sum(file.stat().st_size for file in mine.iterdir())
+    home = tmp_path / "runs"
+    assert prune(home, 10 * size, mine) == []
+    assert prune(home, size, mine) == [old]
+    assert run_folders(home) == [opened, young, mine]
+    os.utime(young, (0, 0))
+    assert prune(home, size, mine) == [young]
+
+
+def test_a_record_that_breaks_off_with_memory_full_is_probably_out_of_memory(
+    write_run: Callable[..., tuple[Path, Writer]],
+) -> None:
+    folder, writer = write_run()
+    segment = writer.add_segment("main", [Column("cgroup.memory.used", "cgroup", "By")])
+    writer.sample(segment, at(3.1), 1, 0, [7.9 * 2**30])
+    run = read_run(folder)
+    assert (run.ending, run.ending_sure) == ("out-of-memory", False)
+    writer.sample(segment, at(3.2), 1, 0, [5.0 * 2**30])
+    assert (read_run(folder).ending, read_run(folder).ending_sure) == ("unknown", True)
+
+
+def test_the_previous_run_of_a_notebook(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    one, other, last = (write_run(notebook=name)[0] for name in ("a.ipynb", "b.ipynb", "a.ipynb"))
+    assert previous_run(last, "a.ipynb") == one
+    assert previous_run(other, "b.ipynb") is None
+
+
+def test_only_the_newest_samples(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, _ = write_run()
+    run = read_run(folder, newest=3)
+    assert run.series("process.memory.rss", "process").values.tolist() == [28e6, 29e6, 30e6]
+    assert len(run.cells) == 1

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Part = tuple[str, tuple[Column, ...], "NDArray[Any]"]
 Event = Mapping[str, Any]
+NEARLY_FULL = 0.95
 
 
 def run_from(
@@ -31,7 +32,8 @@ def run_from(
     last_ns = max([start_ns, *(e["t"] for e in events), *(int(p[2]["t"][-1]) for p in parts if len(p[2]))])
     duration = ((end["t"] if end else last_ns) - start_ns) * 1e-9
     started = datetime.fromtimestamp(header["started"], UTC)
-    ending: Ending | None = end["ending"] if end else (None if running else "unknown")
+    limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
+    ending: Ending | None = end["ending"] if end else (None if running else _probable_ending(parts, header, limits))
     cells = cells_from(events, start_ns, "running" if running else "died")
     return Run(
         id=header["id"],
@@ -39,12 +41,13 @@ def run_from(
         started=started,
         ended=None if running and not end else started + timedelta(seconds=duration),
         ending=ending,
+        ending_sure=end is not None or ending in (None, "unknown"),
         signal=end.get("signal") if end else None,
         exit_code=end.get("exit_code") if end else None,
         notebook=header.get("notebook"),
         host=Host(**header["host"]),
         devices=tuple(Device(**device) for device in header["devices"]),
-        limits={name: Limit(*limit) for name, limit in header["limits"].items()},
+        limits=limits,
         rate_hz=header["rate_hz"],
         cells=cells,
         gaps=_gaps(events, start_ns),
@@ -54,6 +57,17 @@ def run_from(
         segments=_segments(parts, cells, start_ns),
         notices=tuple(_notices(events, damaged_lines, damaged_records)),
     )
+
+
+def _probable_ending(parts: Sequence[Part], header: Mapping[str, Any], limits: Mapping[str, Limit]) -> Ending:
+    """Without an end record the recorder died too: with memory nearly full, as part of the control group that was killed."""
+    bounds = {"cgroup.memory.used": limits["memory_bytes"].value, "host.memory.used": header["host"]["memory_bytes"]}
+    for stream, columns, records in reversed(parts):
+        if stream == "main" and len(records):
+            last = {column.metric: value for column, value in zip(columns, records["v"][-1], strict=True)}
+            full = any(last.get(metric, 0.0) >= NEARLY_FULL * bound > 0 for metric, bound in bounds.items())
+            return "out-of-memory" if full else "unknown"
+    return "unknown"
 
 
 def cells_from(events: Iterable[Event], start_ns: int, open_status: CellStatus) -> tuple[Cell, ...]:
@@ -71,6 +85,9 @@ def _cell(start: Event, end: Event | None, start_ns: int, open_status: CellStatu
     cpu = None
     if end is not None and "cpu_ns" in end and "cpu_ns" in start:
         cpu = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9
+    read = written = None
+    if end is not None and end.get("io_bytes") and start.get("io_bytes"):
+        read, written = (after - before for before, after in zip(start["io_bytes"], end["io_bytes"], strict=True))
     return Cell(
         seq=start["seq"],
         start=(start["t"] - start_ns) * 1e-9,
@@ -84,6 +101,8 @@ def _cell(start: Event, end: Event | None, start_ns: int, open_status: CellStatu
         first_line=start.get("first_line", ""),
         source=start.get("source"),
         own_cpu_seconds=cpu,
+        own_read_bytes=read,
+        own_written_bytes=written,
         rss_start_bytes=start.get("rss_bytes"),
         rss_end_bytes=end.get("rss_bytes") if end else None,
         peak_rss_bytes=end.get("peak_rss_bytes") if end else None,

@@ -20,10 +20,11 @@ from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, SystemClock
 from cellmeter.sources import Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, judge_death, wait_status
-from cellmeter.store import Writer, process_identity
+from cellmeter.store import Writer, process_identity, prune
 
 LINE_LIMIT = 1 << 20  # a line that never ends is dropped, not gathered for ever
 LOOK_SECONDS = 1.0
+PRUNE_SECONDS = 600.0
 REAPED_SECONDS = 0.5  # how long to wait for an exit status that only shows once the parent has reaped
 
 
@@ -75,6 +76,7 @@ class Child:
     def __init__(self, config: Config, channel: Channel) -> None:
         self._config = config
         self._channel = channel
+        self._environ = dict(config.environ)
         self._goodbye: str | None = None
         self._stopped_ns: int | None = None
         self._pidfd = _open_pidfd(config.pid)
@@ -84,16 +86,16 @@ class Child:
             self._poll.register(self._pidfd, select.POLLIN)
         self._kills = OutOfMemoryKills(config.pid)
         self._kills_before = self._kills.count()
-        self._look_at = 0.0
+        self._look_at = self._prune_at = 0.0
         self._died = False
 
     def run(self, early: Sequence[Mapping[str, Any]]) -> None:
         """Records until the kernel dies or says stop. ``early``: messages that have come already."""
-        writer = Writer(Path(self._config.folder))
+        self._writer = Writer(Path(self._config.folder))
         clock = SystemClock()
-        sources, machine = open_sources(self._config)
-        writer.describe(**_header(self._config, clock), **machine)
-        self._sampler = Sampler(sources, writer, clock, self._config.rate_hz)
+        self._sources, machine = open_sources(self._config.pid, self._environ)
+        self._writer.describe(**_header(self._config, clock), **machine)
+        self._sampler = Sampler(self._sources, self._writer, clock, self._config.rate_hz)
         for message in early:
             self._handle(message)
         self._died = not self._kernel_lives()
@@ -137,6 +139,8 @@ class Child:
     def _handle(self, message: Mapping[str, Any]) -> None:
         kind = message.get("event")
         if kind == "cell_start":
+            if "environ" in message:
+                self._follow_environ(message["environ"])
             self._sampler.cell_started(message)
         elif kind == "cell_end":
             self._sampler.cell_ended(message)
@@ -147,9 +151,23 @@ class Child:
         else:
             self._sampler.event(message)
 
+    def _follow_environ(self, environ: Mapping[str, str]) -> None:
+        """The cell chose other GPUs: what is "mine" is judged anew."""
+        self._environ.clear()
+        self._environ.update(environ)
+        self._writer.describe(devices=_devices(self._sources))
+
     def _look_around(self) -> None:
-        """Once a second: the kill counter, and the kernel itself where no pidfd tells of its death."""
+        """Once a second: the kill counter, and the kernel itself where no pidfd tells of its death. Now and then: old runs."""
         now = time.monotonic()
+        if now >= self._prune_at:
+            self._prune_at = now + PRUNE_SECONDS
+            folder = Path(self._config.folder)
+            for removed in prune(folder.parent, self._config.max_total_bytes, folder):
+                text = (
+                    f"{removed.name} was removed: all runs together may take {self._config.max_total_bytes >> 20} MiB"
+                )
+                self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
         if now >= self._look_at and not self._died:
             self._look_at = now + LOOK_SECONDS
             self._kills_before = self._kills.count()
@@ -189,20 +207,23 @@ def _header(config: Config, clock: SystemClock) -> dict[str, Any]:
     }
 
 
-def open_sources(config: Config) -> tuple[list[Source], dict[str, Any]]:
-    """All sources this machine has, and what ``run.json`` says of the machine."""
+def open_sources(pid: int, environ: Mapping[str, str]) -> tuple[list[Source], dict[str, Any]]:
+    """All sources this machine has, and what ``run.json`` says of the machine.
+
+    ``environ`` says which GPUs are the kernel's own; the sources look at it anew whenever they are asked for devices.
+    """
     from cellmeter.sources.nvidia import open_nvidia
 
-    machine, process, pids = _open_machine(config.pid)
-    gpus = open_nvidia(pids, config.environ)
+    machine, header, pids = _open_machine(pid)
+    gpus = open_nvidia(pids, environ)
     sources = [*machine, *gpus.sources]
+    unavailable = {**header["unavailable"], **gpus.unavailable}
+    return sources, {**header, "devices": _devices(sources), "unavailable": unavailable, "driver": gpus.driver}
+
+
+def _devices(sources: Sequence[Source]) -> list[dict[str, Any]]:
     devices = {device.id: device for source in sources for device in source.devices()}
-    return sources, {
-        **process,
-        "devices": [vars(device) for device in devices.values()],
-        "unavailable": {**process["unavailable"], **gpus.unavailable},
-        "driver": gpus.driver,
-    }
+    return [vars(device) for device in devices.values()]
 
 
 def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Callable[[], Collection[int]]]:

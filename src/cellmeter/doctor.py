@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def _trial_run() -> Run:
     """Records ourselves for half a second."""
     pid = os.getpid()
     with tempfile.TemporaryDirectory(prefix="cellmeter-doctor-") as folder:
-        config = Config(folder, pid, process_identity(pid), 10.0, None, dict(os.environ))
+        config = Config(folder, pid, process_identity(pid), 10.0, None, sys.maxsize, dict(os.environ))
         recorder = Recorder.start(config)
         recorder.send({"event": "cell_start", "t": time.monotonic_ns(), "seq": 1})
         until = time.monotonic() + WAIT_SECONDS

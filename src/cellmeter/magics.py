@@ -99,6 +99,7 @@ class Session:
         self._tagger.attach()
         atexit.register(self._goodbye)
         self._guarded(self.start)
+        self._guarded(self._tell_of_last_kernel)
         self._guarded(self._prepare_live)
 
     def detach(self) -> None:
@@ -109,6 +110,20 @@ class Session:
         atexit.unregister(self._goodbye)
         self._guarded(self.stop)
         self._guarded(lambda: live.forget(self.shell))
+
+    def _tell_of_last_kernel(self) -> None:
+        """How the kernel before this one died, and in which cell."""
+        notebook = notebook_path(self.shell)
+        if self.recording is None or notebook is None:
+            return
+        from cellmeter.store import previous_run, read_run
+
+        previous = previous_run(self.recording.folder, notebook)
+        if previous is not None:
+            from cellmeter.export.summary import last_kernel
+
+            if line := last_kernel(read_run(previous, newest=50)):
+                print(f"cellmeter: {line}")
 
     def _prepare_live(self) -> None:
         from cellmeter import live

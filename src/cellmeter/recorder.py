@@ -35,6 +35,8 @@ class Config:
     identity: str | None
     rate_hz: float
     notebook: str | None
+    max_total_bytes: int
+    """Older runs are removed until all together are no more than this."""
     environ: Mapping[str, str]
     """The part of the kernel's environment that says which GPUs are its own."""
 

@@ -42,6 +42,8 @@ class Recording:
         self.rate_hz = recorder.config.rate_hz
         self._settings = settings
         self._mark = HighWaterMark(settings.exact_peak)
+        self._disk = DiskBytes()
+        self._environ = recorder.config.environ
         self._lock = threading.Lock()
         self._started = time.time()
         self._last_seq = 0
@@ -58,9 +60,10 @@ class Recording:
                 f"cellmeter cannot record: {home} cannot be written ({error.strerror}); "
                 "set CELLMETER_HOME to a folder that can"
             ) from error
-        environ = {name: os.environ[name] for name in _GPU_VARIABLES if name in os.environ}
+        environ = _gpu_environ()
         pid = os.getpid()
-        config = Config(str(folder), pid, process_identity(pid), settings.rate_hz, notebook, environ)
+        most = int(settings.max_total_gib * 2**30)
+        config = Config(str(folder), pid, process_identity(pid), settings.rate_hz, notebook, most, environ)
         return cls(Recorder.start(config), settings)
 
     def next_cell(self) -> OpenCell:
@@ -98,11 +101,21 @@ class Recording:
                 "execution_count": execution_count,
                 "rate_hz": rate_hz,
                 "cpu_ns": _cpu_ns(),
+                "io_bytes": self._disk.read(),
                 "rss_bytes": resident,
+                **self._changed_environ(),
                 **self._describe(source),
             }
             self.recorder.send(edge)
         return cell
+
+    def _changed_environ(self) -> dict[str, Any]:
+        """A cell may choose its GPUs; ``/proc/PID/environ`` only tells what the kernel was started with."""
+        environ = _gpu_environ()
+        if environ == self._environ:
+            return {}
+        self._environ = environ
+        return {"environ": environ}
 
     def _describe(self, source: str) -> dict[str, str]:
         encoded = source.encode("utf-8", "surrogatepass")
@@ -124,6 +137,7 @@ class Recording:
                 "status": status,
                 "execution_count": execution_count,
                 "cpu_ns": _cpu_ns(),
+                "io_bytes": self._disk.read(),
                 "rss_bytes": resident,
                 "peak_rss_bytes": cell.peak_bytes or None,
                 "peak_unknown": self._mark.unknown,
@@ -175,6 +189,11 @@ class Recording:
                 break
         self.recorder.stop()
         self._mark.close()
+        self._disk.close()
+
+
+def _gpu_environ() -> dict[str, str]:
+    return {name: os.environ[name] for name in _GPU_VARIABLES if name in os.environ}
 
 
 def _cpu_ns() -> int:
@@ -183,6 +202,29 @@ def _cpu_ns() -> int:
 
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time_ns() + int((children.ru_utime + children.ru_stime) * 1e9)
+
+
+class DiskBytes:
+    """What this process made the disks read and write, from ``/proc/self/io``."""
+
+    def __init__(self) -> None:
+        try:
+            self._io = os.open("/proc/self/io", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._io = -1
+
+    def read(self) -> tuple[int, int] | None:
+        """Bytes read and written since the process started; None where the system does not tell."""
+        if self._io < 0:
+            return None
+        words = os.pread(self._io, 512, 0).split()
+        return int(words[words.index(b"read_bytes:") + 1]), int(words[words.index(b"write_bytes:") + 1])
+
+    def close(self) -> None:
+        """Closes the descriptor."""
+        if self._io >= 0:
+            os.close(self._io)
+            self._io = -1
 
 
 class Resident(NamedTuple):

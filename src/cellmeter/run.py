@@ -99,6 +99,9 @@ class Cell:
     source: str | None = None
     own_cpu_seconds: float | None = None
     """CPU time of the kernel process and of children it has waited for, by its own clocks at both edges."""
+    own_read_bytes: int | None = None
+    own_written_bytes: int | None = None
+    """What the kernel process made the disks do, by its own counters at both edges."""
     rss_start_bytes: int | None = None
     rss_end_bytes: int | None = None
     """Resident memory as the kernel read it at its edges."""
@@ -161,6 +164,8 @@ class CellUsage:
     peak_exact: bool
     rss_start_bytes: int | None
     rss_end_bytes: int | None
+    read_bytes: int | None
+    written_bytes: int | None
     gpu: Mapping[str, GpuUsage]
     unknown: Mapping[str, str]
 
@@ -189,6 +194,8 @@ class Run:
     duration: float
     """Seconds from the start to the end, or to the last thing known of a run that has no end."""
     segments: tuple[Segment, ...] = field(repr=False, default=())
+    ending_sure: bool = True
+    """False: there is no end record; the ending is what the last samples make probable."""
     notices: tuple[str, ...] = ()
     """What the recorder or the reader has to say about this recording: damage, devices lost, what was not recorded."""
 
@@ -322,7 +329,20 @@ def cell_usage(run: Run, cell: Cell) -> CellUsage:
             unknown[key] = why
     gpu = {device.id: _gpu_usage(run, device.id, cell, end, unknown) for device in run.devices}
     cpu = _cell_cpu(run, cell, end, unknown)
-    return CellUsage(len(rss.time), cpu, peak, exact, first, last, gpu, unknown)
+    read, written = (
+        _disk_bytes(run, cell, end, metric, own, unknown)
+        for metric, own in (("read", cell.own_read_bytes), ("written", cell.own_written_bytes))
+    )
+    return CellUsage(len(rss.time), cpu, peak, exact, first, last, read, written, gpu, unknown)
+
+
+def _disk_bytes(run: Run, cell: Cell, end: float, name: str, own: int | None, unknown: dict[str, str]) -> int | None:
+    """The kernel's own count at the edges is exact; the samples know of its children too: the more of both."""
+    sampled = _growth(run.series(f"process.disk.{name}", "process"), cell, end)
+    found = [int(value) for value in (own, sampled) if value is not None]
+    if not found:
+        unknown[f"{name}_bytes"] = run.unavailable.get(f"process.disk.{name}", "too few samples in this cell")
+    return max(found, default=None)
 
 
 def _tagged(series: Series, cell: Cell, end: float) -> Series:
@@ -361,7 +381,9 @@ def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, st
         unknown[prefix + "utilization_mean"] = unknown[prefix + "utilization_p95"] = why
     memory = known(run.series("gpu.memory.used", gpu).between(cell.start, end).values)
     if not len(memory):
-        unknown[prefix + "memory_peak_bytes"] = run.unavailable.get(f"gpu.memory.used:{gpu}", "too few samples in this cell")
+        unknown[prefix + "memory_peak_bytes"] = run.unavailable.get(
+            f"gpu.memory.used:{gpu}", "too few samples in this cell"
+        )
     energy = _growth(run.series("gpu.energy", gpu), cell, end)
     if energy is not None and end - cell.start < SHORT_FOR_ENERGY_SECONDS:
         energy = None

@@ -23,6 +23,8 @@ class Settings:
     """Samples a second inside cells, 0.1 to 100."""
     exact_peak: bool = True
     """Resets the kernel's own high-water mark (VmHWM) at each cell's start; this lowers what ``ru_maxrss`` tells."""
+    max_total_gib: float = 2.0
+    """Recorded runs are kept up to this size together; the oldest go first, those being recorded never."""
     keep_source: bool = False
     """Keeps the full source of cells, not only its hash and first line: notebooks hold secrets."""
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VERSION = 1
+STARTING_SECONDS = 60.0
 HEADER = "run.json"
 EVENTS = "events.jsonl"
 RECORDER_LOG = "recorder.log"
@@ -280,8 +281,8 @@ def is_open(header: Mapping[str, Any]) -> bool:
     return identity is not None and process_identity(recorder["pid"]) == identity
 
 
-def read_run(folder: Path) -> Run:
-    """Reads a run folder whole. Raises RunUnreadable."""
+def read_run(folder: Path, newest: int | None = None) -> Run:
+    """Reads a run folder: whole, or all events and only the newest samples of each file. Raises RunUnreadable."""
     from cellmeter import assemble
 
     header = read_header(folder)
@@ -291,14 +292,33 @@ def read_run(folder: Path) -> Run:
     parts, damaged_records = [], 0
     for entry in header["segments"]:
         columns = tuple(Column(*column) for column in entry["columns"])
-        try:
-            data = (folder / entry["file"]).read_bytes()
-        except OSError as error:
-            raise RunUnreadable(f"{folder / entry['file']} cannot be read: {error.strerror}") from None
+        data = _read_records(folder / entry["file"], record_size(len(columns)), newest)
         records, damaged = parse_records(data, len(columns))
         damaged_records += damaged
         parts.append((entry["stream"], columns, records))
     return assemble.run_from(folder, header, events, parts, running, damaged_lines, damaged_records)
+
+
+def _read_records(path: Path, size: int, newest: int | None) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            if newest is not None:
+                file.seek(max(0, os.fstat(file.fileno()).st_size // size - newest) * size)
+            return file.read()
+    except OSError as error:
+        raise RunUnreadable(f"{path} cannot be read: {error.strerror}") from None
+
+
+def previous_run(folder: Path, notebook: str) -> Path | None:
+    """The newest run of the same notebook before this one, among the last 50."""
+    earlier = [other for other in run_folders(folder.parent) if other.name < folder.name]
+    for other in reversed(earlier[-50:]):
+        try:
+            if read_header(other).get("notebook") == notebook:
+                return other
+        except RunUnreadable:
+            continue
+    return None
 
 
 class RunInfo(NamedTuple):
@@ -323,9 +343,9 @@ def run_folders(home: Path) -> list[Path]:
 def list_runs(home: Path) -> Iterator[RunInfo]:
     """All runs, newest first."""
     for folder in reversed(run_folders(home)):
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        size = _size(folder)
         try:
-            yield RunInfo(folder.name, folder, size, read_run(folder), None)
+            yield RunInfo(folder.name, folder, size, read_run(folder, newest=50), None)
         except RunUnreadable as error:
             yield RunInfo(folder.name, folder, size, None, str(error))
 
@@ -352,6 +372,40 @@ def find_run(reference: str | None, home: Path) -> Path:
             f"{len(matches)} runs begin with {reference!r}: add more of the id of {matches[0].name} or {matches[-1].name}"
         )
     return matches[0]
+
+
+def prune(home: Path, most_bytes: int, keep: Path) -> list[Path]:
+    """Removes the oldest runs until all together fit; returns those removed. ``keep`` and runs still recorded stay."""
+    sizes = {folder: _size(folder) for folder in run_folders(home)}
+    total, removed = sum(sizes.values()), []
+    for folder, size in sizes.items():
+        if total <= most_bytes:
+            break
+        if folder != keep and not _may_be_open(folder):
+            import shutil
+
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= size
+            removed.append(folder)
+    return removed
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False))
+    except OSError:  # another recorder removes it at this moment
+        return 0
+
+
+def _may_be_open(folder: Path) -> bool:
+    """Recorded now, or so young that its recorder has not written the header yet."""
+    try:
+        return is_open(read_header(folder))
+    except RunUnreadable:
+        try:
+            return time.time() - folder.stat().st_mtime < STARTING_SECONDS
+        except OSError:
+            return True
 
 
 def remove_run(folder: Path) -> None:

@@ -57,6 +57,7 @@ def _run(run: Run) -> dict[str, Any]:
         "started": run.started.isoformat(),
         "ended": run.ended.isoformat() if run.ended else None,
         "ending": run.ending,
+        "ending_sure": run.ending_sure,
         "signal": run.signal,
         "exit_code": run.exit_code,
         "notebook": run.notebook,
@@ -93,6 +94,8 @@ def _cell(run: Run, cell: Cell) -> dict[str, Any]:
         "peak_exact": usage.peak_exact,
         "rss_start_bytes": usage.rss_start_bytes,
         "rss_end_bytes": usage.rss_end_bytes,
+        "read_bytes": usage.read_bytes,
+        "written_bytes": usage.written_bytes,
         "gpu": {gpu: asdict(used) for gpu, used in usage.gpu.items()},
         "unknown": dict(usage.unknown),
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import signal
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
+from cellmeter.run import known
 
 if TYPE_CHECKING:
     from cellmeter.rules import Checked, Finding, Judgement
@@ -175,10 +177,40 @@ def ending(run: Run) -> str:
     """How the run ended, in words."""
     if run.ending is None:
         return "still running"
-    how = "out of memory" if run.ending == "out-of-memory" else run.ending
-    details = [f"signal {run.signal}"] if run.signal else []
+    how: str = "out of memory" if run.ending == "out-of-memory" else run.ending
+    if not run.ending_sure:
+        how = f"probably {how}: the record breaks off"
+    details = [_signal_name(run.signal)] if run.signal else []
     details += [f"exit code {run.exit_code}"] if run.exit_code else []
-    return f"{how} ({', '.join(details)})" if details else how
+    how = f"{how} ({', '.join(details)})" if details else how
+    died = [cell for cell in run.cells if cell.status == "died"]
+    if not died:
+        return how
+    return f"{how} in {_title(died[-1])}{_last_memory(run)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _last_memory(run: Run) -> str:
+    """``, at 31.8 of 32.0 GiB``: the last sample before the end, against the limit it ran into."""
+    limit = run.limits["memory_bytes"]
+    for metric, subject in (("cgroup.memory.used", "cgroup"), ("process.tree.memory.rss", "process")):
+        used = known(run.series(metric, subject).values)
+        if len(used):
+            return f", at {bytes_text(used[-1])} of {bytes_text(limit.value)}"
+    return ""
+
+
+def last_kernel(run: Run) -> str | None:
+    """One line for the next kernel of the same notebook, if this one did not end as it should."""
+    if run.ending in (None, "stopped", "exited", "restarted") or not run.cells:
+        return None
+    return f"the last kernel of this notebook ended: {ending(run)}; cellmeter report {run.id} tells more"
 
 
 def gaps(run: Run) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cellmeter.errors import BadUsage
 from cellmeter.rules.gpu import GpuUnderused, GpuUnused
-from cellmeter.rules.memory import MemorySpike
+from cellmeter.rules.memory import MemorySpike, OutOfMemory
 from cellmeter.rules.rule import Evidence, Finding, Outcome, Rule, Severity, Verdict, Waste
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ __all__ = [
     "judge",
 ]
 
-RULES: tuple[Rule, ...] = (MemorySpike(), GpuUnused(), GpuUnderused())
+RULES: tuple[Rule, ...] = (OutOfMemory(), MemorySpike(), GpuUnused(), GpuUnderused())
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from cellmeter.rules.rule import (
     unknown,
 )
 from cellmeter.rules.units import MIB, bytes_text, percent_text
+from cellmeter.run import known
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, CellUsage, Device, Run
@@ -169,3 +170,47 @@ def _mapped_growth(run: Run, cell: Cell, usage: CellUsage) -> float | None:
         return None
     base_is_start = (usage.rss_start_bytes or 0) >= (usage.rss_end_bytes or 0)
     return max(0.0, float(mapped.max() - mapped[0 if base_is_start else -1]))
+
+
+@dataclass(frozen=True)
+class OutOfMemory(Rule):
+    """The run was ended by the kernel's out-of-memory killer."""
+
+    id: ClassVar[str] = "out-of-memory"
+    title: ClassVar[str] = "The kernel ran out of memory"
+    metrics: ClassVar[tuple[str, ...]] = (RSS, "cgroup.memory.used")
+
+    def check(self, run: Run) -> Outcome:
+        """Found or clear once the run has ended; unknown if nobody saw how."""
+        if run.ending is None or not run.cells:
+            return not_applicable("the run goes on" if run.cells else "no cell was run")
+        if run.ending == "unknown":
+            return unknown("nobody saw how the run ended")
+        return found(self._finding(run)) if run.ending == "out-of-memory" else CLEAR
+
+    def _finding(self, run: Run) -> Finding:
+        limit = run.limits["memory_bytes"]
+        dead = [cell for cell in run.cells if cell.status == "died"]
+        start = dead[-1].start if dead else run.duration
+        metric, subject = ("cgroup.memory.used", "cgroup") if run.subjects("cgroup.memory.used") else (RSS, "process")
+        used = known(run.series(metric, subject).between(start, run.duration).values)
+        last, peak = (float(used[-1]), float(used.max())) if len(used) else (0.0, 0.0)
+        where = f"in {dead[-1].title}" if dead else "between cells"
+        seen = (
+            f"the last sample stood at {bytes_text(last)}, the highest at {bytes_text(peak)}" if peak else "unsampled"
+        )
+        probably = "" if run.ending_sure else "probably "
+        return Finding(
+            rule=self.id,
+            severity="critical",
+            cells=tuple(cell.seq for cell in dead[-1:]),
+            subject=subject,
+            cause=None,
+            start=start,
+            end=run.duration,
+            fact=f"The kernel {probably}ran out of memory {where}: {seen}, of {bytes_text(limit.value)} ({limit.source}).",
+            consequence="It was killed: variables and what was not saved are lost.",
+            advice="Load less at once: chunks, fewer columns, smaller dtypes or memory-mapped files; del what is done with; "
+            "else a larger limit.",
+            evidence=Evidence(metric, peak, limit.value, "By"),
+        )

@@ -14,6 +14,7 @@ from typing import Protocol
 from cellmeter.run import Column, Device, Host
 from cellmeter.sources import Notice
 from cellmeter.sources.cgroup import CgroupPart, read_text
+from cellmeter.sources.pressure import PressurePart
 
 NAN = float("nan")
 RESCAN_SECONDS = 1.0
@@ -83,7 +84,13 @@ class Linux:
 def open_linux(pid: int, proc: str = "/proc", sys_block: str = "/sys/block") -> tuple[Linux, Cores, ProcessPart]:
     """The sources of a machine with /proc; the tree's pids are in ``ProcessPart.pids``. Raises OSError if pid is gone."""
     process = ProcessPart(pid, proc)
-    parts: list[Part] = [HostPart(proc, whole_disks(sys_block)), process, CgroupPart(pid, proc), OwnPart()]
+    parts: list[Part] = [
+        HostPart(proc, whole_disks(sys_block)),
+        process,
+        CgroupPart(pid, proc),
+        PressurePart(pid, proc),
+        OwnPart(),
+    ]
     return Linux(parts), Cores(proc), process
 
 
@@ -125,14 +132,21 @@ class HostPart:
         self.unavailable: dict[str, str] = {}
         # gVisor serves a /proc/stat of zeros: a machine that never worked does not exist.
         self._has_cpu = _busy_seconds(os.pread(self._stat, 256, 0)) > 0
+        self._has_swap = _kilobytes(os.pread(self._meminfo, 4096, 0), b"SwapTotal:") > 0
         self.columns = tuple(self._find_columns())
 
     def _find_columns(self) -> Iterable[Column]:
         if self._has_cpu:
             yield Column("host.cpu.time", "host", "s")
+            yield Column("host.cpu.iowait.time", "host", "s")
         else:
-            self.unavailable["host.cpu.time"] = "/proc/stat is all zeros here (a sandbox such as gVisor)"
+            why = "/proc/stat is all zeros here (a sandbox such as gVisor)"
+            self.unavailable["host.cpu.time"] = self.unavailable["host.cpu.iowait.time"] = why
         yield Column("host.memory.used", "host", "By")
+        if self._has_swap:
+            yield Column("host.swap.used", "host", "By")
+        else:
+            self.unavailable["host.swap.used"] = "the machine has no swap"
         if self._diskstats >= 0:
             yield Column("host.disk.read", "host", "By")
             yield Column("host.disk.written", "host", "By")
@@ -147,9 +161,15 @@ class HostPart:
 
     def read(self) -> list[float]:
         """One value a column."""
-        row = [_busy_seconds(os.pread(self._stat, 256, 0))] if self._has_cpu else []
-        words = os.pread(self._meminfo, 256, 0).split(None, 9)  # MemTotal: n kB MemFree: n kB MemAvailable: n kB …
+        row = []
+        if self._has_cpu:
+            line = os.pread(self._stat, 256, 0)
+            row += [_busy_seconds(line), int(line.split(None, 6)[5]) * _TICK]
+        meminfo = os.pread(self._meminfo, 4096, 0)
+        words = meminfo.split(None, 9)  # MemTotal: n kB MemFree: n kB MemAvailable: n kB …
         row.append((int(words[1]) - int(words[7])) * 1024.0)
+        if self._has_swap:
+            row.append((_kilobytes(meminfo, b"SwapTotal:") - _kilobytes(meminfo, b"SwapFree:")) * 1024.0)
         if self._diskstats >= 0:
             row += self._disk_bytes()
         if self._net >= 0:
@@ -187,6 +207,11 @@ def _open_if_there(path: str) -> int:
         return os.open(path, _FLAGS)
     except OSError:
         return -1
+
+
+def _kilobytes(meminfo: bytes, key: bytes) -> int:
+    at = meminfo.find(key)
+    return int(meminfo[at + len(key) :].split(None, 1)[0]) if at >= 0 else 0
 
 
 def _busy_seconds(line: bytes) -> float:
@@ -246,8 +271,16 @@ class ProcessPart:
                 ("process.tree.memory.rss", "By"),
                 ("process.threads", "1"),
                 ("process.children", "1"),
+                ("process.page_faults.minor", "1"),
+                ("process.page_faults.major", "1"),
             )
         )
+        # The switch is of Linux 5.14; before, delay accounting was on.
+        self._counts_delays = (read_text(f"{proc}/sys/kernel/task_delayacct") or "1").strip() == "1"
+        if self._counts_delays:
+            self.columns += (Column("process.io.wait.time", "process", "s"),)
+        else:
+            self.unavailable["process.io.wait.time"] = "delay accounting is off (sysctl kernel.task_delayacct=1)"
         if self._can_read_io():
             self.columns += (
                 Column("process.disk.read", "process", "By"),
@@ -275,7 +308,7 @@ class ProcessPart:
     def read(self) -> list[float]:
         """One value a column."""
         stat = os.pread(self._stat, 1024, 0)
-        words = stat[stat.rindex(b")") + 2 :].split(None, 18)
+        words = stat[stat.rindex(b")") + 2 :].split(None, 40)
         memory = os.pread(self._statm, 128, 0).split(None, 3)
         rss = int(memory[1]) * _PAGE
         self._follow_tree()
@@ -289,7 +322,11 @@ class ProcessPart:
             float(rss + children_rss),
             float(int(words[17])),
             float(len(self._known)),
+            float(int(words[7])),
+            float(int(words[9])),
         ]
+        if self._counts_delays:
+            row.append(int(words[39]) * _TICK)
         if self._io >= 0:
             row += self._disk_bytes()
         return row
