@@ -24,9 +24,7 @@ WAIT_SECONDS = 20.0
 T = TypeVar("T")
 
 
-def wait_until(  # noqa: UP047 - Python 3.11
-    condition: Callable[[], T], what: str, seconds: float = WAIT_SECONDS
-) -> T:
+def wait_until(condition: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:
     """The first true result of a condition."""
     until = time.monotonic() + seconds
     while not (result := condition()):

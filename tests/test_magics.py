@@ -207,10 +207,8 @@ def test_a_folder_that_cannot_be_written(start_kernel: Callable[..., Kernel], tm
 def test_a_read_only_home(start_kernel: Callable[..., Kernel], home: Path) -> None:
     home.mkdir()
     home.chmod(0o500)
-    if os.access(home, os.W_OK):  # root writes everywhere, so a file system that nobody can write to stands in
-        kernel = start_kernel(env={"CELLMETER_HOME": "/proc/cellmeter"})
-    else:
-        kernel = start_kernel()
+    # root writes everywhere, so a file system that nobody can write to stands in
+    kernel = start_kernel(env={"CELLMETER_HOME": "/proc/cellmeter"} if os.access(home, os.W_OK) else {})
     reply = kernel.load()
     assert "cannot be written" in reply.stderr
     assert kernel.run("print(1 + 1)").stdout == "2\n"

@@ -131,7 +131,7 @@ def test_a_forked_worker_neither_keeps_the_recorder_nor_reaches_its_channel(subj
     subject.do("worker = os.fork() or (signal.pause(), os._exit(0))")
     (worker,) = psutil.Process(subject.process.pid).children()
     try:
-        channel = os.readlink(f"/proc/{subject.recorder}/fd/0")
+        channel = str(Path(f"/proc/{subject.recorder}/fd/0").readlink())
         descriptors = Path(f"/proc/{worker.pid}/fd")
         wait_until(lambda: channel not in map(os.readlink, descriptors.iterdir()), "the worker to close the channel")
         subject.process.kill()

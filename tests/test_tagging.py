@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,10 @@ from cellmeter.tagging import magic_options, strip_magic_line
 
 
 @pytest.fixture(params=["newer", "older"])
-def loaded(request: pytest.FixtureRequest, start_kernel: Callable[..., Kernel]) -> Iterator[Kernel]:
+def loaded(request: pytest.FixtureRequest, start_kernel: Callable[..., Kernel]) -> Kernel:
     kernel = start_kernel(older=request.param == "older")
     assert kernel.load().status == "ok"
-    yield kernel
+    return kernel
 
 
 def cells(run: Run) -> list[Cell]:

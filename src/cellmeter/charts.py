@@ -1,0 +1,608 @@
+"""What is drawn and how: panels as plain data, and the Bokeh figures made of them.
+
+The live panel, the picture left behind in the notebook and the report all draw the same :class:`PanelSpec`. Bokeh takes
+0.5 s to import and is loaded by the functions that need it; all else here is plain Python (numpy where arrays come in).
+``js/live.js`` has its own copy of the formatting and scaling rules; ``js/format_cases.json`` holds both to the same answers.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from cellmeter.metrics import METRICS, RATE_OF, Group
+from cellmeter.run import Column, Device, Limit, Run, Series, rate_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+Role = Literal["main", "second", "faint"]
+DEFAULT_GROUPS: tuple[Group, ...] = ("cpu", "memory", "gpu")
+MOST_LINES = 3  # more devices than that get a lane each: eight lines in one chart cannot be told apart
+MOST_POINTS = 2000  # of a line in a report: about one minimum and maximum per pixel of a wide screen
+LANE_FILL = 0.84  # of a lane's height, so that full lanes do not touch
+UNKNOWN = "unknown"
+
+
+class Ink(NamedTuple):
+    """One colour on a light and on a dark page, both at 3:1 contrast or more; after Okabe and Ito."""
+
+    light: str
+    dark: str
+
+
+BLUE = Ink("#0072B2", "#56B4E9")
+GREEN = Ink("#008A64", "#2FC597")
+VERMILLION = Ink("#D55E00", "#F58B45")
+PURPLE = Ink("#A8518A", "#DB8FBE")
+AMBER = Ink("#A87400", "#E69F00")
+GREY = Ink("#8C9196", "#7D848B")
+DEVICE_INKS = (VERMILLION, BLUE, PURPLE)
+
+
+class Line(NamedTuple):
+    """One quantity in a panel. ``top`` is what fills its lane, in the panel's unit; None outside of lanes."""
+
+    metric: str
+    subject: str
+    label: str
+    role: Role
+    ink: Ink
+    top: float | None = None
+
+
+@dataclass(frozen=True)
+class PanelSpec:
+    """One chart: its lines share a unit and a scale. With ``lanes`` each line has a row of its own."""
+
+    key: str
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+    limit: float | None = None
+    lanes: bool = False
+    exact_peak: float | None = None
+    """Known otherwise than by samples, which may have missed it."""
+
+    @property
+    def height(self) -> int:
+        """Of the chart without its heading, in CSS pixels."""
+        return 26 + 18 * len(self.lines) if self.lanes else 112
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Readings to draw: ``time`` in seconds (n), ``values`` n × lines of all panels in their order; NaN where unknown."""
+
+    panels: tuple[PanelSpec, ...]
+    time: Floats
+    values: Floats
+
+    def of(self, panel: PanelSpec) -> Floats:
+        """The values of one panel, n × its lines."""
+        before = self.panels[: self.panels.index(panel)]
+        at = sum(len(p.lines) for p in before)
+        return self.values[:, at : at + len(panel.lines)]
+
+
+# ---- what there is to draw -------------------------------------------------------------------------------------------
+
+
+def panels(
+    columns: Iterable[Column], limits: Mapping[str, Limit], devices: Sequence[Device], groups: Sequence[Group]
+) -> tuple[PanelSpec, ...]:
+    """The panels that a run with these columns can fill, in the order cpu, memory, gpu, io, net, power."""
+    recorded = {(column.metric, column.subject) for column in columns}
+
+    def line(metric: str, subject: str, label: str, role: Role, ink: Ink) -> tuple[Line, ...]:
+        there = (RATE_OF.get(metric, metric), subject) in recorded
+        return (Line(metric, subject, label, role, ink),) if there else ()
+
+    gpus = [d for d in devices if d.mine is not False]
+    cores, memory = limits.get("cpu_cores"), limits.get("memory_bytes")
+    made: list[PanelSpec | None] = []
+    if "cpu" in groups:
+        drawn = line("process.cpu.usage", "process", "kernel", "main", BLUE)
+        drawn += line("host.cpu.usage", "host", "machine", "faint", GREY)
+        made.append(_panel("cpu", "CPU", drawn, cores.value if cores else None))
+    if "memory" in groups:
+        drawn = line("process.memory.rss", "process", "kernel", "main", GREEN)
+        drawn += line("process.tree.memory.rss", "process", "with children", "second", AMBER)
+        drawn += line("host.memory.used", "host", "machine", "faint", GREY)
+        made.append(_panel("memory", "Memory", drawn, memory.value if memory else None))
+    if "gpu" in groups:
+        made.append(_device_panel("gpu", "GPU", "gpu.utilization", gpus, recorded, [100.0] * len(gpus)))
+        sizes = [float(d.memory_bytes) for d in gpus]
+        made.append(_device_panel("gpu-memory", "GPU memory", "gpu.memory.used", gpus, recorded, sizes))
+    if "io" in groups:
+        drawn = line("process.disk.read.rate", "process", "read", "main", BLUE)
+        drawn += line("process.disk.written.rate", "process", "written", "second", VERMILLION)
+        made.append(_panel("io", "Disk", drawn, None))
+    if "net" in groups:
+        drawn = line("host.network.received.rate", "host", "in", "main", BLUE)
+        drawn += line("host.network.sent.rate", "host", "out", "second", VERMILLION)
+        made.append(_panel("net", "Network", drawn, None))
+    if "power" in groups:
+        watts = [d.power_limit_watts or 0.0 for d in gpus]
+        made.append(_device_panel("power", "GPU power", "gpu.power", gpus, recorded, watts))
+    return tuple(panel for panel in made if panel is not None)
+
+
+def _panel(key: str, title: str, lines: tuple[Line, ...], limit: float | None) -> PanelSpec | None:
+    if not lines:
+        return None
+    if lines[0].role != "main":  # the kernel's own numbers are not there: what is there takes their place
+        lines = (lines[0]._replace(role="main"), *lines[1:])
+    return PanelSpec(key, title, METRICS[lines[0].metric].unit, lines, limit)
+
+
+def _device_panel(
+    key: str,
+    title: str,
+    metric: str,
+    devices: Sequence[Device],
+    recorded: set[tuple[str, str]],
+    tops: Sequence[float],
+) -> PanelSpec | None:
+    there = [(d, top) for d, top in zip(devices, tops, strict=True) if (metric, d.id) in recorded]
+    if not there:
+        return None
+    lanes = len(there) > MOST_LINES
+    lines = tuple(
+        Line(
+            metric,
+            device.id,
+            device.id,
+            "main",
+            _device_ink(key, index, len(there)),
+            (top or None) if lanes else None,
+        )
+        for index, (device, top) in enumerate(there)
+    )
+    same = len({top for _, top in there}) == 1
+    limit = there[0][1] if same and there[0][1] else None
+    return PanelSpec(key, title, METRICS[metric].unit, lines, limit, lanes)
+
+
+def _device_ink(key: str, index: int, count: int) -> Ink:
+    if 1 < count <= MOST_LINES:
+        return DEVICE_INKS[index]
+    return {"gpu": VERMILLION, "gpu-memory": PURPLE}.get(key, AMBER)
+
+
+def spec_for_page(specs: Sequence[PanelSpec]) -> list[dict[str, Any]]:
+    """The panels as ``js/live.js`` wants them; ``column`` is the name of a line's column in its data source."""
+    names = (f"c{index}" for index in range(1000))
+    return [
+        {
+            "key": spec.key,
+            "title": spec.title,
+            "unit": spec.unit,
+            "limit": spec.limit,
+            "lanes": spec.lanes,
+            "exact": spec.exact_peak,
+            "height": spec.height,
+            "lines": [
+                {"column": next(names), "label": x.label, "role": x.role, "ink": list(x.ink), "top": x.top}
+                for x in spec.lines
+            ],
+        }
+        for spec in specs
+    ]
+
+
+# ---- numbers for people ----------------------------------------------------------------------------------------------
+
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_SUFFIX = {"{cpu}": "cores", "%": "%", "W": "W", "J": "J", "s": "s", "Cel": "°C", "MHz": "MHz", "1": ""}
+
+
+def format_value(value: float | None, unit: str) -> str:
+    """A reading with its unit, three significant digits: ``3.21 GiB``, ``1.02 cores``; ``unknown`` for None and NaN."""
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    if unit in ("By", "By/s"):
+        size, name = _binary(value)
+        return f"{_digits(size) if name != 'B' else round(size)} {name}{unit[2:]}"
+    number = str(_half_up(value)) if unit in ("%", "W", "Cel", "MHz", "1") else _digits(value)
+    return f"{number} {_SUFFIX.get(unit, unit)}".rstrip()
+
+
+def format_peak(peak: float | None, spec: PanelSpec) -> str:
+    """``peak 3.21 of 16 GiB``; without the limit where there is none, or where it is 100 %."""
+    text = format_value(peak, spec.unit)
+    if not spec.limit or spec.unit == "%":
+        return f"peak {text}"
+    limit = re.sub(r"\.0+(?= |$)", "", format_value(spec.limit, spec.unit))
+    number, _, suffix = text.partition(" ")
+    return f"peak {number if limit.endswith(' ' + suffix) else text} of {limit}"
+
+
+def _half_up(value: float) -> int:
+    return math.floor(value + 0.5)  # as JavaScript's Math.round
+
+
+def _digits(value: float) -> str:
+    size = abs(value)
+    places = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    return f"{_half_up(value * 10**places) / 10**places:.{places}f}"
+
+
+def _binary(value: float) -> tuple[float, str]:
+    power = 0
+    while abs(value) >= 999.5 and power < len(_BINARY) - 1:
+        value /= 1024
+        power += 1
+    return value, _BINARY[power]
+
+
+def format_duration(seconds: float | None) -> str:
+    """``0.42 s``, ``12.4 s``, ``3 min 25 s``, ``2 h 05 min``; ``unknown`` for None."""
+    if seconds is None or math.isnan(seconds):
+        return UNKNOWN
+    if seconds < 59.95:
+        return f"{_digits(seconds)} s"
+    whole = _half_up(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+# ---- scales ----------------------------------------------------------------------------------------------------------
+
+_LEAST_TOP = {"{cpu}": 1.0, "By": 64.0 * 2**20, "%": 100.0, "W": 50.0, "By/s": 2.0**20}
+
+
+def scale_top(spec: PanelSpec, peaks: Sequence[float]) -> float:
+    """Where a panel's scale ends, its peaks (one a line, NaN: none) given; lanes end at their number.
+
+    The limit comes into the picture at half of it, so that a small use is not pressed flat by a large machine; faint lines
+    do not stretch the scale to more than twice what the others need.
+    """
+    if spec.lanes:
+        return float(len(spec.lines))
+    if spec.unit == "%":
+        return 104.0
+    top = _LEAST_TOP.get(spec.unit, 1.0)
+    pairs = [(line.role, peak) for line, peak in zip(spec.lines, peaks, strict=True) if not math.isnan(peak)]
+    top = max([top, *(peak for role, peak in pairs if role != "faint")])
+    wide = max([top, *(peak for role, peak in pairs if role == "faint" and peak <= 2 * top)])
+    if spec.limit and wide >= 0.5 * spec.limit:
+        wide = max(wide, spec.limit)
+    return wide * 1.1
+
+
+def highest(spec: PanelSpec, peaks: Sequence[float]) -> float | None:
+    """The greatest of the peaks, faint lines aside, and of what is known exactly; None if none is known."""
+    known = [
+        peak for line, peak in zip(spec.lines, peaks, strict=True) if line.role != "faint" and not math.isnan(peak)
+    ]
+    return max([*known, *([spec.exact_peak] if spec.exact_peak else [])], default=None)
+
+
+def worth_drawing(spec: PanelSpec, peaks: Sequence[float], top: float) -> tuple[bool, ...]:
+    """Which lines say something: not those off the scale, nor children's memory that is the kernel's own over again."""
+    first = peaks[0] if peaks else math.nan
+    return tuple(
+        line.role == "main" or (line.role == "faint" and peak <= top) or (line.role == "second" and peak > 1.01 * first)
+        if spec.key == "memory"
+        else not math.isnan(peak)
+        for line, peak in zip(spec.lines, peaks, strict=True)
+    )
+
+
+def value_ticks(top: float, unit: str) -> list[float]:
+    """Two to four round values from 0 to at most ``top``; bytes in steps of round KiB, MiB, GiB."""
+    factor = 1.0
+    if unit in ("By", "By/s"):
+        while top / factor >= 999.5:
+            factor *= 1024
+    step = _round_step(top / factor / 2) * factor
+    return [index * step for index in range(math.floor(top / step + 1e-9) + 1)]
+
+
+def _round_step(raw: float) -> float:
+    power = 10.0 ** math.floor(math.log10(raw))
+    fit = [m for m in (1.0, 2.0, 5.0) if m * power <= raw * (1 + 1e-9)]
+    return fit[-1] * power
+
+
+_TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+
+
+def time_ticks(start: float, end: float, most: int = 6) -> list[tuple[float, str]]:
+    """Round times between ``start`` and ``end`` (seconds), at most ``most`` of them, with labels like ``0:30``, ``0.2 s``."""
+    span = max(end - start, 1e-3)
+    step = next((s for s in _TIME_STEPS if span / s <= most), 86400.0)
+    first = math.ceil(start / step - 1e-9)
+    last = math.floor(end / step + 1e-9)
+    return [(index * step, _clock(index * step, step)) for index in range(first, last + 1)]
+
+
+def _clock(seconds: float, step: float) -> str:
+    if step < 1:
+        return f"{seconds:.1f} s"
+    whole = _half_up(seconds)
+    if whole < 60 and step < 30:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+
+
+def lane_values(spec: PanelSpec, values: Floats) -> Floats:
+    """Values of a panel with lanes moved to their rows: the first device is the topmost."""
+    import numpy as np
+
+    count = len(spec.lines)
+    peaks = np.fmax.reduce(values, axis=0) if len(values) else np.zeros(count)
+    most = float(np.fmax.reduce(peaks)) if count else 1.0
+    tops = np.array([line.top or most or 1.0 for line in spec.lines])
+    base = count - 1 - np.arange(count)
+    drawn: Floats = base + np.clip(values / tops, 0, 1) * LANE_FILL
+    return drawn
+
+
+# ---- readings --------------------------------------------------------------------------------------------------------
+
+
+def decimate(time: Floats, values: Floats, most_rows: int) -> tuple[Floats, Floats]:
+    """At most ``most_rows`` rows that draw the same picture: the extremes of every column in each bucket, in their order.
+
+    All columns share the times, the first and the last of each bucket, so an extreme moves by less than a bucket's width.
+    ``values`` is n × k; a gap (NaN) stays where it fills a bucket.
+    """
+    import numpy as np
+
+    rows, columns = values.shape
+    buckets = most_rows // 2
+    if rows <= most_rows or buckets < 1:
+        return time, values
+    edges = np.arange(buckets + 1) * rows // buckets
+    new_values = np.empty((buckets, 2, columns))
+    low_filled, high_filled = np.nan_to_num(values, nan=np.inf), np.nan_to_num(values, nan=-np.inf)
+    for index, (low, high) in enumerate(itertools.pairwise(edges)):
+        least, most = low_filled[low:high], high_filled[low:high]
+        falling = most.argmax(0) < least.argmin(0)
+        ends = np.where(falling, (most.max(0), least.min(0)), (least.min(0), most.max(0)))
+        new_values[index] = np.where(np.isinf(ends), np.nan, ends)
+    new_time = np.column_stack([time[edges[:-1]], time[edges[1:] - 1]]).ravel()
+    return new_time, new_values.reshape(buckets * 2, columns)
+
+
+def frame_of(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAULT_GROUPS) -> Frame:
+    """The readings of a run from ``start`` to ``end``, in seconds since the run's start."""
+    import numpy as np
+
+    columns = dict.fromkeys(c for segment in run.segments for c in segment.columns)
+    specs = panels(columns, run.limits, run.devices, groups)
+    lines = [line for spec in specs for line in spec.lines]
+    series = [run.series(line.metric, line.subject).between(start, end) for line in lines]
+    time = np.unique(np.concatenate([s.time for s in series])) if series else np.empty(0)
+    values = np.full((len(time), len(lines)), np.nan)
+    for index, one in enumerate(series):
+        values[time.searchsorted(one.time), index] = one.values
+    return Frame(specs, time, values)
+
+
+def values_of(
+    specs: Sequence[PanelSpec], columns: Sequence[Column], time: Floats, stored: Floats, rate_hz: float
+) -> Floats:
+    """Readings of all lines (n × lines) from stored records: gauges as they are, rates of their counters."""
+    import numpy as np
+
+    at = {(column.metric, column.subject): index for index, column in enumerate(columns)}
+    lines = [line for spec in specs for line in spec.lines]
+    values = np.full((len(time), len(lines)), np.nan)
+    nobody = np.zeros(len(time), np.int64)
+    for index, line in enumerate(lines):
+        column = at.get((RATE_OF.get(line.metric, line.metric), line.subject))
+        if column is None:
+            continue
+        reading = stored[:, column]
+        if line.metric in RATE_OF:
+            reading = rate_of(Series(time, reading, nobody), 0.5 / rate_hz).values
+        values[:, index] = reading
+    return values
+
+
+# ---- Bokeh -----------------------------------------------------------------------------------------------------------
+
+FRAME_LEFT = 58  # CSS pixels between a figure's edge and its plot area: fixed, so that all panels' times align
+FRAME_RIGHT = 10
+AREA = "a"  # ends the name of a line's second column, in which a gap falls to the ground: Bokeh fills across NaN
+
+
+def _models() -> Any:
+    """``bokeh.models``, whose type stubs lack half of it."""
+    import bokeh.models
+
+    return bokeh.models
+
+
+def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, tools: str) -> Any:
+    """A bare figure with its lines; colours and ticks are set by whoever shows it."""
+    from bokeh.plotting import figure
+
+    models = _models()
+    fig: Any = figure(
+        name=spec.key,
+        height=spec.height,
+        sizing_mode="stretch_width",
+        toolbar_location=None,
+        tools=tools,
+        x_range=x_range,
+        y_range=models.Range1d(0, 1),
+        min_border_left=FRAME_LEFT,
+        min_border_right=FRAME_RIGHT,
+        min_border_top=4,
+        min_border_bottom=18,
+        background_fill_color=None,
+        border_fill_color=None,
+        outline_line_color=None,
+    )
+    fig.xaxis.minor_tick_line_color = fig.yaxis.minor_tick_line_color = None
+    fig.xaxis.major_tick_line_color = fig.yaxis.major_tick_line_color = None
+    fig.xaxis.axis_line_color = fig.yaxis.axis_line_color = None
+    fig.xaxis.major_label_text_font_size = fig.yaxis.major_label_text_font_size = "10px"
+    fig.yaxis.ticker = models.FixedTicker(ticks=[])
+    fig.xgrid.grid_line_color = None
+    base = len(spec.lines) - 1
+    for index, (line, name) in reversed(list(enumerate(zip(spec.lines, names, strict=True)))):
+        ink = line.ink.light
+        if line.role == "main" and (spec.lanes or sum(x.role == "main" for x in spec.lines) == 1):
+            floor = base - index if spec.lanes else 0
+            fig.varea("t", floor, name + AREA, source=source, fill_color=ink, fill_alpha=0.16, name=name + AREA)
+        width = 1.1 if line.role == "faint" else 1.3 if spec.lanes else 1.8
+        dash = [4, 3] if line.role == "second" and spec.key == "memory" else []
+        fig.line(
+            "t", name, source=source, line_color=ink, line_width=width, line_dash=dash, line_join="round", name=name
+        )
+    if spec.limit and not spec.lanes and spec.unit != "%":
+        mark = models.Span(location=spec.limit, dimension="width", line_dash=[2, 3], line_width=1.2, name="limit")
+        mark.line_color = VERMILLION.light
+        fig.add_layout(mark)
+    return fig
+
+
+@functools.lru_cache(maxsize=8)
+def _template(specs: tuple[PanelSpec, ...]) -> str:
+    from bokeh.document import Document
+
+    models = _models()
+    names = [line["column"] for spec in spec_for_page(specs) for line in spec["lines"]]
+    source = models.ColumnDataSource(
+        {name: [] for name in ("t", *names, *(name + AREA for name in names))}, name="samples"
+    )
+    x_range, document = models.Range1d(0, 10), Document()
+    for spec, page in zip(specs, spec_for_page(specs), strict=True):
+        columns = [line["column"] for line in page["lines"]]
+        fig = _figure(spec, source, columns, x_range, "xbox_zoom,reset")
+        fig.xaxis.ticker = models.FixedTicker(ticks=[])
+        document.add_root(fig)
+    return json.dumps(document.to_json(deferred=False), separators=(",", ":"))
+
+
+def live_layout(specs: tuple[PanelSpec, ...], prefix: str) -> str:
+    """A Bokeh document as JSON: one root a panel, one data source ``samples`` for all, one time range.
+
+    Building it takes 100 ms, so it is built once a kernel for each set of panels and its ids are relabelled with ``prefix``,
+    which must be unique on the page.
+    """
+    return re.sub(r'"p(\d+)"', rf'"{prefix}\1"', _template(tuple(replace(spec, exact_peak=None) for spec in specs)))
+
+
+def run_figures(run: Run, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
+    """A Bokeh layout of the whole run: its panels above each other, banded by cells. Raises nothing on an empty run."""
+    return window_figures(run, 0.0, run.duration, groups)
+
+
+def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
+    """A Bokeh layout of a run from ``start`` to ``end`` (seconds since its start), decimated so that spikes stay."""
+    from bokeh.layouts import column
+
+    models = _models()
+    frame = frame_of(run, start, end, groups)
+    x_range = models.Range1d(start, max(end, start + 1e-3), bounds=(start, max(end, start + 1e-3)))
+    figures: list[Any] = []
+    for spec in frame.panels:
+        time, values = decimate(frame.time, frame.of(spec), MOST_POINTS)
+        drawn = lane_values(spec, values) if spec.lanes else values
+        names = [line["column"] for line in spec_for_page([spec])[0]["lines"]]
+        shown = [[format_value(float(x), spec.unit) for x in values[:, i]] for i in range(len(names))]
+        source = models.ColumnDataSource(
+            {"t": time}
+            | {name: drawn[:, i] for i, name in enumerate(names)}
+            | {name + AREA: _grounded(spec, drawn, i) for i, name in enumerate(names)}
+            | {f"{name}_text": shown[i] for i, name in enumerate(names)}
+        )
+        fig = _figure(spec, source, names, x_range, "xpan,xbox_zoom,xwheel_pan,reset")
+        _dress(fig, spec, values, names, first=not figures)
+        _band(fig, run, start, end, titled=not figures)
+        figures.append(fig)
+    return column(figures, sizing_mode="stretch_width", spacing=6)
+
+
+def _grounded(spec: PanelSpec, drawn: Floats, index: int) -> Floats:
+    import numpy as np
+
+    floor = len(spec.lines) - 1.0 - index if spec.lanes else 0.0
+    grounded: Floats = np.nan_to_num(drawn[:, index], nan=floor)
+    return grounded
+
+
+def _dress(fig: Any, spec: PanelSpec, values: Floats, names: Sequence[str], *, first: bool) -> None:
+    """Title, scale and hover of a figure that stands alone, without ``live.js`` to do it."""
+    import numpy as np
+
+    models = _models()
+    peaks = [float(x) for x in np.fmax.reduce(values)] if len(values) else [math.nan] * len(spec.lines)
+    fig.y_range.end = scale_top(spec, peaks)
+    ticks, labels = axis_of(spec, fig.y_range.end)
+    fig.yaxis.ticker.ticks = ticks
+    fig.yaxis.major_label_overrides = dict(zip(ticks, labels, strict=True))
+    fig.xaxis.formatter = models.NumeralTickFormatter(format="00:00:00")
+    fig.xaxis.ticker = models.AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30])
+    fig.title.text = f"{spec.title} · {format_peak(highest(spec, peaks), spec)}"
+    fig.title.text_font_size = "12px"
+    fig.title.text_color = "#6E757B"
+    fig.axis.major_label_text_color = "#767D83"
+    fig.grid.grid_line_color = "#808080"
+    fig.grid.grid_line_alpha = 0.22
+    fig.height = spec.height + (64 if first else 46)
+    shown = [r for r in fig.renderers if r.name == names[0]]
+    tips = [("time", "@t{0.0} s"), *((x.label, f"@{n}_text") for x, n in zip(spec.lines, names, strict=True))]
+    fig.add_tools(models.HoverTool(renderers=shown, tooltips=tips, mode="vline", point_policy="snap_to_data"))
+
+
+def axis_of(spec: PanelSpec, top: float) -> tuple[list[float], list[str]]:
+    """Ticks of the value axis and their labels."""
+    if spec.lanes:
+        rows = len(spec.lines)
+        return [rows - 1 - i + LANE_FILL / 2 for i in range(rows)], [line.label for line in spec.lines]
+    ticks = [0.0, 50.0, 100.0] if spec.unit == "%" else value_ticks(top, spec.unit)
+    return ticks, [axis_label(tick, spec.unit) for tick in ticks]
+
+
+def axis_label(value: float, unit: str) -> str:
+    """A round value beside an axis: ``0``, ``500 MiB``, ``1.5``."""
+    if value == 0:
+        return "0"
+    if unit in ("By", "By/s"):
+        size, name = _binary(value)
+        return f"{size:g} {name}{unit[2:]}"
+    suffix = _SUFFIX.get(unit, unit)
+    return f"{value:g}" if unit == "{cpu}" else f"{value:g} {suffix}"
+
+
+def _band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None:
+    """Shades every other cell; the first figure of a column names those that are wide enough."""
+    models = _models()
+    for index, cell in enumerate(c for c in run.cells if c.parent is None):
+        stop = run.duration if cell.end is None else cell.end
+        if stop < start or cell.start > end:
+            continue
+        fig.add_layout(
+            models.BoxAnnotation(
+                left=cell.start,
+                right=stop,
+                fill_color="#808080",
+                fill_alpha=0.13 if index % 2 == 0 else 0.05,
+                line_color=None,
+                level="underlay",
+            )
+        )
+        if titled and stop - cell.start >= 0.06 * (end - start):
+            x, y = max(cell.start, start), fig.y_range.end
+            label = models.Label(x=x, y=y, text=cell.title[:24], text_font_size="10px", x_offset=3, text_baseline="top")
+            label.text_color = "#6E757B"
+            fig.add_layout(label)

@@ -1,0 +1,597 @@
+"""The live panel: a widget under the running cell, fed from the run folder, and what stays in its place afterwards.
+
+Kernel and page share three things: ``Runtime``, a widget without a view that brings ``live.js`` and BokehJS into the page
+once a kernel; a ``Stage`` for each cell, which streams rows; and the static output, which comes to life where the page has
+the runtime. Code and rows travel as custom messages, never as widget state: JupyterLab and nbclient save state in notebooks.
+
+Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
+``h`` (all rows, the next being number ``n``). Page to kernel: ``need``. Rows are float64 columns, the time first.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextvars
+import gzip
+import html
+import importlib.util
+import json
+import os
+import sys
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellmeter import charts
+from cellmeter.errors import CellmeterError, MissingExtra
+from cellmeter.run import EDGE_END, Cell, Column, Device, Limit, Run
+from cellmeter.store import Tail
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cellmeter.metrics import Group
+
+    Floats = NDArray[np.float64]
+
+UPDATE_SECONDS = 0.25
+LAST_SAMPLE_SECONDS = 0.06  # the longest a cell's end waits for its last sample
+MOST_ROWS = 36_000  # kept in the kernel: an hour at 10 Hz; older ones are thinned out, spikes stay
+STILL_ROWS = 180  # of the static output
+LOOK_BACK = 32  # records before the first one shown, from which the first rates are made
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+# Both widgets' module. The page keeps one slot a version of the code, shared by all widgets of all notebooks in it; a
+# panel that is there before the code keeps what it hears. anywidget holds messages back until `initialize` has returned.
+_STUB = """
+const slots = (globalThis[Symbol.for("cellmeter.code")] ??= new Map());
+function slot(key) {
+  if (!slots.has(key)) { const s = { taken: false }; s.ready = new Promise((r) => (s.resolve = r)); slots.set(key, s); }
+  return slots.get(key);
+}
+const gunzip = (b) => new Response(new Blob([b]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+async function take(s, [js, bokeh]) {
+  if (s.taken) return;
+  s.taken = true;
+  const url = URL.createObjectURL(new Blob([await gunzip(js)], { type: "text/javascript" }));
+  const code = (await import(url)).default;
+  URL.revokeObjectURL(url);
+  code.install(bokeh);
+  s.resolve(code);
+}
+export default () => {
+  let panel;
+  return {
+    initialize({ model }) {
+      const s = slot(model.get("code"));
+      const early = [];
+      const keep = (message, buffers) => {
+        if (message.k === "code") take(s, buffers);
+        else early.push([message, buffers]);
+      };
+      model.on("msg:custom", keep);
+      if (model.get("role") === "runtime") {
+        const ask = () => s.taken || model.send({ k: "need" });
+        model.get("sent") ? ask() : setTimeout(ask, 3000);
+      } else {
+        panel = s.ready.then((code) => { model.off("msg:custom", keep); return code.open(model, early); });
+      }
+    },
+    async render({ el, signal }) {
+      if (panel) await (await panel).show(el, signal);
+    },
+  };
+};
+"""
+
+
+# ---- the page's side, as seen from the kernel ------------------------------------------------------------------------
+
+
+def script_path() -> Path:
+    """Where ``live.js`` lies: in the installed package, else in the repository."""
+    here = Path(__file__).parent
+    installed = here / "static" / "live.js"
+    return installed if installed.exists() else here.parents[1] / "js" / "live.js"
+
+
+def _bokeh_path() -> Path:
+    spec = importlib.util.find_spec("bokeh")  # finds, does not import: that takes half a second
+    if spec is None or spec.origin is None:
+        raise MissingExtra("bokeh", "all", "the live panel")
+    return Path(spec.origin).parent / "server" / "static" / "js" / "bokeh.min.js"
+
+
+def _code_key() -> str:
+    """Tells one version of the page's code from another."""
+    stat = _bokeh_path().stat()
+    return f"{zlib.crc32(script_path().read_bytes()):08x}-{stat.st_size:x}-{int(stat.st_mtime):x}"
+
+
+@lru_cache(maxsize=1)
+def _code_buffers() -> list[bytes]:
+    return [gzip.compress(path.read_bytes(), 6) for path in (script_path(), _bokeh_path())]
+
+
+@lru_cache(maxsize=1)
+def _widget_class() -> Any:
+    try:
+        import anywidget
+        import traitlets
+    except ImportError as error:
+        raise MissingExtra("anywidget", "all", "the live panel") from error
+
+    class PageWidget(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
+        """Runtime or stage: its state is this and no more, for state is saved in notebooks."""
+
+        _esm = _STUB
+        code = traitlets.Unicode().tag(sync=True)
+        role = traitlets.Unicode().tag(sync=True)
+        sent = traitlets.Bool(False).tag(sync=True)
+
+    return PageWidget
+
+
+class Stage:
+    """What one shell has on its pages: the runtime widget and the thread that fills it. None where no comm is."""
+
+    def __init__(self, shell: Any) -> None:
+        self._shell = weakref.ref(shell)
+        self._told: set[str] = set()
+        self.panels: set[Panel] = set()
+        self._last: Panel | None = None
+        self.widget: Any = None
+        self._thread: threading.Thread | None = None
+        if getattr(getattr(shell, "kernel", None), "comm_manager", None) is None:
+            return  # terminal IPython, or a kernel that has no widgets
+        self._key = _code_key()
+        self.widget = _widget_class()(code=self._key, role="runtime")
+        self.widget.on_msg(self._asked)
+        self._thread = self.run_thread(self._warm_up, "cellmeter-runtime")
+
+    def run_thread(self, work: Callable[[], None], name: str) -> threading.Thread:
+        """A daemon that runs ``work`` in the cell's context: ipykernel 7.0 finds its parent message there."""
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=lambda: context.run(self._guarded, work), name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            line = str(error) if isinstance(error, CellmeterError) else f"{type(error).__name__}: {error}"
+            if line not in self._told:
+                self._told.add(line)
+                print(f"cellmeter: live panel: {line}", file=sys.stderr)
+
+    def _warm_up(self) -> None:
+        self._send_code()
+        import PIL.Image
+        import PIL.ImageDraw
+        import PIL.ImageFont
+        import PIL.WebPImagePlugin  # noqa: F401
+
+    def _send_code(self) -> None:
+        self.widget.send({"k": "code"}, buffers=_code_buffers())
+        self.widget.sent = True
+
+    def _asked(self, _widget: Any, message: Any, _buffers: Any) -> None:
+        if message.get("k") == "need":
+            self._guarded(self._send_code)
+
+    def panel_widget(self) -> Any:
+        """A widget for one cell."""
+        return _widget_class()(code=self._key, role="panel")
+
+    def outlive(self, panel: Panel) -> None:
+        """Keeps the widget of the cell that ended last, for a page that was loaded anew while the cell ran.
+
+        JupyterLab restores widgets only when the kernel is idle, and such a page does not hear of the static output.
+        """
+        if self._last is not None:
+            self._last.abandon()
+        self._last = panel
+
+    def close(self) -> None:
+        """Closes widgets and joins threads."""
+        for panel in list(self.panels):
+            panel.abandon()
+        if self._thread is not None:
+            self._thread.join(5)
+        if self.widget is not None:
+            self.widget.close()
+
+
+_stages: weakref.WeakKeyDictionary[Any, Stage] = weakref.WeakKeyDictionary()
+
+
+def prepare(shell: Any) -> None:
+    """At ``%load_ext``: sends the page its code, and imports in the background what the first panel needs.
+
+    Cheap (60 ms), and does nothing in terminal IPython. Raises MissingExtra where anywidget or bokeh is not installed.
+    """
+    if shell not in _stages:
+        _stages[shell] = Stage(shell)
+
+
+def forget(shell: Any) -> None:
+    """At ``%unload_ext``: closes the widgets and joins the threads."""
+    stage = _stages.pop(shell, None)
+    if stage is not None:
+        stage.close()
+
+
+# ---- one cell's readings ---------------------------------------------------------------------------------------------
+
+
+class Feed:
+    """A cell's rows out of a run folder's tail. Not thread-safe."""
+
+    def __init__(self, folder: Path, seq: int, groups: Sequence[Group]) -> None:
+        import numpy as np
+
+        self.seq = seq
+        self._tail = Tail(folder)
+        header = self._tail.header()
+        self._rate_hz = float(header["rate_hz"])
+        columns = [Column(*c) for s in header["segments"] if s["stream"] == "main" for c in s["columns"]]
+        limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
+        self.panels = charts.panels(columns, limits, [Device(**d) for d in header["devices"]], groups)
+        self._width = 1 + sum(len(spec.lines) for spec in self.panels)
+        self._rows = np.empty((256, self._width))
+        self._count = 0
+        self._before: tuple[tuple[Column, ...], NDArray[Any]] | None = None
+        self.started_ns: int | None = None
+        self.next = 0
+        """Number of the next row; earlier ones may have been thinned out."""
+        self.ended = False
+
+    def poll(self) -> Floats:
+        """Takes in what is new and returns it: rows × (time, lines), seconds since the cell's first sample."""
+        import numpy as np
+
+        fresh = [np.empty((0, self._width))]
+        for columns, records in self._tail.samples():
+            if not self.ended:
+                fresh.append(self._taken(columns, records))
+        rows = np.concatenate(fresh)
+        self._keep(rows)
+        return rows
+
+    def _taken(self, columns: tuple[Column, ...], records: NDArray[Any]) -> Floats:
+        """Rows of the records that belong to the cell; those before it are kept for its first rates."""
+        import numpy as np
+
+        known = self._before[1] if self._before is not None and self._before[0] == columns else records[:0]
+        together = np.concatenate([known, records])
+        self._before = (columns, together[-LOOK_BACK:])
+        mine = np.flatnonzero(together["seq"] == self.seq)
+        first = len(known)
+        if self.started_ns is None:
+            if not len(mine):
+                return np.empty((0, self._width))
+            self.started_ns, first = int(together["t"][mine[0]]), int(mine[0])
+        last = len(together)
+        ends = mine[(together["flags"][mine] & EDGE_END) != 0]
+        if len(ends):
+            self.ended, last = True, int(ends[-1]) + 1
+        seconds = (together["t"] - self.started_ns) * 1e-9
+        values = charts.values_of(self.panels, columns, seconds, together["v"], self._rate_hz)
+        return np.column_stack([seconds, values])[first:last]
+
+    def _keep(self, rows: Floats) -> None:
+        import numpy as np
+
+        needed = self._count + len(rows)
+        if needed > len(self._rows):
+            self._rows = np.concatenate([self._rows[: self._count], np.empty((max(needed, self._count), self._width))])
+        self._rows[self._count : needed] = rows
+        self._count = needed
+        self.next += len(rows)
+        if self._count > MOST_ROWS:
+            half = self._count // 2
+            few, values = charts.decimate(self._rows[:half, 0], self._rows[:half, 1:], half // 4)
+            thinned = np.concatenate([np.column_stack([few, values]), self._rows[half : self._count]])
+            self._rows, self._count = thinned, len(thinned)
+
+    def rows(self) -> Floats:
+        """All rows that are kept: rows × (time, lines)."""
+        return self._rows[: self._count]
+
+    def frame(self, started_ns: int) -> charts.Frame:
+        """The rows, with times since ``started_ns``."""
+        rows = self.rows()
+        shift = ((self.started_ns or started_ns) - started_ns) * 1e-9
+        return charts.Frame(self.panels, rows[:, 0] + shift, rows[:, 1:])
+
+    def exact_peak_bytes(self) -> int | None:
+        """The kernel's own high-water mark of the cell; None if it is not known (yet)."""
+        for event in reversed(self._tail.events()):
+            if event["event"] == "cell_end" and event["seq"] == self.seq:
+                peak = event.get("peak_rss_bytes")
+                return None if peak is None else int(peak)
+        return None
+
+
+def column_major(rows: Floats) -> bytes:
+    """Float64 columns one after the other, as ``Samples.put`` in live.js takes them."""
+    return rows.T.tobytes()
+
+
+class Panel:
+    """The live panel of one cell."""
+
+    def __init__(self, stage: Stage, feed: Feed, title: str) -> None:
+        self._stage = stage
+        self._feed = feed
+        self._title = title
+        self._id = "cm" + os.urandom(6).hex()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._widget: Any = None
+        self._thread: threading.Thread | None = None
+        self._layout: dict[str, Any] | None = None
+        self._again = False
+        stage.panels.add(self)
+
+    @classmethod
+    def open(cls, shell: Any, folder: Path, seq: int, title: str, groups: tuple[Group, ...]) -> Panel:
+        """Shows the panel under the cell that has just begun; 4 updates a second from here on.
+
+        Raises RunUnreadable if the run folder cannot be read, MissingExtra where the widgets' packages are not there.
+        """
+        prepare(shell)
+        panel = cls(_stages[shell], Feed(folder, seq, groups), title)
+        if panel._stage.widget is not None:
+            panel._show()
+        return panel
+
+    def _show(self) -> None:
+        from IPython.display import display
+
+        self._widget = self._stage.panel_widget()
+        self._widget.on_msg(self._asked)
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+        bundle = {_WIDGET: view, "text/plain": f"cellmeter: recording {self._title}"}
+        display(bundle, raw=True, display_id=self._id)  # type: ignore[no-untyped-call]
+        self._thread = self._stage.run_thread(self._stream, "cellmeter-live")
+
+    def _asked(self, _widget: Any, message: Any, _buffers: Any) -> None:
+        """The page was loaded anew, or has missed rows: the thread sends it all there is."""
+        if message.get("k") != "need":
+            return
+        self._again = True
+        if self._stop.is_set():  # no thread is left to do it
+            self._update()
+
+    def _stream(self) -> None:
+        specs = self._feed.panels
+        self._layout = {
+            "panels": charts.spec_for_page(specs),
+            "doc": charts.live_layout(specs, self._id + "-"),
+            "prefix": self._id,
+            "title": self._title,
+        }
+        self._widget.send({"k": "open", "layout": self._layout})
+        while not self._stop.is_set():
+            self._update()
+            self._stop.wait(UPDATE_SECONDS)
+
+    def _update(self) -> None:
+        with self._lock:
+            start = self._feed.next
+            rows = self._feed.poll()
+            if self._again:
+                self._again = False
+                rows, start = self._feed.rows(), -1
+        if start < 0:
+            self._widget.send({"k": "open", "layout": self._layout})
+            self._widget.send({"k": "h", "n": self._feed.next}, buffers=[column_major(rows)])
+        elif len(rows):
+            self._widget.send({"k": "d", "s": start}, buffers=[column_major(rows)])
+
+    def close(self, title: str, status: str, start_ns: int, end_ns: int) -> None:
+        """Puts the static output in the panel's place. Waits up to 60 ms for the cell's last sample."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(1)
+        deadline = time.monotonic() + LAST_SAMPLE_SECONDS
+        while True:
+            with self._lock:
+                self._feed.poll()
+            if self._feed.ended or time.monotonic() > deadline:
+                break
+            time.sleep(0.004)
+        frame = self._feed.frame(start_ns)
+        facts = Facts(title, status, (end_ns - start_ns) * 1e-9, self._feed.exact_peak_bytes())
+        frame = with_exact_peak(frame, facts)
+        if self._widget is None:
+            print(summary(frame, facts))
+            return self.abandon()
+        from IPython.display import update_display
+
+        try:
+            data, metadata = still(frame, facts)
+            update_display(data, raw=True, display_id=self._id, metadata=metadata)  # type: ignore[no-untyped-call]
+        finally:
+            if self._layout is not None:
+                self._layout |= {"panels": charts.spec_for_page(frame.panels), **_ending(frame, facts)}
+            self._stage.outlive(self)
+
+    def abandon(self) -> None:
+        """Ends the stream; what is shown stays."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(1)
+        if self._widget is not None:
+            self._widget.close()
+        self._stage.panels.discard(self)
+
+
+# ---- what stays ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a cell's static output says of it besides the charts. ``peak_rss_bytes``: exact, None where only samples are."""
+
+    title: str
+    status: str
+    seconds: float
+    peak_rss_bytes: int | None
+
+
+_ENDED = {"ok": "done in", "error": "failed after", "interrupted": "interrupted after", "died": "kernel died after"}
+
+
+def summary(frame: charts.Frame, facts: Facts) -> str:
+    """One line: how it ended, CPU, memory and its growth, GPUs."""
+    head = f"{facts.title}: {_ENDED.get(facts.status, facts.status)} {charts.format_duration(facts.seconds)}"
+    return " · ".join([head, *_numbers(frame)])
+
+
+def _numbers(frame: charts.Frame) -> list[str]:
+    parts = []
+    for spec in frame.panels:
+        values = frame.of(spec)
+        mains = [i for i, line in enumerate(spec.lines) if line.role == "main"]
+        if spec.key == "cpu":
+            parts.append(_cpu(spec, _mean(frame.time, values[:, mains[0]])))
+        elif spec.key == "memory":
+            parts.append(_memory(spec, values))
+        elif spec.unit == "%":
+            means = [m for i in mains if (m := _mean(frame.time, values[:, i])) is not None]
+            mean = sum(means) / len(means) if means else None
+            parts.append(f"{spec.title} {charts.format_value(mean, '%')} mean, {_peak(values[:, mains], '%')} peak")
+        else:
+            parts.append(f"{spec.title} peak {_peak(values[:, mains], spec.unit)}")
+    return parts
+
+
+def _cpu(spec: charts.PanelSpec, mean_cores: float | None) -> str:
+    text = f"CPU {charts.format_value(mean_cores, spec.unit)}"
+    return text.replace(" cores", f" of {spec.limit:g} cores") if spec.limit else text
+
+
+def _memory(spec: charts.PanelSpec, values: Floats) -> str:
+    """Peak of the kernel, exact where it is known; its growth; and what it was with its children, if that is more."""
+    import numpy as np
+
+    rss = values[:, 0][~np.isnan(values[:, 0])]
+    if not len(rss):
+        return f"memory {charts.UNKNOWN}"
+    own = max(float(rss.max()), spec.exact_peak or 0.0)
+    growth = float(rss[-1] - rss[0])
+    sign = "+" if growth >= 0 else "−"
+    text = f"memory {charts.format_peak(own, spec)} ({sign}{charts.format_value(abs(growth), 'By')})"
+    peaks = np.fmax.reduce(values)
+    for line, peak in zip(spec.lines, peaks, strict=True):
+        if line.role == "second" and peak > max(own, 1.01 * rss.max()):
+            text += f", {charts.format_value(float(peak), 'By')} {line.label}"
+    return text
+
+
+def _peak(values: Floats, unit: str) -> str:
+    import numpy as np
+
+    known = values[~np.isnan(values)]
+    return charts.format_value(float(known.max()) if len(known) else None, unit)
+
+
+def _mean(times: Floats, values: Floats) -> float | None:
+    """Each reading stands for the time up to it."""
+    import numpy as np
+
+    valid = ~np.isnan(values)
+    if not valid.any():
+        return None
+    weights = np.diff(times[valid], prepend=min(0.0, float(times[valid][0])))
+    if weights.sum() <= 0:
+        return float(values[valid].mean())
+    return float(np.average(values[valid], weights=weights))
+
+
+def with_exact_peak(frame: charts.Frame, facts: Facts) -> charts.Frame:
+    """The frame with what the kernel knows of its peak memory."""
+    panels = tuple(
+        replace(spec, exact_peak=float(facts.peak_rss_bytes)) if spec.key == "memory" and facts.peak_rss_bytes else spec
+        for spec in frame.panels
+    )
+    return replace(frame, panels=panels)
+
+
+def still(frame: charts.Frame, facts: Facts) -> tuple[dict[str, str], dict[str, Any]]:
+    """The static output's MIME bundle and metadata: PNG, HTML that comes to life in a page with the runtime, and text."""
+    from cellmeter import picture
+
+    text = summary(frame, facts)
+    if not len(frame.time):
+        return {"text/plain": f"{text} · no samples"}, {}
+    drawn = picture.draw(frame, facts.seconds)
+    data = {
+        "text/plain": text,
+        "image/png": base64.b64encode(drawn.png).decode(),
+        "text/html": _still_html(frame, facts, text, drawn),
+    }
+    return data, {"image/png": {"width": drawn.width, "height": drawn.height}}
+
+
+def _still_html(frame: charts.Frame, facts: Facts, text: str, drawn: Any) -> str:
+    packed = base64.b64encode(gzip.compress(pack(frame, facts), 9)).decode()
+    said = html.escape(text)
+    return (
+        '<div class="cellmeter-still">'
+        f'<div style="font-size:12px;padding:2px 0 6px;opacity:.8">{said}</div>'
+        f'<img alt="Charts of {said}" style="max-width:100%" width="{drawn.width}" '
+        f'src="data:{drawn.web_type};base64,{base64.b64encode(drawn.web).decode()}">'
+        f'<script>(globalThis[Symbol.for("cellmeter.stills")]??=[]).push([document.currentScript,"{packed}"])</script>'
+        "</div>"
+    )
+
+
+def pack(frame: charts.Frame, facts: Facts) -> bytes:
+    """The static output's data for ``unpack`` in live.js: length of the JSON, the JSON, 16-bit columns."""
+    import numpy as np
+
+    times, values = charts.decimate(frame.time, frame.values, STILL_ROWS)
+    columns, bounds = [], []
+    for column in np.column_stack([times, values]).T:
+        known = column[~np.isnan(column)]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+        span = (high - low) or 1.0
+        words = np.where(np.isnan(column), 65535, np.round((column - low) / span * 65534))
+        columns.append(words.astype("<u2").tobytes())
+        bounds.append([low, low + span])
+    layout = {
+        "panels": charts.spec_for_page(frame.panels),
+        "doc": charts.live_layout(frame.panels, "p"),
+        "title": facts.title,
+        "bounds": bounds,
+        **_ending(frame, facts),
+    }
+    text = json.dumps(layout, separators=(",", ":"), allow_nan=False).encode()
+    return len(text).to_bytes(4, "little") + text + b"".join(columns)
+
+
+def _ending(frame: charts.Frame, facts: Facts) -> dict[str, Any]:
+    return {"status": facts.status, "end": facts.seconds, "notes": _numbers(frame)}
+
+
+def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GROUPS) -> None:
+    """Draws a recorded cell again, as its static output."""
+    from IPython.display import publish_display_data
+
+    end = run.duration if cell.end is None else cell.end
+    frame = charts.frame_of(run, cell.start, end + 0.5 / run.rate_hz, groups)
+    frame = charts.Frame(frame.panels, frame.time - cell.start, frame.values)
+    facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes)
+    data, metadata = still(with_exact_peak(frame, facts), facts)
+    publish_display_data(data, metadata)  # type: ignore[no-untyped-call]

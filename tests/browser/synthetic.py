@@ -1,0 +1,74 @@
+"""Run in a kernel with ``%run synthetic.py GPUS``: the panel of a machine with GPUs, which the tests' machine has not.
+
+Writes the record of a cell of a minute and holds the panel open until there is a file ``go`` in the working directory.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from IPython.core.getipython import get_ipython
+
+from cellmeter import live
+from cellmeter.run import EDGE_END, EDGE_START, Column
+from cellmeter.store import Writer
+
+GIB = 2**30
+SECONDS = 60
+ROWS = SECONDS * 10
+
+
+def recorded(folder: Path, gpus: int, began_ns: int, begun: threading.Event) -> None:
+    """Writes all rows but the last at once, and that one a little later."""
+    columns = [
+        Column("process.cpu.time", "process", "s"),
+        Column("host.cpu.time", "host", "s"),
+        Column("process.memory.rss", "process", "By"),
+        Column("process.tree.memory.rss", "process", "By"),
+        Column("host.memory.used", "host", "By"),
+    ]
+    for i in range(gpus):
+        columns += [Column("gpu.utilization", f"gpu{i}", "%"), Column("gpu.memory.used", f"gpu{i}", "By")]
+    device = {"name": "H100", "memory_bytes": 80 * GIB, "mine": True}
+    devices = [{**device, "id": f"gpu{i}", "uuid": str(i)} for i in range(gpus)]
+    limits = {"cpu_cores": [16.0, "cgroup"], "memory_bytes": [64 * GIB, "cgroup"]}
+    writer = Writer(folder)
+    writer.describe(host={}, rate_hz=10.0, start_ns=0, limits=limits, devices=devices)
+    main = writer.add_segment("main", columns)
+    cpu = 0.0
+    for n in range(ROWS):
+        at, part = n / 10, n / ROWS
+        cpu += 0.1 * (6 + 5 * math.sin(at))
+        spike = 9 * GIB if n in (250, 251, 252) else 0
+        row = [cpu, cpu * 1.1 + at, (3 + 40 * part) * GIB + spike, (5 + 44 * part) * GIB + spike, (9 + 43 * part) * GIB]
+        for i in range(gpus):
+            busy = 96 - 4 * math.sin(n) if math.sin(at / 2 + i) > -0.4 else 8 + 4 * math.sin(n * 3)
+            row += [math.nan if i == 1 and 0.4 < part < 0.6 else busy, (20 + i * 5 + 20 * part) * GIB]
+        flags = EDGE_START if n == 0 else EDGE_END if n == ROWS - 1 else 0
+        writer.sample(main, began_ns + int(at * 1e9), 1, flags, row)
+        begun.set()
+        if n == ROWS - 2:
+            time.sleep(1)
+    writer.close()
+
+
+def show(gpus: int) -> None:
+    """Opens the panel and closes it when the test says so."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, begun, began_ns = Path(name), threading.Event(), time.monotonic_ns()
+        thread = threading.Thread(target=recorded, args=(folder, gpus, began_ns, begun))
+        thread.start()
+        begun.wait()
+        panel = live.Panel.open(get_ipython(), folder, 1, "train step", ("cpu", "memory", "gpu"))
+        thread.join()
+        while not Path("go").exists():
+            time.sleep(0.05)
+        panel.close("train step", "ok", began_ns, began_ns + SECONDS * 10**9)
+
+
+show(int(sys.argv[1]))

@@ -1,0 +1,115 @@
+"""The panel in a real JupyterLab, with a real kernel and recorder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+from browser.driver import ACTION_MS, Book
+
+SYNTHETIC = Path(__file__).with_name("synthetic.py")
+BUSY = """%%monitor training
+import time
+kept, until = [], time.monotonic() + 6
+while time.monotonic() < until:
+    kept.append(bytearray(4_000_000))
+    sum(range(200_000))
+"""
+UPGRADED = ".cellmeter-still[data-upgraded=done]"
+
+
+def points(book: Book) -> int:
+    """Rows the chart has taken in."""
+    return int(book.page.evaluate("() => document.querySelector('.cellmeter')?.dataset.points ?? 0"))
+
+
+def wait_for_points(book: Book, more_than: int) -> None:
+    book.page.wait_for_function(
+        "(n) => +document.querySelector('.cellmeter[data-drawn]')?.dataset.points > n", arg=more_than, timeout=ACTION_MS
+    )
+
+
+def test_the_chart_grows_while_the_cell_runs_and_a_picture_stays(open_book: Callable[..., Book]) -> None:
+    book = open_book("grows", ["%load_ext cellmeter", BUSY])
+    book.run(0)
+    book.wait(0)
+    book.run(1)
+    wait_for_points(book, 5)
+    grown = ".cellmeter[data-drawn][data-state=recording]"
+    book.page.wait_for_function(f"(n) => +document.querySelector('{grown}')?.dataset.points > n", arg=points(book) + 10)
+    book.screenshot("live-light-1300", 1)
+    book.wait(1)
+    book.page.wait_for_selector(UPGRADED, timeout=ACTION_MS)
+    book.screenshot("upgraded-light-1300", 1)
+    (output,) = book.outputs(1)
+    assert set(output["data"]) == {"text/plain", "text/html", "image/png"}
+    assert "training: done in 6" in output["data"]["text/plain"]
+
+    book.restart()
+    book.reload()
+    book.page.wait_for_selector(".cellmeter-still img", timeout=ACTION_MS)
+    assert book.page.evaluate("() => document.querySelector('.cellmeter-still img').naturalWidth") > 700
+    book.screenshot("still-after-restart", 1)
+    assert book.complaints() == []
+    assert {urlparse(url).hostname for url in book.requests if url.startswith("http")} == {"127.0.0.1"}
+    assert "BokehJS" not in book.path.read_text()
+    assert len(json.dumps(output["data"])) < 20_000
+
+
+def test_a_page_loaded_anew_while_the_cell_runs_shows_all_of_it_in_the_end(open_book: Callable[..., Book]) -> None:
+    book = open_book("reload", ["%load_ext cellmeter", BUSY.replace("+ 6", "+ 12")])
+    book.run(0)
+    book.wait(0)
+    book.run(1)
+    wait_for_points(book, 20)
+    before = points(book)
+    book.reload()
+    book.page.wait_for_selector(
+        ".cellmeter[data-drawn][data-state=ok]", timeout=ACTION_MS
+    )  # JupyterLab waits for the end
+    assert points(book) > before
+    assert book.complaints() == []
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2, 8])
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (500, True)])
+def test_any_number_of_gpus_at_any_width(open_book: Callable[..., Book], gpus: int, width: int, dark: bool) -> None:
+    look = f"{gpus}gpu-{width}-{'dark' if dark else 'light'}"
+    book = open_book(look, ["%load_ext cellmeter", f"%run {SYNTHETIC} {gpus}"], width=width, dark=dark)
+    book.command("application:toggle-left-area")
+    book.run(0)
+    book.wait(0)
+    book.run(1)
+    wait_for_points(book, 599)
+    book.screenshot(f"live-{look}", 1)
+    go = book.path.with_name("go")
+    go.touch()
+    book.wait(1)
+    go.unlink()
+    book.page.wait_for_selector(UPGRADED, timeout=ACTION_MS)
+    book.screenshot(f"upgraded-{look}", 1)
+    expected = ["cpu", "memory"] + (["gpu", "gpu-memory"] if gpus else [])
+    found = book.page.eval_on_selector_all(".cellmeter section", "all => all.map((one) => one.dataset.panel)")
+    assert found == expected
+    assert book.complaints() == []
+
+
+def test_a_strangers_notebook_shows_the_picture_and_runs_nothing(open_book: Callable[..., Book]) -> None:
+    book = open_book("mine", ["%load_ext cellmeter", BUSY.replace("+ 6", "+ 1")])
+    for index in (0, 1):
+        book.run(index)
+        book.wait(index)
+    book.page.wait_for_selector(UPGRADED, timeout=ACTION_MS)
+    book.command("docmanager:save")
+    stranger = book.path.with_name("stranger.ipynb")
+    stranger.write_text(book.path.read_text().replace("training", "stranger"))
+    book.page.goto(f"{book.server.url}lab/tree/{stranger.name}?reset")
+    still = book.page.locator(".cellmeter-still")
+    still.locator("img").wait_for(timeout=ACTION_MS)
+    assert still.locator("script").count() == 0
+    assert "Charts of stranger: done in 1" in still.locator("img").get_attribute("alt")
+    assert still.locator("img").evaluate("(img) => img.naturalWidth") == 1140

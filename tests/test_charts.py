@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, hump
+
+from cellmeter import charts
+from cellmeter.charts import BLUE, Frame, Line, PanelSpec
+from cellmeter.run import Column, Limit
+
+CASES = json.loads((Path(__file__).parents[1] / "js" / "format_cases.json").read_text())
+BASE = [
+    Column("process.cpu.time", "process", "s"),
+    Column("host.cpu.time", "host", "s"),
+    Column("process.memory.rss", "process", "By"),
+    Column("process.disk.read", "process", "By"),
+]
+
+
+def spec_of(
+    unit: str, limit: float | None = None, roles: tuple[str, ...] = ("main",), lanes: bool = False
+) -> PanelSpec:
+    lines = tuple(Line("x", str(i), str(i), role, BLUE) for i, role in enumerate(roles))  # type: ignore[arg-type]
+    return PanelSpec("x", "X", unit, lines, limit, lanes)
+
+
+@pytest.mark.parametrize(("value", "unit", "text"), CASES["value"])
+def test_a_value_is_formatted_as_the_page_does(value: float | None, unit: str, text: str) -> None:
+    assert charts.format_value(value, unit) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), CASES["duration"])
+def test_a_duration_is_formatted_as_the_page_does(seconds: float | None, text: str) -> None:
+    assert charts.format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("peak", "unit", "limit", "text"), CASES["peak"])
+def test_a_peak_is_formatted_as_the_page_does(peak: float | None, unit: str, limit: float | None, text: str) -> None:
+    assert charts.format_peak(peak, spec_of(unit, limit)) == text
+
+
+def test_axes_are_scaled_as_the_page_does() -> None:
+    for top, unit, ticks in CASES["ticks"]:
+        assert charts.value_ticks(top, unit) == ticks
+    for value, unit, text in CASES["label"]:
+        assert charts.axis_label(value, unit) == text
+    for start, end, labels in CASES["time"]:
+        assert [label for _, label in charts.time_ticks(start, end)] == labels
+    for panel, peaks, top in CASES["top"]:
+        spec = spec_of(panel["unit"], panel["limit"], tuple(panel["roles"]), panel["lanes"])
+        assert charts.scale_top(spec, peaks) == pytest.approx(top)
+
+
+def test_panels_are_those_that_can_be_filled() -> None:
+    limits = {"cpu_cores": Limit(2.0, "cpuset"), "memory_bytes": Limit(8.0 * GIB, "cgroup")}
+    cpu, memory = charts.panels(BASE, limits, [], charts.DEFAULT_GROUPS)
+    assert [line.metric for line in cpu.lines] == ["process.cpu.usage", "host.cpu.usage"]
+    assert (cpu.limit, memory.limit) == (2.0, 8.0 * GIB)
+    assert [spec.key for spec in charts.panels(BASE, limits, [], ("io", "net", "power"))] == ["io"]
+
+
+def test_what_the_kernel_does_not_tell_is_taken_from_the_machine() -> None:
+    (cpu,) = charts.panels(BASE[1:2], {}, [], ("cpu",))
+    assert [(line.subject, line.role) for line in cpu.lines] == [("host", "main")]
+
+
+@pytest.mark.parametrize(("count", "lanes"), [(1, False), (3, False), (4, True), (8, True)])
+def test_many_gpus_get_a_lane_each(count: int, lanes: bool) -> None:
+    devices = [a_device(f"gpu{i}") for i in range(count)]
+    columns = [Column("gpu.utilization", d.id, "%") for d in devices]
+    (panel,) = charts.panels(columns, {}, devices, ("gpu",))
+    assert panel.lanes is lanes
+    assert len(panel.lines) == count
+
+
+def test_gpus_of_others_are_left_out() -> None:
+    devices = [a_device("gpu0", mine=False), a_device("gpu1", mine=True), a_device("gpu2", mine=None)]
+    columns = [Column("gpu.utilization", d.id, "%") for d in devices]
+    (panel,) = charts.panels(columns, {}, devices, ("gpu",))
+    assert [line.subject for line in panel.lines] == ["gpu1", "gpu2"]
+
+
+def test_decimation_keeps_spikes_in_their_order_and_gaps() -> None:
+    values = np.ones((10_000, 2))
+    values[5001, 0], values[5003, 0] = 100, -100
+    values[6000:7000, 1] = NAN
+    time, few = charts.decimate(np.arange(10_000.0), values, 200)
+    assert few.shape == (200, 2)
+    assert (time[0], time[-1]) == (0, 9999)
+    assert (np.diff(time) >= 0).all()
+    assert list(few[:, 0]).index(-100) == list(few[:, 0]).index(100) + 1
+    assert np.isnan(few[:, 1]).sum() == 20
+
+
+def test_few_rows_are_left_alone() -> None:
+    time, values = np.arange(10.0), np.ones((10, 1))
+    assert charts.decimate(time, values, 10)[1] is values
+
+
+def test_rates_are_made_of_counters_and_the_rest_is_taken_as_it_is() -> None:
+    specs = charts.panels(BASE, {}, [], ("cpu", "memory", "io"))
+    time = np.arange(5) * 0.1
+    stored = np.column_stack([time * 2, time * 3, np.full(5, 7.0), time * 100])
+    values = charts.values_of(specs, BASE, time, stored, 10.0)
+    assert np.isnan(values[0, 0])
+    assert values[2] == pytest.approx([2, 3, 7, 100])
+
+
+def test_a_column_that_has_gone_is_unknown_not_zero() -> None:
+    specs = charts.panels(BASE, {}, [], ("memory",))
+    values = charts.values_of(specs, BASE[:1], np.arange(3.0), np.ones((3, 1)), 10.0)
+    assert np.isnan(values).all()
+
+
+def test_a_frame_of_a_run_has_every_panels_values() -> None:
+    run = a_run(a_cell(20, rss=hump(GIB, 3 * GIB, 5, 6), gpu={"gpu0": GpuWork(90)}), devices=[a_device()])
+    frame = charts.frame_of(run, 0, run.duration)
+    keys = [spec.key for spec in frame.panels]
+    assert keys == ["cpu", "memory", "gpu", "gpu-memory"]
+    assert np.nanmax(frame.of(frame.panels[1])[:, 0]) == 3 * GIB
+    assert np.nanmax(frame.of(frame.panels[2])) == 90
+
+
+def test_lanes_are_stacked_from_the_top() -> None:
+    lines = tuple(Line("gpu.utilization", f"gpu{i}", f"gpu{i}", "main", BLUE, 100.0) for i in range(4))
+    spec = PanelSpec("gpu", "GPU", "%", lines, 100.0, lanes=True)
+    drawn = charts.lane_values(spec, np.array([[100.0, 50.0, 0.0, NAN]]))
+    assert drawn[0, :3] == pytest.approx([3.84, 2.42, 1.0])
+    assert np.isnan(drawn[0, 3])
+
+
+def test_the_layout_is_built_once_and_relabelled() -> None:
+    specs = charts.panels(BASE, {"cpu_cores": Limit(2.0, "cpuset")}, [], ("cpu", "memory"))
+    one, two = (json.loads(charts.live_layout(specs, prefix)) for prefix in ("a-", "b-"))
+    assert len(one["roots"]) == 2
+    assert one["roots"][0]["id"].startswith("a-")
+    assert json.dumps(one).replace('"a-', '"b-') == json.dumps(two)
+
+
+def test_a_runs_figures_are_banded_by_its_cells_and_bounded() -> None:
+    from bokeh.models import ColumnDataSource
+    from bokeh.models.annotations import BoxAnnotation, Label
+
+    run = a_run(a_cell(400, label="load", gpu={"gpu0": GpuWork(90)}), a_cell(400, label="train"), devices=[a_device()])
+    layout = charts.run_figures(run)
+    assert [fig.name for fig in layout.children] == ["cpu", "memory", "gpu", "gpu-memory"]
+    assert len(list(layout.select({"type": BoxAnnotation}))) >= 8
+    assert {label.text for label in layout.select({"type": Label})} == {"load", "train"}
+    assert all(len(s.data["t"]) <= charts.MOST_POINTS for s in layout.select({"type": ColumnDataSource}))
+    assert len({fig.x_range.id for fig in layout.children}) == 1
+
+
+def test_a_run_without_samples_has_no_figures() -> None:
+    run = replace(a_run(), segments=())
+    assert charts.frame_of(run, 0, 1).panels == ()
+    assert charts.run_figures(run).children == []
+
+
+def test_the_panels_need_neither_bokeh_nor_numpy() -> None:
+    code = (
+        "import sys; from cellmeter import charts; charts.panels([], {}, [], ('cpu',)); charts.format_value(1, 'By');"
+        "sys.exit(' '.join({'bokeh', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr.strip() == b""
+
+
+def test_a_frame_knows_which_columns_are_whose() -> None:
+    one, two = spec_of("W"), spec_of("By", roles=("main", "faint"))
+    two = PanelSpec("y", two.title, two.unit, two.lines)
+    frame = Frame((one, two), np.zeros(1), np.array([[1.0, 2.0, 3.0]]))
+    assert frame.of(two).tolist() == [[2.0, 3.0]]

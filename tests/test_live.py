@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run
+from nbclient import NotebookClient
+
+from cellmeter import charts, live
+from cellmeter.run import EDGE_END, EDGE_START, Column
+from cellmeter.store import Writer
+
+COLUMNS = (Column("process.cpu.time", "process", "s"), Column("process.memory.rss", "process", "By"))
+SECOND = 10**9
+
+
+class Written:
+    """A run folder that a test writes row by row."""
+
+    def __init__(self, folder: Path) -> None:
+        self.writer = Writer(folder)
+        limits = {"memory_bytes": [8 * GIB, "cgroup"], "cpu_cores": [2, "cpuset"]}
+        self.writer.describe(host={}, devices=[], rate_hz=10.0, start_ns=0, limits=limits)
+        self.segment = self.writer.add_segment("main", COLUMNS)
+
+    def row(self, at: float, seq: int, flags: int = 0, *, cpu: float | None = None, rss: float = GIB) -> None:
+        values = [at if cpu is None else cpu, rss]
+        self.writer.sample(self.segment, int(at * SECOND), seq, flags, values)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    return Written(tmp_path)
+
+
+def feed_of(written: Written, seq: int = 1) -> live.Feed:
+    return live.Feed(written.writer.folder, seq, charts.DEFAULT_GROUPS)
+
+
+def test_rows_begin_with_the_cell_and_end_with_it(written: Written) -> None:
+    feed = feed_of(written)
+    written.row(9, 0)
+    assert len(feed.poll()) == 0
+    for n in range(5):
+        written.row(10 + n / 10, 1, EDGE_START if n == 0 else 0)
+    rows = feed.poll()
+    assert rows[:, 0] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert rows[0, 1] == pytest.approx(1.0)  # a rate from the start: it looks back on the reading before the cell
+    written.row(10.5, 1, EDGE_END)
+    written.row(11.5, 0)
+    assert len(feed.poll()) == 1
+    assert feed.ended
+    written.row(12.5, 0)
+    assert len(feed.poll()) == 0
+    assert feed.next == 6
+
+
+def test_a_cell_within_a_cell_belongs_to_both(written: Written) -> None:
+    feed = feed_of(written)
+    for n, (seq, flags) in enumerate([(1, EDGE_START), (2, EDGE_START), (2, 0), (2, EDGE_END), (1, EDGE_END)]):
+        written.row(n / 10, seq, flags)
+    feed.poll()
+    assert feed.next == 5
+
+
+def test_rows_in_the_kernel_are_bounded_and_no_peak_is_lost(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MOST_ROWS", 1000)
+    feed = feed_of(written)
+    for n in range(5000):
+        written.row(n / 10, 1, EDGE_START if n == 0 else 0, rss=3 * GIB if n == 77 else GIB)
+        if n % 100 == 99:
+            feed.poll()
+    assert feed.next == 5000
+    assert len(feed.rows()) <= 1000
+    assert feed.rows()[:, 2].max() == 3 * GIB
+    assert (np.diff(feed.rows()[:, 0]) >= 0).all()
+
+
+def a_frame(gpus: int = 0, seconds: float = 60) -> charts.Frame:
+    devices = [a_device(f"gpu{i}") for i in range(gpus)]
+    cell = a_cell(seconds, rss=lambda t: (1 + t / 60) * GIB, gpu={d.id: GpuWork(50) for d in devices})
+    return charts.frame_of(a_run(cell, devices=devices), 0, seconds)
+
+
+def test_the_summary_says_what_a_cell_took() -> None:
+    facts = live.Facts("train", "ok", 60.0, int(2.5 * GIB))
+    text = live.summary(live.with_exact_peak(a_frame(1), facts), facts)
+    assert text.startswith("train: done in 1 min 00 s · CPU ")
+    assert "memory peak 2.50 " in text
+    assert re.search(r"\(\+(988 MiB|1\.00 GiB)\)", text)
+    assert re.search(r"GPU (49|50) % mean, 50 % peak", text)
+
+
+def test_what_is_not_known_is_called_unknown() -> None:
+    frame = a_frame()
+    frame = charts.Frame(frame.panels, frame.time, np.full_like(frame.values, NAN))
+    text = live.summary(frame, live.Facts("x", "error", 1.0, None))
+    assert "failed after 1.00 s" in text
+    assert "CPU unknown" in text
+    assert "memory unknown" in text
+
+
+def test_the_static_output_is_small_and_escaped() -> None:
+    data, metadata = live.still(a_frame(1), live.Facts("</script><b>", "ok", 60.0, None))
+    assert set(data) == {"text/plain", "text/html", "image/png"}
+    assert metadata["image/png"]["width"] == 760
+    assert "</script><b>" not in data["text/html"]
+    assert "alt=" in data["text/html"]
+    assert sum(map(len, data.values())) < 20_000
+
+
+def test_the_static_output_holds_its_readings() -> None:
+    frame = a_frame()
+    html = live.still(frame, live.Facts("x", "ok", 60.0, None))[0]["text/html"]
+    packed = re.search(r'currentScript,"([^"]+)"', html)
+    assert packed is not None
+    content = gzip.decompress(base64.b64decode(packed[1]))
+    length = int.from_bytes(content[:4], "little")
+    layout = json.loads(content[4 : 4 + length])
+    words = np.frombuffer(content[4 + length :], "<u2").reshape(len(layout["bounds"]), -1)
+    memory = 1 + len(frame.panels[0].lines)
+    low, high = layout["bounds"][memory]
+    readings = low + (high - low) * words[memory] / 65534
+    assert readings.max() == pytest.approx(2 * GIB, rel=0.02)
+
+
+def test_a_cell_without_samples_says_so() -> None:
+    frame = a_frame()
+    empty = charts.Frame(frame.panels, frame.time[:0], frame.values[:0])
+    data, _ = live.still(empty, live.Facts("x", "ok", 0.001, None))
+    assert data == {"text/plain": "x: done in 0.00 s · CPU unknown · memory unknown · no samples"}
+
+
+class Terminal:
+    """A shell without a kernel."""
+
+
+def test_a_terminal_gets_a_line_of_text(written: Written, capsys: pytest.CaptureFixture[str]) -> None:
+    shell = Terminal()
+    written.row(10, 1, EDGE_START)
+    panel = live.Panel.open(shell, written.writer.folder, 1, "In [1]", charts.DEFAULT_GROUPS)
+    written.row(10.1, 1, rss=2 * GIB)
+    written.row(10.2, 1, EDGE_END)
+    panel.close("In [1]", "ok", 10 * SECOND, int(10.2 * SECOND))
+    assert capsys.readouterr().out.startswith(
+        "In [1]: done in 0.20 s · CPU 1.00 of 2 cores · memory peak 2.00 of 8 GiB"
+    )
+    live.forget(shell)
+    assert shell not in live._stages
+
+
+def test_the_end_waits_no_longer_than_it_may(written: Written) -> None:
+    shell = Terminal()
+    written.row(10, 1, EDGE_START)
+    panel = live.Panel.open(shell, written.writer.folder, 1, "In [1]", charts.DEFAULT_GROUPS)
+    began = time.monotonic()
+    panel.close("In [1]", "ok", 10 * SECOND, 11 * SECOND)
+    assert 0.05 < time.monotonic() - began < 0.5
+
+
+def test_code_is_no_widget_state() -> None:
+    assert len(live._STUB) < 2500
+    key = live._code_key()
+    assert live.script_path().read_bytes().startswith(b"// @ts-check")
+    assert len(key) < 40
+
+
+@pytest.fixture
+def executed(home: Path) -> Any:
+    """A notebook run without a browser, by a client that saves widget state."""
+    cells = [
+        "%load_ext cellmeter",
+        "%%monitor load\nkept = bytearray(300_000_000)\nfor _ in range(30): sum(range(10**6))",
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    NotebookClient(book, timeout=60, kernel_name="python3", store_widget_state=True).execute()
+    return book
+
+
+def test_a_client_without_a_browser_gets_the_picture_and_no_code(executed: Any) -> None:
+    (output,) = executed.cells[1].outputs
+    assert set(output.data) == {"text/plain", "text/html", "image/png"}
+    assert output.data["text/plain"].startswith("load: done in")
+    state = json.dumps(executed.metadata.get("widgets", {}))
+    assert len(state) < 12_000
+    assert "BokehJS" not in nbformat.writes(executed)
+    assert executed.cells[0].outputs == []
+    nbformat.validate(executed)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run
+from PIL import Image
+
+from cellmeter import charts, picture
+
+
+def a_frame(gpus: int = 1, seconds: float = 60) -> charts.Frame:
+    rng = np.random.default_rng(1)
+    work = GpuWork(lambda t: 60 + 30 * float(np.sin(t)) + rng.normal(0, 5))
+    devices = [a_device(f"gpu{i}") for i in range(gpus)]
+    cell = a_cell(seconds, rss=lambda t: (1 + t / 30) * GIB, cores=0.8, gpu={d.id: work for d in devices})
+    return charts.frame_of(a_run(cell, devices=devices), 0, seconds)
+
+
+@pytest.mark.parametrize(("gpus", "most_bytes"), [(0, 5_000), (1, 9_000), (8, 17_000)])
+def test_the_picture_is_small_and_as_large_as_it_says(gpus: int, most_bytes: int) -> None:
+    drawn = picture.draw(a_frame(gpus), 60)
+    image = Image.open(io.BytesIO(drawn.png))
+    assert image.mode == "P"
+    assert image.size == (drawn.width * picture.SCALE, drawn.height * picture.SCALE)
+    assert len(drawn.png) < most_bytes
+    assert Image.open(io.BytesIO(drawn.web)).size == image.size
+
+
+def test_it_can_be_read_on_white_and_on_dark_ground() -> None:
+    image = Image.open(io.BytesIO(picture.draw(a_frame(), 60).png)).convert("RGBA")
+    colours = {rgba[:3] for _, rgba in image.getcolors(4096) or [] if rgba[3] == 255}
+    assert image.getpixel((0, 0))[3] == 0  # type: ignore[index]
+    for ground in ((255, 255, 255), (17, 17, 17)):
+        assert all(contrast(colour, ground) >= 2.6 for colour in colours), ground
+
+
+def contrast(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """WCAG's contrast ratio."""
+
+    def luminance(colour: tuple[int, ...]) -> float:
+        parts = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_nothing_known_and_a_single_reading_can_be_drawn() -> None:
+    frame = a_frame(1, 5)
+    unknown = charts.Frame(frame.panels, frame.time, np.full_like(frame.values, NAN))
+    picture.draw(unknown, 5)
+    picture.draw(charts.Frame(frame.panels, frame.time[:1], frame.values[:1]), 0.0)
+    assert picture.draw(charts.Frame((), np.empty(0), np.empty((0, 0))), 1.0).png
