@@ -137,7 +137,8 @@ def test_lanes_are_stacked_from_the_top() -> None:
 
 def test_the_layout_is_built_once_and_relabelled() -> None:
     specs = charts.panels(BASE, {"cpu_cores": Limit(2.0, "cpuset")}, [], ("cpu", "memory"))
-    one, two = (json.loads(charts.live_layout(specs, prefix)) for prefix in ("a-", "b-"))
+    template = charts.layout_template(specs)
+    one, two = (json.loads(charts.relabelled(template, prefix)) for prefix in ("a-", "b-"))
     assert len(one["roots"]) == 2
     assert one["roots"][0]["id"].startswith("a-")
     assert json.dumps(one).replace('"a-', '"b-') == json.dumps(two)

@@ -45,6 +45,23 @@ def feed_of(written: Written, seq: int = 1) -> live.Feed:
     return live.Feed(written.writer.folder, seq, charts.DEFAULT_GROUPS)
 
 
+def test_only_the_first_kernel_builds_a_layout(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = charts.panels(COLUMNS, {}, [], ("cpu", "memory"))
+    live._layout_template.cache_clear()
+    first = live.layout(specs, "a-")
+    (kept,) = (home / "layouts").iterdir()
+    monkeypatch.setattr(charts, "layout_template", lambda specs: pytest.fail("built again"))
+    live._layout_template.cache_clear()
+    assert live.layout(specs, "a-") == first
+    assert live.layout(specs, "b-") == first.replace('"a-', '"b-')
+    live._layout_template.cache_clear()
+    monkeypatch.undo()
+    kept.unlink()
+    kept.mkdir()
+    assert json.loads(live.layout(specs, "a-")).keys() == json.loads(first).keys(), "an unusable cache is no error"
+    live._layout_template.cache_clear()
+
+
 def test_rows_begin_with_the_cell_and_end_with_it(written: Written) -> None:
     feed = feed_of(written)
     written.row(9, 0)

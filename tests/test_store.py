@@ -200,6 +200,19 @@ def test_a_tail_brings_each_sample_and_event_once(write_run: Callable[..., tuple
     assert read_run(folder).series("process.memory.rss", "process").values[-2:].tolist() == [7.0, 9.0]
 
 
+def test_a_tail_may_begin_near_the_end(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, writer = write_run()
+    tail = Tail(folder, newest=2)
+    ((_, records),) = tail.samples()
+    assert records["v"][:, 0].tolist() == [29e6, 30e6]
+    assert tail.events() == []
+    writer.sample(0, at(4), 0, 0, [7.0, 8.0])
+    writer.event({"event": "gap", "t": at(4)})
+    ((_, records),) = tail.samples()
+    assert records["v"][:, 0].tolist() == [7.0]
+    assert len(tail.events()) == 1
+
+
 def test_a_run_without_end_died_unless_its_recorder_lives(write_run: Callable[..., tuple[Path, Writer]]) -> None:
     folder, writer = write_run()
     writer.event({"event": "cell_start", "t": at(2.5), "seq": 2, "cpu_ns": 0})

@@ -7,7 +7,6 @@ The live panel, the picture left behind in the notebook and the report all draw 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import math
@@ -474,8 +473,16 @@ def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, to
     return fig
 
 
-@functools.lru_cache(maxsize=8)
-def _template(specs: tuple[PanelSpec, ...]) -> str:
+def plain(specs: Sequence[PanelSpec]) -> tuple[PanelSpec, ...]:
+    """The panels without what is one cell's own: the same for all cells, so that one layout serves them all."""
+    return tuple(replace(spec, exact_peak=None) for spec in specs)
+
+
+def layout_template(specs: Sequence[PanelSpec]) -> str:
+    """A Bokeh document as JSON: one root a panel, one data source ``samples`` for all, one time range.
+
+    Imports bokeh (half a second) and takes 100 ms more: keep it, and give its models new ids with :func:`relabelled`.
+    """
     from bokeh.document import Document
 
     models = _models()
@@ -492,13 +499,9 @@ def _template(specs: tuple[PanelSpec, ...]) -> str:
     return json.dumps(document.to_json(deferred=False), separators=(",", ":"))
 
 
-def live_layout(specs: tuple[PanelSpec, ...], prefix: str) -> str:
-    """A Bokeh document as JSON: one root a panel, one data source ``samples`` for all, one time range.
-
-    Building it takes 100 ms, so it is built once a kernel for each set of panels and its ids are relabelled with ``prefix``,
-    which must be unique on the page.
-    """
-    return re.sub(r'"p(\d+)"', rf'"{prefix}\1"', _template(tuple(replace(spec, exact_peak=None) for spec in specs)))
+def relabelled(template: str, prefix: str) -> str:
+    """A template whose model ids begin with ``prefix``, which must be unique on the page."""
+    return re.sub(r'"p(\d+)"', rf'"{prefix}\1"', template)
 
 
 def run_figures(run: Run, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import contextvars
 import gzip
+import hashlib
 import html
 import importlib.util
 import json
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from cellmeter import charts
 from cellmeter.errors import CellmeterError, MissingExtra
 from cellmeter.run import EDGE_END, Cell, Column, Device, Limit, Run
-from cellmeter.store import Tail
+from cellmeter.store import Tail, runs_home
 
 if TYPE_CHECKING:
     import numpy as np
@@ -229,6 +230,32 @@ def forget(shell: Any) -> None:
         stage.close()
 
 
+def layout(specs: Sequence[charts.PanelSpec], prefix: str) -> str:
+    """A Bokeh document for these panels, with model ids that begin with ``prefix``.
+
+    It is kept beside the runs, so that only the first kernel of a machine imports bokeh: half a second and 20 MiB.
+    """
+    return charts.relabelled(_layout_template(charts.plain(specs)), prefix)
+
+
+@lru_cache(maxsize=16)
+def _layout_template(specs: tuple[charts.PanelSpec, ...]) -> str:
+    made_of = f"{_code_key()} {zlib.crc32(Path(charts.__file__).read_bytes()):x} {specs!r}"
+    path = runs_home().parent / "layouts" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.json"
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        template = charts.layout_template(specs)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(template, encoding="ascii")
+        unfinished.replace(path)
+    except OSError:  # a full disk: the next kernel builds it anew
+        return template
+    return template
+
+
 # ---- one cell's readings ---------------------------------------------------------------------------------------------
 
 
@@ -239,7 +266,7 @@ class Feed:
         import numpy as np
 
         self.seq = seq
-        self._tail = Tail(folder)
+        self._tail = Tail(folder, newest=LOOK_BACK)  # the cell is yet to start
         header = self._tail.header()
         self._rate_hz = float(header["rate_hz"])
         columns = [Column(*c) for s in header["segments"] if s["stream"] == "main" for c in s["columns"]]
@@ -376,7 +403,7 @@ class Panel:
         specs = self._feed.panels
         self._layout = {
             "panels": charts.spec_for_page(specs),
-            "doc": charts.live_layout(specs, self._id + "-"),
+            "doc": layout(specs, self._id + "-"),
             "prefix": self._id,
             "title": self._title,
         }
@@ -570,14 +597,14 @@ def pack(frame: charts.Frame, facts: Facts) -> bytes:
         words = np.where(np.isnan(column), 65535, np.round((column - low) / span * 65534))
         columns.append(words.astype("<u2").tobytes())
         bounds.append([low, low + span])
-    layout = {
+    page = {
         "panels": charts.spec_for_page(frame.panels),
-        "doc": charts.live_layout(frame.panels, "p"),
+        "doc": layout(frame.panels, "p"),
         "title": facts.title,
         "bounds": bounds,
         **_ending(frame, facts),
     }
-    text = json.dumps(layout, separators=(",", ":"), allow_nan=False).encode()
+    text = json.dumps(page, separators=(",", ":"), allow_nan=False).encode()
     return len(text).to_bytes(4, "little") + text + b"".join(columns)
 
 

@@ -182,13 +182,22 @@ def parse_records(data: bytes, columns: int) -> tuple[NDArray[Any], int]:
 
 
 class Tail:
-    """Follows a run folder that is being written, or reads one that has ended; each ``poll`` returns what is new."""
+    """Follows a run folder that is being written, or reads one that has ended; each call returns what is new.
 
-    def __init__(self, folder: Path, stream: str = "main") -> None:
+    ``newest``: begin with that many samples before the end, and with the events still to come.
+    """
+
+    def __init__(self, folder: Path, stream: str = "main", newest: int | None = None) -> None:
         self.folder = folder
         self.stream = stream
         self._offsets: dict[str, int] = {}
         self._events_offset = 0
+        if newest is not None:
+            self._events_offset = _file_size(folder / EVENTS)
+            for entry in self.header()["segments"]:
+                size = record_size(len(entry["columns"]))
+                behind = _file_size(folder / entry["file"]) // size - newest
+                self._offsets[entry["file"]] = max(0, behind) * size
 
     def header(self) -> dict[str, Any]:
         """``run.json`` as it is now. Raises RunUnreadable."""
@@ -222,6 +231,13 @@ class Tail:
         data = data[: data.rfind(b"\n") + 1]
         self._events_offset += len(data)
         return [event for line in data.splitlines() if (event := unsealed(line)) is not None]
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def read_header(folder: Path) -> dict[str, Any]:
