@@ -23,8 +23,8 @@ SECONDS = 60
 ROWS = SECONDS * 10
 
 
-def recorded(folder: Path, gpus: int, began_ns: int, begun: threading.Event) -> None:
-    """Writes all rows but the last at once, and that one a little later."""
+def recorded(folder: Path, gpus: int, began_ns: int, described: threading.Event, opened: threading.Event) -> None:
+    """Describes the run, and writes all its rows once the panel is open; the last one a little later."""
     columns = [
         Column("process.cpu.time", "process", "s"),
         Column("host.cpu.time", "host", "s"),
@@ -40,6 +40,8 @@ def recorded(folder: Path, gpus: int, began_ns: int, begun: threading.Event) -> 
     writer = Writer(folder)
     writer.describe(host={}, rate_hz=10.0, start_ns=0, limits=limits, devices=devices)
     main = writer.add_segment("main", columns)
+    described.set()
+    opened.wait()
     cpu = 0.0
     for n in range(ROWS):
         at, part = n / 10, n / ROWS
@@ -51,7 +53,6 @@ def recorded(folder: Path, gpus: int, began_ns: int, begun: threading.Event) -> 
             row += [math.nan if i == 1 and 0.4 < part < 0.6 else busy, (20 + i * 5 + 20 * part) * GIB]
         flags = EDGE_START if n == 0 else EDGE_END if n == ROWS - 1 else 0
         writer.sample(main, began_ns + int(at * 1e9), 1, flags, row)
-        begun.set()
         if n == ROWS - 2:
             time.sleep(1)
     writer.close()
@@ -60,11 +61,12 @@ def recorded(folder: Path, gpus: int, began_ns: int, begun: threading.Event) -> 
 def show(gpus: int) -> None:
     """Opens the panel and closes it when the test says so."""
     with tempfile.TemporaryDirectory() as name:
-        folder, begun, began_ns = Path(name), threading.Event(), time.monotonic_ns()
-        thread = threading.Thread(target=recorded, args=(folder, gpus, began_ns, begun))
+        folder, described, opened, began_ns = Path(name), threading.Event(), threading.Event(), time.monotonic_ns()
+        thread = threading.Thread(target=recorded, args=(folder, gpus, began_ns, described, opened))
         thread.start()
-        begun.wait()
+        described.wait()
         panel = live.Panel.open(get_ipython(), folder, 1, "train step", ("cpu", "memory", "gpu"))
+        opened.set()
         thread.join()
         while not Path("go").exists():
             time.sleep(0.05)

@@ -1,0 +1,123 @@
+"""GPUs all the way: a scripted driver, the real recorder, the run folder, and what the rules make of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import nvml_stub
+import pytest
+from conftest import wait_until
+
+from cellmeter import judge
+from cellmeter.export import render
+from cellmeter.export.report_json import schema
+from cellmeter.run import Run
+from cellmeter.store import is_open, read_header, read_run, run_folders
+
+PROCESS = """
+import os, sys, time
+from pathlib import Path
+home = Path(os.environ["CELLMETER_HOME"])
+home.mkdir(exist_ok=True)
+(home / "pid").write_text(str(os.getpid()))
+from cellmeter.recording import Recording
+from cellmeter.settings import Settings
+recording = Recording.start(Settings(), None)
+assert recording.recorder.ready(20)
+cell = recording.cell_started("train()")
+time.sleep(float(sys.argv[1]))
+recording.cell_ended(cell, "ok")
+recording.stop()
+"""
+
+
+@pytest.fixture
+def record(home: Path, tmp_path: Path) -> Callable[..., Run]:
+    """Records one cell of so many seconds on a machine whose driver plays a trace."""
+
+    def run(trace: str, seconds: float = 1.0, **environ: str) -> Run:
+        env = {**os.environ, **nvml_stub.environment(trace, tmp_path), **environ}
+        command = [sys.executable, "-c", PROCESS, str(seconds)]
+        subprocess.run(command, env=env, check=True, timeout=60)
+        folder = run_folders(home / "runs")[-1]
+        wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+        return read_run(folder)
+
+    return run
+
+
+def test_one_gpu(record: Callable[..., Run]) -> None:
+    run = record(
+        'gpu name="NVIDIA H100" mem=80g limit=700\nat 0 gpu 0 util=97 used=42g power=650 temp=61 sm=1755 reasons=0x4'
+    )
+    (device,) = run.devices
+    assert (device.id, device.name, device.memory_bytes, device.power_limit_watts) == (
+        "gpu0",
+        "NVIDIA H100",
+        80 << 30,
+        700,
+    )
+    (cell,) = run.cells
+    usage = run.usage(cell).gpu["gpu0"]
+    assert usage.utilization_mean == pytest.approx(97)
+    assert usage.memory_peak_bytes == 42 << 30
+    assert usage.energy_joules == pytest.approx(650 * (cell.seconds or 0), rel=0.1)
+    for metric, value in (
+        ("gpu.power", 650),
+        ("gpu.temperature", 61),
+        ("gpu.clock.sm", 1755),
+        ("gpu.event_reasons", 4),
+    ):
+        assert set(run.series(metric, "gpu0").values) == {value}
+    jsonschema.validate(json.loads(render(run, "json")), schema())
+
+
+def test_eight_gpus_of_which_one_is_lost_and_comes_back(record: Callable[..., Run]) -> None:
+    trace = "\n".join(["gpu"] * 8 + [f"at 0 gpu {i} util={10 * i}" for i in range(8)] + ["err 0.6 1.2 gpu 3 * 15"])
+    run = record(trace, 7.0)
+    assert [device.id for device in run.devices] == [f"gpu{i}" for i in range(8)]
+    means = [run.usage(run.cells[0]).gpu[f"gpu{i}"].utilization_mean for i in range(8)]
+    assert means == pytest.approx([10.0 * i for i in range(8)])
+    lost = run.series("gpu.utilization", "gpu3")
+    assert any(value != value for value in lost.values), "NaN while it was lost"
+    assert lost.values[-1] == 30
+    assert [notice.split(":")[0] for notice in run.notices] == ["gpu3 lost", "gpu3 returned"]
+
+
+def test_a_call_that_is_not_supported_is_unknown_with_its_reason(record: Callable[..., Run]) -> None:
+    run = record("gpu\nat 0 gpu 0 util=50\nerr 0 - gpu 0 nvmlDeviceGetTotalEnergyConsumption 3")
+    usage = run.usage(run.cells[0])
+    assert usage.gpu["gpu0"].energy_joules is None
+    assert "not" in usage.unknown["gpu.gpu0.energy_joules"]
+    assert usage.gpu["gpu0"].utilization_mean == pytest.approx(50)
+
+
+def test_no_gpu_and_no_driver_are_told_apart(record: Callable[..., Run]) -> None:
+    none, missing = record("driver 580.95.05"), record("driver-not-loaded")
+    assert none.devices == missing.devices == ()
+    assert none.unavailable["gpu"] != missing.unavailable["gpu"]
+    outcomes = {checked.rule: checked.outcome for checked in judge(missing).checked}
+    assert outcomes["gpu-underused"] == outcomes["gpu-unused"] == "not-applicable"
+
+
+def test_an_idle_gpu_of_ones_own_is_found_underused(record: Callable[..., Run], home: Path) -> None:
+    """Bursts of 1 s in every 4 s, by a process of ours that holds a context."""
+    bursts = [f"at {t} gpu 0 util={95 if t % 4 == 0 else 0}" for t in range(16)]
+    trace = "\n".join(["gpu mem=80g", f"proc 0 - gpu 0 pid=@{home}/pid used=20g", *bursts])
+    run = record(trace, 14.0, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    findings = [finding for finding in judge(run).findings if finding.rule == "gpu-underused"]
+    assert [(f.subject, f.cells, f.severity) for f in findings] == [("gpu0", (1,), "warning")]
+    assert findings[0].waste.gpu_seconds > 5
+
+
+def test_a_busy_gpu_is_clear(record: Callable[..., Run]) -> None:
+    trace = "gpu\nat 0 gpu 0 util=96"
+    run = record(trace, 12.0, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    assert [f.rule for f in judge(run).findings] == []
+    assert {c.rule: c.outcome for c in judge(run).checked}["gpu-underused"] == "clear"
