@@ -1,0 +1,149 @@
+"""How real kernels end, and what forks and crowds of them do to the record."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Kernel, recorders_below, wait_until
+
+from cellmeter.run import Run
+from cellmeter.store import is_open, read_header, read_run, run_folders
+
+
+def ended(home: Path, number: int = -1) -> Run:
+    """A run, once its recorder has ended."""
+    folder = run_folders(home / "runs")[number]
+    wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+    return read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("code", "ending", "number"),
+    [
+        ("import ctypes; ctypes.string_at(0)", "crashed", signal.SIGSEGV),
+        ("import os; os.abort()", "crashed", signal.SIGABRT),
+        ("import os; os._exit(7)", "exited", None),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "killed", signal.SIGTERM),
+    ],
+)
+def test_a_cell_that_ends_the_kernel(kernel: Kernel, home: Path, code: str, ending: str, number: int | None) -> None:
+    kernel.run("x = 1")
+    kernel.send(code)
+    run = ended(home)
+    assert (run.ending, run.signal) == (ending, number)
+    assert [(cell.execution_count, cell.status) for cell in run.cells] == [(2, "ok"), (3, "died")]
+    assert run.exit_code == (7 if ending == "exited" else None)
+
+
+def test_a_forced_restart_while_a_cell_runs(kernel: Kernel, home: Path) -> None:
+    kernel.send("while True: pass")
+    wait_until(lambda: (kernel.home / "runs").is_dir() and kernel.recorded_cells(0).cells, "the cell to start")
+    kernel.manager.restart_kernel(now=True)
+    run = ended(home, 0)
+    assert (run.ending, run.cells[0].status) == ("killed", "died")
+
+
+def test_a_stopped_kernel_is_sampled_on(kernel: Kernel) -> None:
+    kernel.run("x = 1")
+    os.kill(kernel.pid, signal.SIGSTOP)
+    before = kernel.recorded_cells(1).sample_count
+    wait_until(lambda: kernel.recorded().sample_count >= before + 2, "samples of the stopped kernel")
+    os.kill(kernel.pid, signal.SIGCONT)
+    assert kernel.run("y = 2").status == "ok"
+
+
+MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group of 300 MiB, where the machine allows making one."""
+    folder = MEMORY_CGROUP / f"cellmeter-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(str(300 << 20))
+    except OSError as error:
+        pytest.skip(f"this machine allows no control group of our own ({error}); test_store has the faked one")
+    yield folder
+    wait_until(lambda: not (folder / "cgroup.procs").read_text().strip(), "the group to be empty")
+    folder.rmdir()
+
+
+def test_out_of_memory_in_a_control_group(start_kernel: Callable[..., Kernel], home: Path, small_group: Path) -> None:
+    kernel = start_kernel()
+    (small_group / "cgroup.procs").write_text(str(kernel.pid))
+    kernel.load()
+    # the recorder is started from within the group: it must outlive the kernel to say what happened
+    kernel.run("x = 1")
+    assert kernel.recorded_cells(1).limits["memory_bytes"] == (300 << 20, "cgroup")
+    kernel.send("blocks = []\nwhile True: blocks.append(bytearray(8 << 20))")
+    run = ended(home)
+    assert (run.ending, run.signal, run.cells[-1].status) == ("out-of-memory", signal.SIGKILL, "died")
+    (finding,) = [finding for finding in run.findings() if finding.rule == "out-of-memory"]
+    assert "In [3]" in finding.fact
+    assert "of 300 MiB (cgroup)" in finding.fact
+
+
+WORKERS = """
+import multiprocessing, time
+def work(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until: pass
+    return 1
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_count_and_send_nothing(kernel: Kernel, tmp_path: Path, method: str) -> None:
+    (tmp_path / "workers.py").write_text(WORKERS)
+    kernel.run(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import workers, multiprocessing")
+    kernel.run(
+        f"with multiprocessing.get_context({method!r}).Pool(2) as pool:\n    assert pool.map(workers.work, [0.4, 0.4]) == [1, 1]"
+    )
+    run = kernel.recorded_cells(2)
+    assert (run.usage(run.cells[1]).cpu_seconds or 0) >= 0.75
+    assert run.series("process.children", "process").values.max() >= 2
+    assert len(run.cells) == 2, "no worker sent an edge of its own"
+
+
+def test_the_users_signal_handlers_and_fork_hooks_stay(kernel: Kernel) -> None:
+    kernel.run(
+        "import os, signal, threading\ncalls = []\nsignal.signal(signal.SIGCHLD, lambda *a: calls.append('child'))\n"
+        "os.register_at_fork(before=lambda: calls.append('before'))"
+    )
+    kernel.run("pid = os.fork()\nif pid == 0: os._exit(0)\nassert os.wait() == (pid, 0)")
+    assert kernel.run("print(calls)").stdout == "['before', 'child']\n"
+
+
+@pytest.mark.timeout(180)
+def test_eight_kernels_at_once_do_not_cross(start_kernel: Callable[..., Kernel], home: Path) -> None:
+    kernels = [start_kernel() for _ in range(8)]
+    for number, kernel in enumerate(kernels):
+        kernel.load()
+        kernel.run(f"number = {number}")
+    for kernel in kernels:
+        kernel.run("import time; time.sleep(0.2)")
+    folders = run_folders(home / "runs")
+    assert len(folders) == len(recorders_below(home)) == 8
+    for folder in folders:
+        wait_until(lambda f=folder: sum(c.end is not None for c in read_run(f).cells) == 2, "its two cells")
+    first_lines = sorted(read_run(folder).cells[0].first_line for folder in folders)
+    assert first_lines == [f"number = {number}" for number in range(8)]
+    for kernel in kernels:
+        kernel.close()
+    wait_until(lambda: not recorders_below(home), "all recorders to end")
+
+
+def test_a_subprocess_of_the_cell_does_not_hold_the_channel(kernel: Kernel, home: Path) -> None:
+    kernel.run("import subprocess; sleeper = subprocess.Popen(['sleep', '600'], close_fds=False); print(sleeper.pid)")
+    sleeper = int(kernel.run("print(sleeper.pid)").stdout)
+    try:
+        os.kill(kernel.pid, signal.SIGKILL)
+        assert ended(home).ending == "killed"
+    finally:
+        subprocess.run(["kill", "-9", str(sleeper)], check=False)
