@@ -212,6 +212,27 @@ def test_exact_peak_of_a_spike_that_no_sample_sees(subject: Subject) -> None:
         assert (usage.peak_rss_bytes or 0) - (usage.rss_start_bytes or 0) > 120 << 20
 
 
+def test_the_peaks_of_workers(subject: Subject) -> None:
+    """A worker's spike within the cell counts, one from before it does not."""
+    worker = "import sys\nfor line in sys.stdin:\n b = bytearray(int(line) << 20); del b; print('done', flush=True)"
+    subject.do("import subprocess")
+    subject.do(
+        f"w = subprocess.Popen([sys.executable, '-S', '-c', {worker!r}], stdin=-1, stdout=-1, text=True, bufsize=1)"
+    )
+    spike = "w.stdin.write('{}\\n'); w.stdout.readline()"
+    for number, megabytes in enumerate((300, 100), 1):
+        subject.do("c = recording.cell_started('work')")
+        wait_until(lambda n=number: len(read_run(subject.folder).cells) == n, "the cell")
+        subject.do(spike.format(megabytes))
+        subject.do("recording.cell_ended(c, 'ok')")
+    peaks = wait_until(
+        lambda: all(p := [c.workers_peak_bytes for c in subject.ended(2).cells]) and p, "the peaks of both cells"
+    )
+    assert 300 << 20 < peaks[0] < 350 << 20
+    assert 100 << 20 < peaks[1] < 150 << 20
+    subject.do("w.stdin.close(); w.wait()")
+
+
 def test_a_peak_within_a_peak_counts_for_both(subject: Subject) -> None:
     subject.do("outer = recording.cell_started('outer'); b = bytearray(200 << 20); del b")
     subject.do("inner = recording.cell_started('inner'); recording.cell_ended(inner, 'ok')")

@@ -72,16 +72,18 @@ def _probable_ending(parts: Sequence[Part], header: Mapping[str, Any], limits: M
 
 def cells_from(events: Iterable[Event], start_ns: int, open_status: CellStatus) -> tuple[Cell, ...]:
     """Pairs the edges. A cell without an end has ``open_status``."""
-    starts, ends = {}, {}
+    starts, ends, peaks = {}, {}, {}
     for event in events:
         if event["event"] == "cell_start":
             starts[event["seq"]] = event
         elif event["event"] == "cell_end":
             ends[event["seq"]] = event
-    return tuple(_cell(starts[seq], ends.get(seq), start_ns, open_status) for seq in sorted(starts))
+        elif event["event"] == "peaks":
+            peaks[event["seq"]] = event
+    return tuple(_cell(starts[s], ends.get(s), peaks.get(s, {}), start_ns, open_status) for s in sorted(starts))
 
 
-def _cell(start: Event, end: Event | None, start_ns: int, open_status: CellStatus) -> Cell:
+def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_status: CellStatus) -> Cell:
     cpu = None
     if end is not None and "cpu_ns" in end and "cpu_ns" in start:
         cpu = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9
@@ -106,6 +108,8 @@ def _cell(start: Event, end: Event | None, start_ns: int, open_status: CellStatu
         rss_start_bytes=start.get("rss_bytes"),
         rss_end_bytes=end.get("rss_bytes") if end else None,
         peak_rss_bytes=end.get("peak_rss_bytes") if end else None,
+        workers_peak_bytes=peaks.get("workers_peak_bytes"),
+        cgroup_peak_bytes=peaks.get("cgroup_peak_bytes"),
         peak_unknown=end.get("peak_unknown") if end else None,
     )
 

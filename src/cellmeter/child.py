@@ -20,6 +20,7 @@ from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, SystemClock
 from cellmeter.sources import Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, judge_death, wait_status
+from cellmeter.sources.peaks import CellPeaks
 from cellmeter.store import Writer, process_identity, prune
 
 LINE_LIMIT = 1 << 20  # a line that never ends is dropped, not gathered for ever
@@ -93,7 +94,10 @@ class Child:
         """Records until the kernel dies or says stop. ``early``: messages that have come already."""
         self._writer = Writer(Path(self._config.folder))
         clock = SystemClock()
-        self._sources, machine = open_sources(self._config.pid, self._environ)
+        self._sources, machine, pids = open_sources(self._config.pid, self._environ)
+        self._peaks = CellPeaks(self._config.pid, pids)
+        if self._peaks.group.unknown is not None:
+            machine["unavailable"]["cgroup.memory.peak"] = self._peaks.group.unknown
         self._writer.describe(**_header(self._config, clock), **machine)
         self._sampler = Sampler(self._sources, self._writer, clock, self._config.rate_hz)
         for message in early:
@@ -141,9 +145,12 @@ class Child:
         if kind == "cell_start":
             if "environ" in message:
                 self._follow_environ(message["environ"])
-            self._sampler.cell_started(message)
+            self._sampler.cell_started(message)  # its sample finds new workers
+            self._peaks.started(message["seq"])
         elif kind == "cell_end":
             self._sampler.cell_ended(message)
+            if (peaks := self._peaks.ended(message["seq"])) is not None:
+                self._sampler.event({"event": "peaks", "t": message["t"], "seq": message["seq"], **peaks})
         elif kind == "goodbye":
             self._goodbye = message["how"]
         elif kind == "stop":
@@ -155,7 +162,11 @@ class Child:
         """The cell chose other GPUs: what is "mine" is judged anew."""
         self._environ.clear()
         self._environ.update(environ)
-        self._writer.describe(devices=_devices(self._sources))
+        try:
+            self._writer.describe(devices=_devices(self._sources))
+        except OSError as error:
+            text = f"which GPUs are the cell's own could not be written: {error.strerror}"
+            self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
 
     def _look_around(self) -> None:
         """Once a second: the kill counter, and the kernel itself where no pidfd tells of its death. Now and then: old runs."""
@@ -207,8 +218,11 @@ def _header(config: Config, clock: SystemClock) -> dict[str, Any]:
     }
 
 
-def open_sources(pid: int, environ: Mapping[str, str]) -> tuple[list[Source], dict[str, Any]]:
-    """All sources this machine has, and what ``run.json`` says of the machine.
+Pids = Callable[[], Collection[int]]
+
+
+def open_sources(pid: int, environ: Mapping[str, str]) -> tuple[list[Source], dict[str, Any], Pids]:
+    """All sources this machine has, what ``run.json`` says of the machine, and who is in the kernel's tree.
 
     ``environ`` says which GPUs are the kernel's own; the sources look at it anew whenever they are asked for devices.
     """
@@ -218,7 +232,8 @@ def open_sources(pid: int, environ: Mapping[str, str]) -> tuple[list[Source], di
     gpus = open_nvidia(pids, environ)
     sources = [*machine, *gpus.sources]
     unavailable = {**header["unavailable"], **gpus.unavailable}
-    return sources, {**header, "devices": _devices(sources), "unavailable": unavailable, "driver": gpus.driver}
+    header |= {"devices": _devices(sources), "unavailable": unavailable, "driver": gpus.driver}
+    return sources, header, pids
 
 
 def _devices(sources: Sequence[Source]) -> list[dict[str, Any]]:
@@ -226,7 +241,7 @@ def _devices(sources: Sequence[Source]) -> list[dict[str, Any]]:
     return [vars(device) for device in devices.values()]
 
 
-def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Callable[[], Collection[int]]]:
+def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Pids]:
     """The machine's own sources, their part of the header, and who is in the kernel's tree."""
     if os.path.exists(f"/proc/{pid}/statm"):
         from cellmeter.sources.cgroup import limits

@@ -108,6 +108,10 @@ class Cell:
     peak_rss_bytes: int | None = None
     """The kernel's own high-water mark over the cell; None where it could not be reset or read."""
     peak_unknown: str | None = None
+    workers_peak_bytes: int | None = None
+    """Sum of the high-water marks of the workers there at the end: an upper bound, as they need not peak at once."""
+    cgroup_peak_bytes: int | None = None
+    """Exact peak of the control group, other processes in it and file cache included (cgroup v2, Linux 6.12)."""
 
     @property
     def title(self) -> str:

@@ -92,6 +92,8 @@ def _cell(run: Run, cell: Cell) -> dict[str, Any]:
         "cpu_seconds": usage.cpu_seconds,
         "peak_rss_bytes": usage.peak_rss_bytes,
         "peak_exact": usage.peak_exact,
+        "workers_peak_rss_bytes": cell.workers_peak_bytes,
+        "cgroup_peak_bytes": cell.cgroup_peak_bytes,
         "rss_start_bytes": usage.rss_start_bytes,
         "rss_end_bytes": usage.rss_end_bytes,
         "read_bytes": usage.read_bytes,
