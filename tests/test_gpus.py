@@ -98,6 +98,15 @@ def test_a_call_that_is_not_supported_is_unknown_with_its_reason(record: Callabl
     assert usage.gpu["gpu0"].utilization_mean == pytest.approx(50)
 
 
+def test_a_cell_shorter_than_the_interval_has_the_drivers_samples(record: Callable[..., Run]) -> None:
+    run = record("gpu\nat 0 gpu 0 util=80", 0.15)
+    usage = run.usage(run.cells[0])
+    assert usage.gpu["gpu0"].utilization_mean == pytest.approx(80, abs=1)
+    drained = run.series("gpu.utilization.driver", "gpu0")
+    assert (drained.time[1:] > drained.time[:-1]).all()
+    assert abs(drained.time[-1] - (run.cells[0].end or 0)) < 0.5
+
+
 def test_no_gpu_and_no_driver_are_told_apart(record: Callable[..., Run]) -> None:
     none, missing = record("driver 580.95.05"), record("driver-not-loaded")
     assert none.devices == missing.devices == ()

@@ -718,3 +718,38 @@ class TestStub:
         with pytest.raises(subprocess.CalledProcessError) as failed:
             elsewhere(environ)
         assert "bad trace: nonsense" in failed.value.stderr
+
+
+def test_the_drivers_samples_are_drained_once_each_by_gpu(tmp_path: Path) -> None:
+    trace = "gpu\ngpu\nat 0 gpu 0 util=10\nat 1 gpu 0 util=90\nat 0 gpu 1 util=55"
+    machine = nvml_stub.machine(trace, tmp_path, steered=True)
+    with machine.loaded():
+        machine.at(0.5)
+        opened = open_nvidia(lambda: [], {})
+        (backlog,) = opened.backlogs
+        assert [column.subject for column in backlog.columns] == ["gpu0", "gpu1"]
+        assert backlog.drain() == [], "what was there before the recording is nobody's"
+        machine.at(1.5)
+        rows = backlog.drain()
+        first = [row.values[0] for row in rows if row.values[0] == row.values[0]]
+        second = [row.values[1] for row in rows if row.values[1] == row.values[1]]
+        assert first == [10.0] * 5 + [90.0] * 5
+        assert second == [55.0] * 10
+        assert [row.epoch_us for row in rows] == sorted(row.epoch_us for row in rows)
+        assert backlog.drain() == []
+        for source in opened.sources[::-1]:
+            source.close()
+
+
+def test_a_driver_without_samples_is_told_once(tmp_path: Path) -> None:
+    machine = nvml_stub.machine("missing nvmlDeviceGetSamples\ngpu", tmp_path, steered=True)
+    with machine.loaded():
+        machine.at(0.5)
+        opened = open_nvidia(lambda: [], {})
+        (backlog,) = opened.backlogs
+        assert backlog.drain() == backlog.drain() == []
+        assert [(n.kind, n.metric, n.subject) for n in backlog.notices] == [
+            ("unavailable", "gpu.utilization.driver", "gpu0")
+        ]
+        for source in opened.sources[::-1]:
+            source.close()

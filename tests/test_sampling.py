@@ -9,7 +9,7 @@ import pytest
 
 from cellmeter.run import EDGE_END, EDGE_START, Column, Device
 from cellmeter.sampling import Sampler
-from cellmeter.sources import Notice
+from cellmeter.sources import Notice, Stamped
 
 MS = 1_000_000
 
@@ -180,6 +180,38 @@ def test_slow_sources_have_a_stream_of_their_own() -> None:
     assert stage.sink.segments == ["main", "cores"]
     assert stage.times("cores") == pytest.approx([0, 1, 2])
     assert len(stage.times()) == 21
+
+
+class FakeBacklog(FakeSource):
+    """A driver that samples every 250 ms of the clock's time of day."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__("driver", 5.0)
+        self.clock = clock
+        self.newest = 0
+
+    def drain(self) -> list[Stamped]:
+        now = int(self.clock.wall() * 1e6) // 250_000
+        slots = range(self.newest + 1, now + 1) if self.newest else ()
+        self.newest = now
+        return [Stamped(slot * 250_000, [float(slot)]) for slot in slots]
+
+
+def test_a_drivers_own_samples_are_put_on_our_clock() -> None:
+    stage = Stage()
+    stage.clock.wall = lambda: 1.7e9 + (stage.clock.now - 10**12) / 1e9  # type: ignore[method-assign]
+    stage.sampler = Sampler([stage.source], stage.sink, stage.clock, 10.0, [FakeBacklog(stage.clock)])
+    stage.run_for(7)
+    assert stage.times("driver") == [], "between cells they are dropped"
+    stage.begin(1)
+    stage.run_for(0.6)
+    stage.end(1)
+    assert stage.times("driver")[-3:] == pytest.approx([7.0, 7.25, 7.5], abs=1e-3)
+    stage.run_for(6)
+    assert stage.times("driver")[-1] > 10, "the last of them come after the cell"
+    written = len(stage.times("driver"))
+    stage.run_for(60)
+    assert len(stage.times("driver")) <= written + 24
 
 
 def test_a_full_disk_loses_samples_but_no_edge_and_says_so() -> None:

@@ -129,7 +129,9 @@ def _unavailable(header: Mapping[str, Any], events: Iterable[Event]) -> dict[str
 
 
 def _segments(parts: Sequence[Part], cells: Sequence[Cell], start_ns: int) -> tuple[Segment, ...]:
-    return tuple(Segment(stream, columns, _tagged(records, cells, start_ns)) for stream, columns, records in parts)
+    return tuple(
+        Segment(stream, columns, _tagged(_in_order(records), cells, start_ns)) for stream, columns, records in parts
+    )
 
 
 def _tagged(records: NDArray[Any], cells: Sequence[Cell], start_ns: int) -> NDArray[Any]:
@@ -153,6 +155,14 @@ def _tagged(records: NDArray[Any], cells: Sequence[Cell], start_ns: int) -> NDAr
         records = records.copy()
     records["seq"] = tags
     return records
+
+
+def _in_order(records: NDArray[Any]) -> NDArray[Any]:
+    """By time: what a driver kept is written when it was asked for, GPU by GPU."""
+    import numpy as np
+
+    times = records["t"]
+    return records if (times[1:] >= times[:-1]).all() else records[np.argsort(times, kind="stable")]
 
 
 def _notices(events: Iterable[Event], damaged_lines: int, damaged_records: int) -> Iterable[str]:

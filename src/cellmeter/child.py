@@ -13,12 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cellmeter import __version__
 from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, SystemClock
-from cellmeter.sources import Source
+from cellmeter.sources import Backlog, Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, judge_death, wait_status
 from cellmeter.sources.peaks import CellPeaks
 from cellmeter.store import Writer, process_identity, prune
@@ -94,12 +94,13 @@ class Child:
         """Records until the kernel dies or says stop. ``early``: messages that have come already."""
         self._writer = Writer(Path(self._config.folder))
         clock = SystemClock()
-        self._sources, machine, pids = open_sources(self._config.pid, self._environ)
-        self._peaks = CellPeaks(self._config.pid, pids)
+        opened, machine = open_sources(self._config.pid, self._environ)
+        self._sources = opened.sources
+        self._peaks = CellPeaks(self._config.pid, opened.pids)
         if self._peaks.group.unknown is not None:
             machine["unavailable"]["cgroup.memory.peak"] = self._peaks.group.unknown
         self._writer.describe(**_header(self._config, clock), **machine)
-        self._sampler = Sampler(self._sources, self._writer, clock, self._config.rate_hz)
+        self._sampler = Sampler(self._sources, self._writer, clock, self._config.rate_hz, opened.backlogs)
         for message in early:
             self._handle(message)
         self._died = not self._kernel_lives()
@@ -221,8 +222,16 @@ def _header(config: Config, clock: SystemClock) -> dict[str, Any]:
 Pids = Callable[[], Collection[int]]
 
 
-def open_sources(pid: int, environ: Mapping[str, str]) -> tuple[list[Source], dict[str, Any], Pids]:
-    """All sources this machine has, what ``run.json`` says of the machine, and who is in the kernel's tree.
+class Opened(NamedTuple):
+    """What there is to read, and who is in the kernel's tree."""
+
+    sources: list[Source]
+    backlogs: list[Backlog]
+    pids: Pids
+
+
+def open_sources(pid: int, environ: Mapping[str, str]) -> tuple[Opened, dict[str, Any]]:
+    """All this machine has to read, and what ``run.json`` says of the machine.
 
     ``environ`` says which GPUs are the kernel's own; the sources look at it anew whenever they are asked for devices.
     """
@@ -233,7 +242,7 @@ def open_sources(pid: int, environ: Mapping[str, str]) -> tuple[list[Source], di
     sources = [*machine, *gpus.sources]
     unavailable = {**header["unavailable"], **gpus.unavailable}
     header |= {"devices": _devices(sources), "unavailable": unavailable, "driver": gpus.driver}
-    return sources, header, pids
+    return Opened(sources, gpus.backlogs, pids), header
 
 
 def _devices(sources: Sequence[Source]) -> list[dict[str, Any]]:

@@ -584,6 +584,16 @@ CATALOGUE: tuple[Metric, ...] = (
         mlflow="gpu_{index}_utilization_percentage",
     ),
     Metric(
+        "gpu.utilization.driver",
+        "%",
+        "gauge",
+        "gpu",
+        "gpu",
+        "Share of time in which at least one kernel ran on the GPU, by the driver's own samples of 1/6 s",
+        "nvmlDeviceGetSamples",
+        otel="hw.gpu.utilization",
+    ),
+    Metric(
         "gpu.memory.used",
         "By",
         "gauge",

@@ -30,6 +30,8 @@ EDGE_START = 1
 EDGE_END = 2
 
 SHORT_FOR_ENERGY_SECONDS = 0.1  # NVML's energy counter moves every 20-100 ms
+SHORT_FOR_UTILIZATION_SECONDS = 0.2  # utilisation is a mean over the last sixth of a second or more
+DRIVER_SAMPLE_SECONDS = 1 / 6
 LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
 LONGEST_READING_SECONDS = 2.0  # a reading stands for no more time than this: a gap is unknown, not as before
 
@@ -375,8 +377,13 @@ def _growth(counter: Series, cell: Cell, end: float) -> float | None:
 def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, str]) -> GpuUsage:
     import numpy as np
 
-    prefix = f"gpu.{gpu}."
+    prefix, seconds = f"gpu.{gpu}.", end - cell.start
     utilization = run.series("gpu.utilization", gpu)
+    if seconds < SHORT_FOR_UTILIZATION_SECONDS:
+        # too short for readings of ours; a sample of the driver's stands for the sixth of a second before it
+        own = run.series("gpu.utilization.driver", gpu).between(cell.start, end + DRIVER_SAMPLE_SECONDS)
+        if len(known(own.values)):
+            utilization, end = own, end + DRIVER_SAMPLE_SECONDS
     inside = known(utilization.between(cell.start, end).values)
     mean = time_weighted_mean(utilization, cell.start, end)
     p95 = float(np.percentile(inside, 95)) if len(inside) else None
@@ -388,8 +395,8 @@ def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, st
         unknown[prefix + "memory_peak_bytes"] = run.unavailable.get(
             f"gpu.memory.used:{gpu}", "too few samples in this cell"
         )
-    energy = _growth(run.series("gpu.energy", gpu), cell, end)
-    if energy is not None and end - cell.start < SHORT_FOR_ENERGY_SECONDS:
+    energy = _growth(run.series("gpu.energy", gpu), cell, cell.start + seconds)
+    if energy is not None and seconds < SHORT_FOR_ENERGY_SECONDS:
         energy = None
         unknown[prefix + "energy_joules"] = "cell shorter than the counter's period"
     elif energy is None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cellmeter.run import EDGE_END, EDGE_START, Column
-from cellmeter.sources import Source
+from cellmeter.sources import Backlog, Notice, Source
 
 IDLE_SECONDS = 1.0
 ANCHOR_SECONDS = 60.0
@@ -82,6 +82,18 @@ class Stream:
         return [value for source in self.sources for value in source.read()]
 
 
+class LateStream:
+    """A backlog and the segment it is written to."""
+
+    def __init__(self, backlog: Backlog) -> None:
+        self.name = backlog.name
+        self.backlog = backlog
+        self.columns = backlog.columns
+        self.interval_ns = int(backlog.interval * _NS)
+        self.segment = -1
+        self.due_ns = 0
+
+
 def streams_of(sources: Iterable[Source]) -> list[Stream]:
     """The main stream of all sources without an interval first, then one for each of the others."""
     sources = list(sources)
@@ -92,13 +104,17 @@ def streams_of(sources: Iterable[Source]) -> list[Stream]:
 class Sampler:
     """Decides when to sample and writes what was read. All times are ns of ``Clock.monotonic_ns``."""
 
-    def __init__(self, sources: Iterable[Source], sink: Sink, clock: Clock, rate_hz: float) -> None:
+    def __init__(
+        self, sources: Iterable[Source], sink: Sink, clock: Clock, rate_hz: float, backlogs: Iterable[Backlog] = ()
+    ) -> None:
         self._main, *self._others = streams_of(sources)
+        self._late = [LateStream(backlog) for backlog in backlogs]
         self._sink = sink
         self._clock = clock
         self._run_interval_ns = self._interval_ns = int(_NS / rate_hz)
         self._idle_ns = max(int(IDLE_SECONDS * _NS), self._interval_ns)
         self._open: list[int] = []
+        self._cell_ended_ns = 0
         self._last_ns = clock.monotonic_ns()
         self._asleep_ns = clock.boottime_ns() - self._last_ns
         self._anchor_ns = 0
@@ -108,6 +124,8 @@ class Sampler:
         self._lost_why = ""
         for stream in (self._main, *self._others):
             stream.segment = sink.add_segment(stream.name, stream.columns)
+        for late in self._late:
+            late.segment = sink.add_segment(late.name, late.columns)
         self.deadline_ns = self._last_ns
 
     @property
@@ -152,6 +170,7 @@ class Sampler:
         seq = edge["seq"]
         self.event(edge)
         self.sample(EDGE_END, seq)
+        self._cell_ended_ns = self._last_ns
         if seq in self._open:
             self._open.remove(seq)
         if not self._open:
@@ -168,6 +187,10 @@ class Sampler:
             if now >= stream.due_ns:
                 stream.due_ns = now + stream.interval_ns
                 self._write(stream, now, tag, 0)
+        for late in self._late:
+            if now >= late.due_ns or flags & EDGE_END:
+                late.due_ns = now + late.interval_ns
+                self._catch_up(late, now)
         self._last_ns = now
         if now >= self._anchor_ns:
             self._anchor_ns = now + int(ANCHOR_SECONDS * _NS)
@@ -183,9 +206,24 @@ class Sampler:
             if self._lost_from_ns is not None or self._unwritten:
                 self._resume(now)
         for source in stream.sources:
-            while source.notices:
-                notice = source.notices.pop(0)
-                self.event({"event": notice.kind, "t": now, **notice._asdict()})
+            self._tell(source.notices, now)
+
+    def _catch_up(self, late: LateStream, now: int) -> None:
+        """Readings of others, put on our clock by the time of day; those from long after a cell are of no use."""
+        epoch_ns = now - int(self._clock.wall() * _NS)
+        rows = late.backlog.drain()
+        wanted = self._open or now - self._cell_ended_ns < 2 * late.interval_ns
+        for row in rows if wanted else ():
+            try:
+                self._sink.sample(late.segment, row.epoch_us * 1000 + epoch_ns, 0, 0, row.values)
+            except OSError as error:
+                self._lose(now, error)
+        self._tell(late.backlog.notices, now)
+
+    def _tell(self, notices: list[Notice], now: int) -> None:
+        while notices:
+            notice = notices.pop(0)
+            self.event({"event": notice.kind, "t": now, **notice._asdict()})
 
     def _lose(self, now: int, error: OSError) -> None:
         if self._lost_from_ns is None:

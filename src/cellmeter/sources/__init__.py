@@ -14,6 +14,13 @@ class Notice(NamedTuple):
     reason: str
 
 
+class Stamped(NamedTuple):
+    """A row that was read by somebody else, at a time of day: microseconds since the epoch, and one float a column."""
+
+    epoch_us: int
+    values: list[float]
+
+
 class Source(Protocol):
     """Reads one part of the machine.
 
@@ -32,6 +39,27 @@ class Source(Protocol):
 
     def devices(self) -> list[Device]:
         """The GPUs this source reads; empty for the others."""
+
+    def close(self) -> None:
+        """Gives back descriptors and library handles."""
+
+
+class Backlog(Protocol):
+    """A source of readings that were taken by others and carry their own times, such as a driver's buffer.
+
+    It is drained every ``interval`` seconds and at the end of each cell, into a stream called ``name``.
+    """
+
+    name: str
+    interval: float
+    columns: tuple[Column, ...]
+    notices: list[Notice]
+
+    def drain(self) -> list[Stamped]:
+        """What is new, oldest first. Never raises."""
+
+    def devices(self) -> list[Device]:
+        """None."""
 
     def close(self) -> None:
         """Gives back descriptors and library handles."""

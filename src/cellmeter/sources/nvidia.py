@@ -14,9 +14,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cellmeter.run import Column, Device
-from cellmeter.sources import Notice, Source
+from cellmeter.sources import Backlog, Notice, Source
 from cellmeter.sources.nvidia_gpm import NvidiaGpm, has_gpm
 from cellmeter.sources.nvidia_processes import NvidiaProcesses
+from cellmeter.sources.nvidia_samples import NvidiaSamples
 from cellmeter.sources.nvml import (
     GONE,
     NAN,
@@ -69,6 +70,7 @@ class Opened(NamedTuple):
     """The sources there are, why others are not (by ``metric`` or ``metric:subject``), and the driver's version."""
 
     sources: list[Source]
+    backlogs: list[Backlog]
     unavailable: dict[str, str]
     driver: str | None
 
@@ -92,7 +94,7 @@ def open_nvidia(
 
 
 def _nothing(why: str, driver: str | None = None) -> Opened:
-    return Opened([], {"gpu": why}, driver)
+    return Opened([], [], {"gpu": why}, driver)
 
 
 def _open(
@@ -131,7 +133,7 @@ def _opened(
     sampled = [link for link in links if has_gpm(nvml, link)]
     if sampled:
         sources.append(NvidiaGpm(nvml, sampled))
-    return Opened(sources, unavailable, driver)
+    return Opened(sources, [NvidiaSamples(nvml, links)], unavailable, driver)
 
 
 def _has_library() -> bool:
