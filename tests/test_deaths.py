@@ -103,7 +103,8 @@ def test_workers_count_and_send_nothing(kernel: Kernel, tmp_path: Path, method: 
     (tmp_path / "workers.py").write_text(WORKERS)
     kernel.run(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import workers, multiprocessing")
     kernel.run(
-        f"with multiprocessing.get_context({method!r}).Pool(2) as pool:\n    assert pool.map(workers.work, [0.4, 0.4]) == [1, 1]"
+        f"with multiprocessing.get_context({method!r}).Pool(2) as pool:\n"
+        "    assert pool.map(workers.work, [0.4, 0.4]) == [1, 1]"
     )
     run = kernel.recorded_cells(2)
     assert (run.usage(run.cells[1]).cpu_seconds or 0) >= 0.75

@@ -304,36 +304,6 @@ def test_inline_html_has_no_script_and_the_colours_of_the_theme(busy: Run) -> No
     assert all(part.strip().startswith(".cellmeter-report") for s in selectors for part in s.split(","))
 
 
-@pytest.mark.browser
-def test_the_page_runs_in_a_browser_offline_under_its_policy(tmp_path: Path) -> None:
-    sync = pytest.importorskip("playwright.sync_api")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("no Chromium")
-    run = replace(busy_run(), notebook=f"/tmp/{HOSTILE}")
-    cells = tuple(replace(cell, label=HOSTILE) if cell.seq == 2 else cell for cell in run.cells)
-    path = export.write(replace(run, cells=cells), tmp_path / "report.html")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
-    with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=quiet)
-        view = browser.new_page()
-        trouble: list[str] = []
-        requests: list[str] = []
-        view.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-        view.on("pageerror", lambda error: trouble.append(str(error)))
-        view.on("dialog", lambda dialog: trouble.append(dialog.message))
-        view.on("request", lambda request: requests.append(request.url))
-        view.goto(path.as_uri())
-        view.locator("canvas").first.wait_for(state="attached")
-        view.get_by_role("button", name="Peak memory").click()
-        peaks = view.locator("table[data-sortable] tbody td.memory").all_inner_texts()
-        wide = view.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        browser.close()
-    assert trouble == []
-    assert requests == [path.as_uri()]
-    assert peaks[0].startswith("40.0 GiB")
-    assert wide
-
-
 # ── tables ──
 
 
