@@ -203,9 +203,9 @@ def _grows(path: Path) -> bool:
 
 def test_exact_peak_of_a_spike_that_no_sample_sees(subject: Subject) -> None:
     code = "cell = recording.cell_started('spike'); b = bytearray(128 << 20); del b; recording.cell_ended(cell, 'ok')"
-    for _ in range(5):
+    for _ in range(40):
         subject.do(code)
-    run = subject.ended(5)
+    run = subject.ended(40)
     for cell in run.cells:
         usage = run.usage(cell)
         assert usage.peak_exact

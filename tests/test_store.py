@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cellmeter.cli import main
 from cellmeter.errors import RunNotFound, RunUnreadable
 from cellmeter.run import EDGE_END, Column, Gap
 from cellmeter.store import (
@@ -159,6 +161,39 @@ def test_damage_gives_the_truth_or_a_clear_error(
         return
     assert set(run.series("process.memory.rss", "process").values.tolist()) <= set(truth)
     assert all(cell.execution_count == 5 for cell in run.cells)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-1e3, 1e3) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(data=st.data())
+def test_a_foreign_header_or_event_is_one_line(
+    data: st.DataObject, write_run: Callable[..., tuple[Path, Writer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sound by its checksum, but with any content: the command says so in one line, or makes a report of it."""
+    folder, writer = write_run()
+    key = data.draw(st.sampled_from([*writer.header, "events"]))
+    if key == "events":
+        kinds = st.sampled_from(["cell_start", "cell_end", "gap", "end", "unavailable", "lost", "peaks", "notice", "?"])
+        writer.event({"event": data.draw(kinds), **data.draw(st.dictionaries(st.sampled_from(["t", "seq"]), JSON))})
+    elif data.draw(st.booleans()):
+        writer.describe(**{key: data.draw(JSON)})
+    else:
+        del writer.header[key]
+        writer.describe()
+    writer.close()
+    code = main(["report", str(folder), "--format", data.draw(st.sampled_from(["text", "json"]))])
+    said = capsys.readouterr()
+    assert code in (0, 2)
+    if code == 2:
+        assert said.err.startswith("cellmeter: ")
+        assert said.err.count("\n") == 1
+    shutil.rmtree(folder)
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(

@@ -28,8 +28,14 @@ def run_from(
 ) -> Run:
     """Builds the Run. ``running``: its recorder is at work, so that what has no end yet goes on."""
     start_ns = int(header["start_ns"])
-    end = next((e for e in reversed(events) if e["event"] == "end"), None)
-    last_ns = max([start_ns, *(e["t"] for e in events), *(int(p[2]["t"][-1]) for p in parts if len(p[2]))])
+    end = next((e for e in reversed(events) if e.get("event") == "end"), None)
+    last_ns = max(
+        [
+            start_ns,
+            *(e["t"] for e in events if isinstance(e.get("t"), int)),
+            *(int(p[2]["t"][-1]) for p in parts if len(p[2])),
+        ]
+    )
     duration = ((end["t"] if end else last_ns) - start_ns) * 1e-9
     started = datetime.fromtimestamp(header["started"], UTC)
     limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
@@ -74,11 +80,11 @@ def cells_from(events: Iterable[Event], start_ns: int, open_status: CellStatus) 
     """Pairs the edges. A cell without an end has ``open_status``."""
     starts, ends, peaks = {}, {}, {}
     for event in events:
-        if event["event"] == "cell_start":
+        if event.get("event") == "cell_start":
             starts[event["seq"]] = event
-        elif event["event"] == "cell_end":
+        elif event.get("event") == "cell_end":
             ends[event["seq"]] = event
-        elif event["event"] == "peaks":
+        elif event.get("event") == "peaks":
             peaks[event["seq"]] = event
     return tuple(_cell(starts[s], ends.get(s), peaks.get(s, {}), start_ns, open_status) for s in sorted(starts))
 
@@ -115,14 +121,14 @@ def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_sta
 
 
 def _gaps(events: Iterable[Event], start_ns: int) -> tuple[Gap, ...]:
-    found = (e for e in events if e["event"] == "gap")
+    found = (e for e in events if e.get("event") == "gap")
     return tuple(Gap((e["start"] - start_ns) * 1e-9, (e["end"] - start_ns) * 1e-9, e["reason"]) for e in found)
 
 
 def _unavailable(header: Mapping[str, Any], events: Iterable[Event]) -> dict[str, str]:
     reasons = dict(header.get("unavailable", {}))
     for event in events:
-        if event["event"] == "unavailable":
+        if event.get("event") == "unavailable":
             key = f"{event['metric']}:{event['subject']}" if event["metric"] else event["subject"]
             reasons[key] = event["reason"]
     return reasons
@@ -167,9 +173,9 @@ def _in_order(records: NDArray[Any]) -> NDArray[Any]:
 
 def _notices(events: Iterable[Event], damaged_lines: int, damaged_records: int) -> Iterable[str]:
     for event in events:
-        if event["event"] in ("lost", "returned"):
+        if event.get("event") in ("lost", "returned"):
             yield f"{event['subject']} {event['event']}: {event['reason']}"
-        elif event["event"] == "notice":
+        elif event.get("event") == "notice":
             yield event["text"]
     if damaged_records:
         yield f"{damaged_records} damaged samples were left out"

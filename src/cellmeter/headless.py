@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from cellmeter.errors import BadUsage, MissingExtra
+from cellmeter.errors import BadUsage, MissingExtra, RunUnreadable
 from cellmeter.store import read_header, run_folders, runs_home
 
 _LOADS_EXTENSION = re.compile(r"^\s*%(load_ext|reload_ext)\s+cellmeter\b", re.MULTILINE)
@@ -153,7 +153,11 @@ class _Follower:
 
 def _run_of_kernel(pid: int | None) -> Path | None:
     for folder in reversed(run_folders(runs_home())):
-        if pid is not None and read_header(folder)["kernel"]["pid"] == pid:
+        try:
+            kernel = read_header(folder).get("kernel") or {}
+        except RunUnreadable:
+            continue
+        if pid is not None and kernel.get("pid") == pid:
             return folder
     return None
 

@@ -299,12 +299,23 @@ def is_open(header: Mapping[str, Any]) -> bool:
 
 def read_run(folder: Path, newest: int | None = None) -> Run:
     """Reads a run folder: whole, or all events and only the newest samples of each file. Raises RunUnreadable."""
-    from cellmeter import assemble
-
     header = read_header(folder)
+    try:
+        return _read_run(folder, header, newest)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # its checksums are right, so it is no damage: somebody else's format, or that of a cellmeter to come
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunUnreadable(f"{folder} is not in a form that this cellmeter knows ({why})") from None
+
+
+def _read_run(folder: Path, header: Mapping[str, Any], newest: int | None) -> Run:
+    from cellmeter import assemble, form
+
+    form.check_header(header)
     # A running recorder is looked at first: were it the other way round, one that ends meanwhile would leave no end record.
     running = is_open(header)
     events, damaged_lines = read_events(folder)
+    form.check_events(events)
     parts, damaged_records = [], 0
     for entry in header["segments"]:
         columns = tuple(Column(*column) for column in entry["columns"])
