@@ -242,6 +242,28 @@ def test_a_peak_within_a_peak_counts_for_both(subject: Subject) -> None:
     assert outer - inner > 190 << 20
 
 
+TORCH = """
+import types
+class Cuda:
+    mark = 0
+    is_initialized = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 1)
+    max_memory_allocated = staticmethod(lambda n: Cuda.mark)
+    get_device_properties = staticmethod(lambda n: types.SimpleNamespace(uuid='abc'))
+sys.modules['torch'] = types.SimpleNamespace(cuda=Cuda)
+"""
+
+
+def test_torchs_own_peaks_are_asked_only_where_torch_is_there(subject: Subject) -> None:
+    cell = "c = recording.cell_started('x'); {}; time.sleep(0.11); recording.cell_ended(c, 'ok')"
+    subject.do(cell.format("pass"))
+    subject.do(f"exec({TORCH!r})")
+    for action in ("Cuda.mark = 5", "pass", "Cuda.mark = 9", "Cuda.is_initialized = None"):
+        subject.do(cell.format(action))
+    peaks = [dict(c.torch_peak_bytes) for c in subject.ended(5).cells]
+    assert peaks == [{}, {"GPU-abc": 5}, {}, {"GPU-abc": 9}, {}]
+
+
 def test_short_cells_have_their_true_cpu_time(subject: Subject) -> None:
     subject.do("now = time.process_time")
     subject.do("c = recording.cell_started('4 ms'); u = now() + 0.004; exec('while now() < u: pass')")

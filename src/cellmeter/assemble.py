@@ -116,6 +116,7 @@ def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_sta
         peak_rss_bytes=end.get("peak_rss_bytes") if end else None,
         workers_peak_bytes=peaks.get("workers_peak_bytes"),
         cgroup_peak_bytes=peaks.get("cgroup_peak_bytes"),
+        torch_peak_bytes=dict(end.get("torch_peak_bytes", {})) if end else {},
         peak_unknown=end.get("peak_unknown") if end else None,
     )
 

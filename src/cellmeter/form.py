@@ -71,6 +71,7 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
         "rss_bytes?": INT_OR_NONE,
         "peak_rss_bytes?": INT_OR_NONE,
         "peak_unknown?": TEXT_OR_NONE,
+        "torch_peak_bytes?": {"*": int},
     },
     "peaks": {"t": int, "seq": int, "workers_peak_bytes": INT_OR_NONE, "cgroup_peak_bytes": INT_OR_NONE},
     "gap": {"t": int, "start": int, "end": int, "reason": str},

@@ -18,6 +18,7 @@ from cellmeter.recorder import Config, Recorder
 from cellmeter.run import CellStatus
 from cellmeter.settings import Settings
 from cellmeter.store import new_run_folder, process_identity, runs_home
+from cellmeter.torch_peaks import WORTH_SECONDS, TorchPeaks
 
 FIRST_LINE_LENGTH = 80
 SILENT_SECONDS = 3.0
@@ -43,6 +44,7 @@ class Recording:
         self._settings = settings
         self._mark = HighWaterMark(settings.exact_peak)
         self._disk = DiskBytes()
+        self._torch = TorchPeaks()
         self._environ = recorder.config.environ
         self._lock = threading.Lock()
         self._started = time.time()
@@ -142,6 +144,8 @@ class Recording:
                 "peak_rss_bytes": cell.peak_bytes or None,
                 "peak_unknown": self._mark.unknown,
             }
+            if ended_ns - cell.started_ns > WORTH_SECONDS * 1e9 and (peaks := self._torch.grown()):
+                edge["torch_peak_bytes"] = peaks
             self.recorder.send(edge)
         return ended_ns
 

@@ -112,6 +112,8 @@ class Cell:
     peak_unknown: str | None = None
     workers_peak_bytes: int | None = None
     """Sum of the high-water marks of the workers there at the end: an upper bound, as they need not peak at once."""
+    torch_peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Peaks of PyTorch's allocator by the GPU's UUID, where the cell set a new one."""
     cgroup_peak_bytes: int | None = None
     """Exact peak of the control group, other processes in it and file cache included (cgroup v2, Linux 6.12)."""
 
@@ -158,6 +160,7 @@ class GpuUsage:
     utilization_p95: float | None
     memory_peak_bytes: int | None
     energy_joules: float | None
+    torch_peak_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -401,7 +404,10 @@ def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, st
         unknown[prefix + "energy_joules"] = "cell shorter than the counter's period"
     elif energy is None:
         unknown[prefix + "energy_joules"] = run.unavailable.get(f"gpu.energy:{gpu}", "too few samples in this cell")
-    return GpuUsage(mean, p95, int(memory.max()) if len(memory) else None, energy)
+    torch = next((cell.torch_peak_bytes.get(device.uuid) for device in run.devices if device.id == gpu), None)
+    if torch is None:
+        unknown[prefix + "torch_peak_bytes"] = "PyTorch was not in use, or the cell stayed below an earlier peak"
+    return GpuUsage(mean, p95, int(memory.max()) if len(memory) else None, energy, torch)
 
 
 def samples_frame(run: Run) -> pd.DataFrame:
