@@ -421,7 +421,7 @@ function make(tag, name = "", attributes = {}, ...children) {
 /** @type {Record<string, string>} */
 const STATES = {
   recording: "Recording",
-  silent: "Kernel busy",
+  silent: "No news from the kernel",
   gone: "Kernel gone",
   ok: "Done",
   error: "Failed",
@@ -711,7 +711,8 @@ function chip(panel, now, peaks) {
   const known = mine.filter((x) => !Number.isNaN(x));
   const mean = known.reduce((sum, x) => sum + x, 0) / known.length;
   const value = panel.unit === "%" ? mean : known.reduce((sum, x) => sum + x, 0);
-  const text = formatValue(known.length ? value : NaN, panel.unit);
+  const of = known.length > 1 ? (panel.unit === "%" ? ` mean of ${known.length}` : ` in ${known.length}`) : "";
+  const text = formatValue(known.length ? value : NaN, panel.unit) + of;
   const peak = panel.key === "memory" ? ` ${peakText(panel, peaks)}` : "";
   return make("span", "", {}, make("span", "", {}, `${panel.title} `), make("b", "", {}, text), make("span", "", {}, peak));
 }

@@ -167,7 +167,7 @@ def test_no_more_than_ten_findings_are_shown_and_the_rest_is_counted() -> None:
 
 
 def test_a_clean_run_is_said_to_be_clean_as_far_as_could_be_seen() -> None:
-    assert "Nothing to fix: 2 rules clear." in export.render(a_run(a_cell(5)), "text")
+    assert "Nothing found by the 2 rules that apply." in export.render(a_run(a_cell(5)), "text")
     assert "There was nothing to judge." in export.render(a_run(), "text")
     nothing = Judgement((), (Checked("memory-spike", "error", "ZeroDivisionError"),))
     assert "Nothing could be judged." in export.render(a_run(), "text", nothing)

@@ -14,7 +14,7 @@ import pytest
 from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run
 from nbclient import NotebookClient
 
-from cellmeter import charts, live
+from cellmeter import charts, layouts, live
 from cellmeter.run import EDGE_END, EDGE_START, Column
 from cellmeter.store import Writer
 
@@ -45,21 +45,24 @@ def feed_of(written: Written, seq: int = 1) -> live.Feed:
     return live.Feed(written.writer.folder, seq, charts.DEFAULT_GROUPS)
 
 
-def test_only_the_first_kernel_builds_a_layout(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    specs = charts.panels(COLUMNS, {}, [], ("cpu", "memory"))
-    live._layout_template.cache_clear()
-    first = live.layout(specs, "a-")
+def test_only_the_first_kernel_has_a_layout_built_and_by_a_process_apart(
+    written: Written, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, groups = written.writer.folder, ("cpu", "memory")
+    specs = layouts.panels_of(folder, groups)
+    assert layouts.kept(specs, "a-") is None
+    monkeypatch.setattr(charts, "layout_template", lambda specs: pytest.fail("built here"))
+    layouts.build_apart(folder, groups)
+    first = layouts.wait_for(specs, "a-", 30)
+    assert layouts.kept(specs, "b-") == first.replace('"a-', '"b-')
+    assert len(json.loads(first)["roots"]) == 2
     (kept,) = (home / "layouts").iterdir()
-    monkeypatch.setattr(charts, "layout_template", lambda specs: pytest.fail("built again"))
-    live._layout_template.cache_clear()
-    assert live.layout(specs, "a-") == first
-    assert live.layout(specs, "b-") == first.replace('"a-', '"b-')
-    live._layout_template.cache_clear()
     monkeypatch.undo()
+    monkeypatch.setenv("CELLMETER_HOME", str(home))
+    layouts._read.cache_clear()
     kept.unlink()
     kept.mkdir()
-    assert json.loads(live.layout(specs, "a-")).keys() == json.loads(first).keys(), "an unusable cache is no error"
-    live._layout_template.cache_clear()
+    assert json.loads(layouts.wait_for(specs, "a-", 0)).keys() == json.loads(first).keys(), "a broken store is no error"
 
 
 def test_rows_begin_with_the_cell_and_end_with_it(written: Written) -> None:
@@ -70,7 +73,8 @@ def test_rows_begin_with_the_cell_and_end_with_it(written: Written) -> None:
         written.row(10 + n / 10, 1, EDGE_START if n == 0 else 0)
     rows = feed.poll()
     assert rows[:, 0] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert rows[0, 1] == pytest.approx(1.0)  # a rate from the start: it looks back on the reading before the cell
+    assert np.isnan(rows[0, 1]), "a rate that looked back to before the cell would be its predecessor's"
+    assert rows[1:, 1] == pytest.approx([1.0] * 4)
     written.row(10.5, 1, EDGE_END)
     written.row(11.5, 0)
     assert len(feed.poll()) == 1
@@ -134,8 +138,10 @@ def test_the_static_output_is_small_and_escaped() -> None:
     assert sum(map(len, data.values())) < 20_000
 
 
-def test_the_static_output_holds_its_readings() -> None:
+def test_the_static_output_holds_its_readings(home: Path) -> None:
     frame = a_frame()
+    assert "<script" not in live.still(frame, live.Facts("x", "ok", 60.0))[0]["text/html"], "no layout yet"
+    layouts.wait_for(frame.panels, "p", 0)
     html = live.still(frame, live.Facts("x", "ok", 60.0, None))[0]["text/html"]
     packed = re.search(r'currentScript,"([^"]+)"', html)
     assert packed is not None

@@ -13,9 +13,7 @@ from __future__ import annotations
 import base64
 import contextvars
 import gzip
-import hashlib
 import html
-import importlib.util
 import json
 import os
 import sys
@@ -23,16 +21,16 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter import charts
+from cellmeter import charts, layouts
 from cellmeter.errors import CellmeterError, MissingExtra
-from cellmeter.run import EDGE_END, Cell, Column, Device, Limit, Run
-from cellmeter.store import Tail, runs_home
+from cellmeter.run import EDGE_END, Cell, Column, Run
+from cellmeter.store import HEADER, Tail
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +39,15 @@ if TYPE_CHECKING:
     from cellmeter.metrics import Group
 
     Floats = NDArray[np.float64]
+    Event = Mapping[str, Any]
 
 UPDATE_SECONDS = 0.25
+BUILD_SECONDS = 4.0  # a process apart builds a layout in one
+READY_SECONDS = 10.0
 LAST_SAMPLE_SECONDS = 0.06  # the longest a cell's end waits for its last sample
 MOST_ROWS = 36_000  # kept in the kernel: an hour at 10 Hz; older ones are thinned out, spikes stay
+KEPT_FOR_RATES = 32  # records: half an interval and more at any rate
 STILL_ROWS = 180  # of the static output
-LOOK_BACK = 32  # records before the first one shown, from which the first rates are made
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 # Both widgets' module. The page keeps one slot a version of the code, shared by all widgets of all notebooks in it; a
@@ -103,22 +104,15 @@ def script_path() -> Path:
     return installed if installed.exists() else here.parents[1] / "js" / "live.js"
 
 
-def _bokeh_path() -> Path:
-    spec = importlib.util.find_spec("bokeh")  # finds, does not import: that takes half a second
-    if spec is None or spec.origin is None:
-        raise MissingExtra("bokeh", "all", "the live panel")
-    return Path(spec.origin).parent / "server" / "static" / "js" / "bokeh.min.js"
-
-
 def _code_key() -> str:
     """Tells one version of the page's code from another."""
-    stat = _bokeh_path().stat()
+    stat = layouts.bokeh_js().stat()
     return f"{zlib.crc32(script_path().read_bytes()):08x}-{stat.st_size:x}-{int(stat.st_mtime):x}"
 
 
 @lru_cache(maxsize=1)
 def _code_buffers() -> list[bytes]:
-    return [gzip.compress(path.read_bytes(), 6) for path in (script_path(), _bokeh_path())]
+    return [gzip.compress(path.read_bytes(), 6) for path in (script_path(), layouts.bokeh_js())]
 
 
 @lru_cache(maxsize=1)
@@ -143,8 +137,9 @@ def _widget_class() -> Any:
 class Stage:
     """What one shell has on its pages: the runtime widget and the thread that fills it. None where no comm is."""
 
-    def __init__(self, shell: Any) -> None:
+    def __init__(self, shell: Any, folder: Path) -> None:
         self._shell = weakref.ref(shell)
+        self._folder = folder
         self._told: set[str] = set()
         self.panels: set[Panel] = set()
         self._last: Panel | None = None
@@ -175,10 +170,19 @@ class Stage:
 
     def _warm_up(self) -> None:
         self._send_code()
+        self._build_layout()
         import PIL.Image
         import PIL.ImageDraw
         import PIL.ImageFont
         import PIL.WebPImagePlugin  # noqa: F401
+
+    def _build_layout(self) -> None:
+        until = time.monotonic() + READY_SECONDS
+        while not (self._folder / HEADER).exists():
+            if time.monotonic() > until:
+                return
+            time.sleep(0.02)
+        layouts.build_apart(self._folder, charts.DEFAULT_GROUPS)
 
     def _send_code(self) -> None:
         self.widget.send({"k": "code"}, buffers=_code_buffers())
@@ -214,13 +218,15 @@ class Stage:
 _stages: weakref.WeakKeyDictionary[Any, Stage] = weakref.WeakKeyDictionary()
 
 
-def prepare(shell: Any) -> None:
-    """At ``%load_ext``: sends the page its code, and imports in the background what the first panel needs.
+def prepare(shell: Any, folder: Path) -> None:
+    """At ``%load_ext``: sends the page its code, and gets ready in the background what the first panel needs.
+
+    ``folder`` is the run's, which its recorder is about to fill.
 
     Cheap (60 ms), and does nothing in terminal IPython. Raises MissingExtra where anywidget or bokeh is not installed.
     """
     if shell not in _stages:
-        _stages[shell] = Stage(shell)
+        _stages[shell] = Stage(shell, folder)
 
 
 def forget(shell: Any) -> None:
@@ -228,32 +234,6 @@ def forget(shell: Any) -> None:
     stage = _stages.pop(shell, None)
     if stage is not None:
         stage.close()
-
-
-def layout(specs: Sequence[charts.PanelSpec], prefix: str) -> str:
-    """A Bokeh document for these panels, with model ids that begin with ``prefix``.
-
-    It is kept beside the runs, so that only the first kernel of a machine imports bokeh: half a second and 20 MiB.
-    """
-    return charts.relabelled(_layout_template(charts.plain(specs)), prefix)
-
-
-@lru_cache(maxsize=16)
-def _layout_template(specs: tuple[charts.PanelSpec, ...]) -> str:
-    made_of = f"{_code_key()} {zlib.crc32(Path(charts.__file__).read_bytes()):x} {specs!r}"
-    path = runs_home().parent / "layouts" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.json"
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        template = charts.layout_template(specs)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(template, encoding="ascii")
-        unfinished.replace(path)
-    except OSError:  # a full disk: the next kernel builds it anew
-        return template
-    return template
 
 
 # ---- one cell's readings ---------------------------------------------------------------------------------------------
@@ -266,16 +246,16 @@ class Feed:
         import numpy as np
 
         self.seq = seq
-        self._tail = Tail(folder, newest=LOOK_BACK)  # the cell is yet to start
-        header = self._tail.header()
-        self._rate_hz = float(header["rate_hz"])
-        columns = [Column(*c) for s in header["segments"] if s["stream"] == "main" for c in s["columns"]]
-        limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
-        self.panels = charts.panels(columns, limits, [Device(**d) for d in header["devices"]], groups)
+        self.folder = folder
+        self.groups = tuple(groups)
+        self._tail = Tail(folder, newest=0)  # the cell is yet to start
+        self._rate_hz = float(self._tail.header()["rate_hz"])
+        self.panels = layouts.panels_of(folder, groups)
         self._width = 1 + sum(len(spec.lines) for spec in self.panels)
         self._rows = np.empty((256, self._width))
         self._count = 0
         self._before: tuple[tuple[Column, ...], NDArray[Any]] | None = None
+        self._events: list[Event] = []
         self.started_ns: int | None = None
         self.next = 0
         """Number of the next row; earlier ones may have been thinned out."""
@@ -294,18 +274,22 @@ class Feed:
         return rows
 
     def _taken(self, columns: tuple[Column, ...], records: NDArray[Any]) -> Floats:
-        """Rows of the records that belong to the cell; those before it are kept for its first rates."""
+        """Rows of the records that belong to the cell; the newest are kept for the next rates.
+
+        A rate that looks back to before the cell would be its predecessor's, so the first one is unknown.
+        """
         import numpy as np
 
         known = self._before[1] if self._before is not None and self._before[0] == columns else records[:0]
         together = np.concatenate([known, records])
-        self._before = (columns, together[-LOOK_BACK:])
-        mine = np.flatnonzero(together["seq"] == self.seq)
         first = len(known)
+        mine = np.flatnonzero(together["seq"] == self.seq)
         if self.started_ns is None:
             if not len(mine):
                 return np.empty((0, self._width))
-            self.started_ns, first = int(together["t"][mine[0]]), int(mine[0])
+            self.started_ns, first = int(together["t"][mine[0]]), 0
+            together, mine = together[mine[0] :], mine - mine[0]
+        self._before = (columns, together[-KEPT_FOR_RATES:])
         last = len(together)
         ends = mine[(together["flags"][mine] & EDGE_END) != 0]
         if len(ends):
@@ -339,13 +323,10 @@ class Feed:
         shift = ((self.started_ns or started_ns) - started_ns) * 1e-9
         return charts.Frame(self.panels, rows[:, 0] + shift, rows[:, 1:])
 
-    def exact_peak_bytes(self) -> int | None:
-        """The kernel's own high-water mark of the cell; None if it is not known (yet)."""
-        for event in reversed(self._tail.events()):
-            if event["event"] == "cell_end" and event["seq"] == self.seq:
-                peak = event.get("peak_rss_bytes")
-                return None if peak is None else int(peak)
-        return None
+    def edges(self) -> dict[str, Event]:
+        """The cell's edges as the kernel sent them, ``cell_start`` and ``cell_end``, as far as they have been written."""
+        self._events += [e for e in self._tail.events() if e.get("seq") == self.seq]
+        return {event["event"]: event for event in self._events}
 
 
 def column_major(rows: Floats) -> bytes:
@@ -375,7 +356,7 @@ class Panel:
 
         Raises RunUnreadable if the run folder cannot be read, MissingExtra where the widgets' packages are not there.
         """
-        prepare(shell)
+        prepare(shell, folder)
         panel = cls(_stages[shell], Feed(folder, seq, groups), title)
         if panel._stage.widget is not None:
             panel._show()
@@ -401,9 +382,11 @@ class Panel:
 
     def _stream(self) -> None:
         specs = self._feed.panels
+        if layouts.kept(specs, "p") is None:
+            layouts.build_apart(self._feed.folder, self._feed.groups)
         self._layout = {
             "panels": charts.spec_for_page(specs),
-            "doc": layout(specs, self._id + "-"),
+            "doc": layouts.wait_for(specs, self._id + "-", BUILD_SECONDS),
             "prefix": self._id,
             "title": self._title,
         }
@@ -438,7 +421,7 @@ class Panel:
                 break
             time.sleep(0.004)
         frame = self._feed.frame(start_ns)
-        facts = Facts(title, status, (end_ns - start_ns) * 1e-9, self._feed.exact_peak_bytes())
+        facts = facts_of(title, status, (end_ns - start_ns) * 1e-9, self._feed.edges())
         frame = with_exact_peak(frame, facts)
         if self._widget is None:
             print(summary(frame, facts))
@@ -468,12 +451,23 @@ class Panel:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a cell's static output says of it besides the charts. ``peak_rss_bytes``: exact, None where only samples are."""
+    """What a cell's static output says of it besides the charts, as the kernel measured it. None: only samples tell."""
 
     title: str
     status: str
     seconds: float
-    peak_rss_bytes: int | None
+    peak_rss_bytes: int | None = None
+    growth_bytes: int | None = None
+    cpu_seconds: float | None = None
+
+
+def facts_of(title: str, status: str, seconds: float, edges: Mapping[str, Event]) -> Facts:
+    """The facts of a cell from its edges."""
+    start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
+    before, after = start.get("rss_bytes"), end.get("rss_bytes")
+    growth = after - before if before is not None and after is not None else None
+    cpu = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9 if "cpu_ns" in start and "cpu_ns" in end else None
+    return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cpu)
 
 
 _ENDED = {"ok": "done in", "error": "failed after", "interrupted": "interrupted after", "died": "kernel died after"}
@@ -482,33 +476,39 @@ _ENDED = {"ok": "done in", "error": "failed after", "interrupted": "interrupted 
 def summary(frame: charts.Frame, facts: Facts) -> str:
     """One line: how it ended, CPU, memory and its growth, GPUs."""
     head = f"{facts.title}: {_ENDED.get(facts.status, facts.status)} {charts.format_duration(facts.seconds)}"
-    return " · ".join([head, *_numbers(frame)])
+    return " · ".join([head, *_numbers(frame, facts)])
 
 
-def _numbers(frame: charts.Frame) -> list[str]:
+def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
     parts = []
     for spec in frame.panels:
         values = frame.of(spec)
         mains = [i for i, line in enumerate(spec.lines) if line.role == "main"]
         if spec.key == "cpu":
-            parts.append(_cpu(spec, _mean(frame.time, values[:, mains[0]])))
+            parts.append(_cpu(spec, _mean(frame.time, values[:, mains[0]]), facts))
         elif spec.key == "memory":
-            parts.append(_memory(spec, values))
+            parts.append(_memory(spec, values, facts))
         elif spec.unit == "%":
             means = [m for i in mains if (m := _mean(frame.time, values[:, i])) is not None]
             mean = sum(means) / len(means) if means else None
             parts.append(f"{spec.title} {charts.format_value(mean, '%')} mean, {_peak(values[:, mains], '%')} peak")
+        elif len(mains) < len(spec.lines):  # read and written, in and out: a peak each
+            peaks = [f"{line.label} {_peak(values[:, [i]], spec.unit)}" for i, line in enumerate(spec.lines)]
+            parts.append(f"{spec.title} peak {', '.join(peaks)}")
         else:
-            parts.append(f"{spec.title} peak {_peak(values[:, mains], spec.unit)}")
+            highest = " of one" if len(mains) > 1 else ""
+            parts.append(f"{spec.title} peak{highest} {_peak(values[:, mains], spec.unit)}")
     return parts
 
 
-def _cpu(spec: charts.PanelSpec, mean_cores: float | None) -> str:
+def _cpu(spec: charts.PanelSpec, mean_cores: float | None, facts: Facts) -> str:
+    if mean_cores is None and facts.cpu_seconds is not None and facts.seconds > 0:
+        mean_cores = facts.cpu_seconds / facts.seconds  # too short for a rate between two samples
     text = f"CPU {charts.format_value(mean_cores, spec.unit)}"
     return text.replace(" cores", f" of {spec.limit:g} cores") if spec.limit else text
 
 
-def _memory(spec: charts.PanelSpec, values: Floats) -> str:
+def _memory(spec: charts.PanelSpec, values: Floats, facts: Facts) -> str:
     """Peak of the kernel, exact where it is known; its growth; and what it was with its children, if that is more."""
     import numpy as np
 
@@ -516,7 +516,7 @@ def _memory(spec: charts.PanelSpec, values: Floats) -> str:
     if not len(rss):
         return f"memory {charts.UNKNOWN}"
     own = max(float(rss.max()), spec.exact_peak or 0.0)
-    growth = float(rss[-1] - rss[0])
+    growth = float(rss[-1] - rss[0]) if facts.growth_bytes is None else facts.growth_bytes
     sign = "+" if growth >= 0 else "−"
     text = f"memory {charts.format_peak(own, spec)} ({sign}{charts.format_value(abs(growth), 'By')})"
     peaks = np.fmax.reduce(values)
@@ -572,22 +572,32 @@ def still(frame: charts.Frame, facts: Facts) -> tuple[dict[str, str], dict[str, 
 
 
 def _still_html(frame: charts.Frame, facts: Facts, text: str, drawn: Any) -> str:
-    packed = base64.b64encode(gzip.compress(pack(frame, facts), 9)).decode()
+    content = pack(frame, facts)
+    comes_to_life = ""
+    if content is not None:
+        packed = base64.b64encode(gzip.compress(content, 9)).decode()
+        push = f'(globalThis[Symbol.for("cellmeter.stills")]??=[]).push([document.currentScript,"{packed}"])'
+        comes_to_life = f"<script>{push}</script>"
     said = html.escape(text)
     return (
         '<div class="cellmeter-still">'
         f'<div style="font-size:12px;padding:2px 0 6px;opacity:.8">{said}</div>'
         f'<img alt="Charts of {said}" style="max-width:100%" width="{drawn.width}" '
         f'src="data:{drawn.web_type};base64,{base64.b64encode(drawn.web).decode()}">'
-        f'<script>(globalThis[Symbol.for("cellmeter.stills")]??=[]).push([document.currentScript,"{packed}"])</script>'
-        "</div>"
+        f"{comes_to_life}</div>"
     )
 
 
-def pack(frame: charts.Frame, facts: Facts) -> bytes:
-    """The static output's data for ``unpack`` in live.js: length of the JSON, the JSON, 16-bit columns."""
+def pack(frame: charts.Frame, facts: Facts) -> bytes | None:
+    """The static output's data for ``unpack`` in live.js: length of the JSON, the JSON, 16-bit columns.
+
+    None if the layout is yet to be built, in a machine's very first cell: nothing waits for it.
+    """
     import numpy as np
 
+    doc = layouts.kept(frame.panels, "p")
+    if doc is None:
+        return None
     times, values = charts.decimate(frame.time, frame.values, STILL_ROWS)
     columns, bounds = [], []
     for column in np.column_stack([times, values]).T:
@@ -599,7 +609,7 @@ def pack(frame: charts.Frame, facts: Facts) -> bytes:
         bounds.append([low, low + span])
     page = {
         "panels": charts.spec_for_page(frame.panels),
-        "doc": layout(frame.panels, "p"),
+        "doc": doc,
         "title": facts.title,
         "bounds": bounds,
         **_ending(frame, facts),
@@ -609,7 +619,7 @@ def pack(frame: charts.Frame, facts: Facts) -> bytes:
 
 
 def _ending(frame: charts.Frame, facts: Facts) -> dict[str, Any]:
-    return {"status": facts.status, "end": facts.seconds, "notes": _numbers(frame)}
+    return {"status": facts.status, "end": facts.seconds, "notes": _numbers(frame, facts)}
 
 
 def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GROUPS) -> None:
@@ -619,6 +629,8 @@ def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GRO
     end = run.duration if cell.end is None else cell.end
     frame = charts.frame_of(run, cell.start, end + 0.5 / run.rate_hz, groups)
     frame = charts.Frame(frame.panels, frame.time - cell.start, frame.values)
-    facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes)
+    before, after = cell.rss_start_bytes, cell.rss_end_bytes
+    growth = after - before if before is not None and after is not None else None
+    facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes, growth, cell.own_cpu_seconds)
     data, metadata = still(with_exact_peak(frame, facts), facts)
     publish_display_data(data, metadata)  # type: ignore[no-untyped-call]

@@ -128,7 +128,8 @@ class Session:
     def _prepare_live(self) -> None:
         from cellmeter import live
 
-        live.prepare(self.shell)
+        if self.recording is not None:
+            live.prepare(self.shell, self.recording.folder)
 
     def start(self, rate_hz: float | None = None) -> Recording:
         """Starts a run, or gives back the one there is. Raises CellmeterError."""

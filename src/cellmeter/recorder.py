@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import sys
 import time
 import weakref
 from collections import deque
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cellmeter import detached
 from cellmeter.errors import RecorderUnavailable
 from cellmeter.store import HEADER, RECORDER_LOG
 
@@ -54,36 +54,14 @@ class Recorder:
     @classmethod
     def start(cls, config: Config) -> Recorder:
         """Starts the child and returns at once; the run folder must exist. Raises RecorderUnavailable."""
-        import subprocess
-
-        if os.name != "posix":
-            raise RecorderUnavailable("cellmeter cannot record on Windows yet: use WSL")
-        if not sys.executable:
-            raise RecorderUnavailable("cellmeter cannot record: this Python does not know its own executable")
-        command = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, *_import_path()]
         try:
-            log = os.open(Path(config.folder) / RECORDER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    cwd=config.folder,
-                    bufsize=0,
-                    start_new_session=True,
-                )
-            finally:
-                os.close(log)
+            log = Path(config.folder) / RECORDER_LOG
+            channel = detached.start("cellmeter.child", [], ("pynvml", "psutil"), log, channel=True)
         except OSError as error:
             raise RecorderUnavailable(f"cellmeter cannot record: the recorder did not start: {error}") from error
-        assert child.stdin is not None
-        channel = os.dup(child.stdin.fileno())
-        child.stdin.close()
-        os.set_blocking(channel, False)
+        assert channel is not None
         recorder = cls(config, channel)
         recorder.send(asdict(config))
-        child.wait()  # only the intermediate, which exits at once
         return recorder
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -148,29 +126,6 @@ def _close_in_forked_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_in_forked_child)
-
-# The first thing the child does is to detach: the kernel waits for its parent to exit, so nothing may be imported before.
-_BOOTSTRAP = """
-import os, sys
-if os.fork():
-    os._exit(0)
-sys.path[:0] = sys.argv[1:]
-from cellmeter.child import main
-main()
-"""
-
-
-def _import_path() -> list[str]:
-    """Folders that hold this package and the two libraries it may need: ``-I -S`` leaves out all that sites add."""
-    from importlib.util import find_spec
-
-    found = [str(Path(__file__).resolve().parent.parent)]
-    for name in ("pynvml", "psutil"):
-        spec = find_spec(name)
-        if spec is not None and spec.origin:
-            origin = Path(spec.origin)
-            found.append(str(origin.parent.parent if spec.submodule_search_locations else origin.parent))
-    return list(dict.fromkeys(found))
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:

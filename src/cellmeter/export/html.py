@@ -25,6 +25,8 @@ from cellmeter.export.summary import (
     counts,
     facts,
     headline,
+    lead,
+    overline,
     plain,
     unchecked,
     where,
@@ -65,7 +67,7 @@ def inline_html(run: Run, judgement: Judgement | None = None) -> str:
     more = len(judgement.findings) - len(shown)
     parts = [
         f"<style>{_packaged('inline.css')}</style>",
-        f"<p>{_text(_lead(judgement))}</p>",
+        f"<p>{_text(lead(run, judgement))}</p>",
         *(_inline_finding(run, finding) for finding in shown),
         f'<div class="soft">and {more} more: %monitor report report.html shows all</div>' if more > 0 else "",
         _inline_cells(run),
@@ -100,7 +102,7 @@ def _body(run: Run, judgement: Judgement, timeline: Timeline | None) -> str:
     return (
         f'<header><div class="brand"><b>cellmeter</b><span>{_text(_name(run))}</span>'
         f"<span>{run.started:%Y-%m-%d %H:%M} UTC</span></div>"
-        f'<p class="verdict">{"Fix first" if judgement.findings else "Verdict"}</p><h1>{_text(headline(judgement))}</h1>'
+        f'<p class="verdict">{overline(run, judgement) or "Verdict"}</p><h1>{_text(headline(run, judgement))}</h1>'
         f"{_tiles(run, rows, judgement)}</header>\n<main>{''.join(sections)}</main>\n"
         "<footer>Made by cellmeter. – means unknown: what could not be measured is never shown as 0.</footer>"
     )
@@ -291,10 +293,6 @@ def _inline_details(run: Run, judgement: Judgement) -> str:
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
-
-
-def _lead(judgement: Judgement) -> str:
-    return ("Fix first: " if judgement.findings else "") + headline(judgement)
 
 
 def _name(run: Run) -> str:

@@ -12,7 +12,7 @@ from cellmeter.export.summary import (
     cell_rows,
     counts,
     facts,
-    headline,
+    lead,
     plain,
     unchecked,
     where,
@@ -32,7 +32,7 @@ def markdown_report(run: Run, judgement: Judgement | None = None) -> str:
     judgement = judge(run) if judgement is None else judgement
     parts = [
         "## cellmeter report",
-        f"**{'Fix first: ' if judgement.findings else ''}{escaped(headline(judgement))}**",
+        f"**{escaped(lead(run, judgement))}**",
         _findings(run, judgement),
         "### Cells\n\n" + _cells(run),
         _unchecked(judgement),

@@ -6,9 +6,10 @@ import re
 import signal
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from cellmeter.rules.memory import memory_under_limit
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.run import known
 
@@ -109,16 +110,44 @@ def _energy(devices: Sequence[Device], usage: CellUsage) -> float | None:
     return sum(known) if known and len(known) == len(parts) else None
 
 
-def headline(judgement: Judgement) -> str:
-    """What to fix first, or that there is nothing to fix as far as could be seen."""
+def headline(run: Run, judgement: Judgement) -> str:
+    """How it ended if it ended badly; else what to fix first, or that nothing was found as far as could be seen."""
+    if failure := failed(run):
+        return failure
     if judgement.findings:
         return SENTENCE_END.split(plain(judgement.findings[0].fact))[0]
     clear = sum(checked.outcome == "clear" for checked in judgement.checked)
     blind = sum(checked.outcome in ("unknown", "error") for checked in judgement.checked)
     if not clear:
         return "Nothing could be judged." if blind else "There was nothing to judge."
-    sentence = f"Nothing to fix: {counted(clear, 'rule')} clear"
-    return f"{sentence}, {blind} could not be judged." if blind else f"{sentence}."
+    sentence = f"Nothing found by the {counted(clear, 'rule')} that {'applies' if clear == 1 else 'apply'}"
+    return f"{sentence}; {blind} could not be judged." if blind else f"{sentence}."
+
+
+def overline(run: Run, judgement: Judgement) -> str:
+    """What the headline is: empty for an ending, and no alarm for what is only worth a look."""
+    if failed(run) or not judgement.findings:
+        return ""
+    return "Worth a look" if judgement.findings[0].severity == "info" else "Fix first"
+
+
+def lead(run: Run, judgement: Judgement) -> str:
+    """Both in one line."""
+    over = overline(run, judgement)
+    return f"{over}: {headline(run, judgement)}" if over else headline(run, judgement)
+
+
+def failed(run: Run) -> str | None:
+    """A run that the kernel did not survive, or whose last cell failed, in one sentence."""
+    if run.ending in ("killed", "crashed", "out-of-memory") and run.cells:
+        return plain(f"The kernel died: {ending(run)}.")
+    if run.ending == "unknown" and run.cells:
+        return plain(f"How the kernel ended is not known{_died_in(run)}.")
+    top = [cell for cell in run.cells if cell.parent is None]
+    if run.ending is not None and top and top[-1].status in ("error", "interrupted"):
+        how = "failed" if top[-1].status == "error" else "was interrupted"
+        return plain(f"{_title(top[-1])} {how}, and nothing ran after it.")
+    return None
 
 
 def counts(findings: Sequence[Finding]) -> str:
@@ -134,8 +163,14 @@ def counts(findings: Sequence[Finding]) -> str:
 
 
 def unchecked(judgement: Judgement) -> list[Checked]:
-    """The rules that could not say anything, with their reasons."""
-    return [checked for checked in judgement.checked if checked.outcome in ("unknown", "not-applicable", "error")]
+    """The rules that could not say anything, with their reasons; those with the same reason together."""
+    mute = [checked for checked in judgement.checked if checked.outcome in ("unknown", "not-applicable", "error")]
+    together: dict[tuple[str, str | None], Checked] = {}
+    for checked in mute:
+        before = together.get((checked.outcome, checked.reason))
+        named = checked if before is None else replace(before, rule=f"{before.rule}, {checked.rule}")
+        together[checked.outcome, checked.reason] = named
+    return list(together.values())
 
 
 def where(run: Run, finding: Finding) -> str:
@@ -183,10 +218,12 @@ def ending(run: Run) -> str:
     details = [_signal_name(run.signal)] if run.signal else []
     details += [f"exit code {run.exit_code}"] if run.exit_code else []
     how = f"{how} ({', '.join(details)})" if details else how
+    return f"{how}{_died_in(run)}{_last_memory(run)}" if _died_in(run) else how
+
+
+def _died_in(run: Run) -> str:
     died = [cell for cell in run.cells if cell.status == "died"]
-    if not died:
-        return how
-    return f"{how} in {_title(died[-1])}{_last_memory(run)}"
+    return f" in {_title(died[-1])}" if died else ""
 
 
 def _signal_name(number: int) -> str:
@@ -197,13 +234,12 @@ def _signal_name(number: int) -> str:
 
 
 def _last_memory(run: Run) -> str:
-    """``, at 31.8 of 32.0 GiB``: the last sample before the end, against the limit it ran into."""
+    """``, with 31.8 GiB of 32.0 GiB in use``: the last sample before the end, of what the limit is about."""
     limit = run.limits["memory_bytes"]
-    for metric, subject in (("cgroup.memory.used", "cgroup"), ("process.tree.memory.rss", "process")):
-        used = known(run.series(metric, subject).values)
-        if len(used):
-            return f", at {bytes_text(used[-1])} of {bytes_text(limit.value)}"
-    return ""
+    metric, subject = memory_under_limit(run)
+    used = known(run.series(metric, subject).values)
+    whose = "its control group" if subject == "cgroup" else "it"
+    return f", with {bytes_text(used[-1])} of {bytes_text(limit.value)} in use by {whose}" if len(used) else ""
 
 
 def last_kernel(run: Run) -> str | None:

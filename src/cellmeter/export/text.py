@@ -15,7 +15,7 @@ from cellmeter.export.summary import (
     counts,
     ending,
     facts,
-    headline,
+    lead,
     plain,
     recorder_cost,
     unchecked,
@@ -40,7 +40,7 @@ def text_report(run: Run, judgement: Judgement | None = None) -> str:
     title = f"cellmeter report · {counted(len(run.cells), 'cell')} in {seconds_text(run.duration)}"
     parts = [
         f"{title}\n{'═' * WIDTH}",
-        _paragraph(("Fix first: " if judgement.findings else "") + headline(judgement), ""),
+        _paragraph(lead(run, judgement), ""),
         _findings(run, judgement.findings),
         "Cells\n" + _indented(cells_table(run)),
         _unchecked(judgement),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cellmeter.run import Cell, CellUsage, Device, Run
 
 RSS = "process.memory.rss"
+TREE = "process.tree.memory.rss"
 MAPPED = "process.memory.file"
 DEVICE_MEMORY = "gpu.memory.used"
 
@@ -172,13 +173,20 @@ def _mapped_growth(run: Run, cell: Cell, usage: CellUsage) -> float | None:
     return max(0.0, float(mapped.max() - mapped[0 if base_is_start else -1]))
 
 
+def memory_under_limit(run: Run) -> tuple[str, str]:
+    """Metric and subject that the memory limit is about: the control group where it sets the limit, else the tree."""
+    if run.limits["memory_bytes"].source == "cgroup" and run.subjects("cgroup.memory.used"):
+        return "cgroup.memory.used", "cgroup"
+    return TREE if run.subjects(TREE) else RSS, "process"
+
+
 @dataclass(frozen=True)
 class OutOfMemory(Rule):
     """The run was ended by the kernel's out-of-memory killer."""
 
     id: ClassVar[str] = "out-of-memory"
     title: ClassVar[str] = "The kernel ran out of memory"
-    metrics: ClassVar[tuple[str, ...]] = (RSS, "cgroup.memory.used")
+    metrics: ClassVar[tuple[str, ...]] = (TREE, "cgroup.memory.used")
 
     def check(self, run: Run) -> Outcome:
         """Found or clear once the run has ended; unknown if nobody saw how."""
@@ -192,7 +200,7 @@ class OutOfMemory(Rule):
         limit = run.limits["memory_bytes"]
         dead = [cell for cell in run.cells if cell.status == "died"]
         start = dead[-1].start if dead else run.duration
-        metric, subject = ("cgroup.memory.used", "cgroup") if run.subjects("cgroup.memory.used") else (RSS, "process")
+        metric, subject = memory_under_limit(run)
         used = known(run.series(metric, subject).between(start, run.duration).values)
         last, peak = (float(used[-1]), float(used.max())) if len(used) else (0.0, 0.0)
         where = f"in {dead[-1].title}" if dead else "between cells"

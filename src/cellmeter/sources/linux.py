@@ -309,6 +309,8 @@ class ProcessPart:
         """One value a column."""
         stat = os.pread(self._stat, 1024, 0)
         words = stat[stat.rindex(b")") + 2 :].split(None, 40)
+        if words[0] in (b"Z", b"X"):  # a zombie's memory reads 0: it is unknown
+            raise ProcessLookupError(errno.ESRCH, "the process has ended")
         memory = os.pread(self._statm, 128, 0).split(None, 3)
         rss = int(memory[1]) * _PAGE
         self._follow_tree()
