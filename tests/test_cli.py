@@ -110,6 +110,8 @@ def test_export(cellmeter: Call, recorded: str, tmp_path: Path) -> None:
         (["run", "missing.ipynb"], "there is no notebook missing.ipynb"),
         (["run", "/etc/hostname"], "is no notebook"),
         (["report", "-o", "/no/such/x.html"], "cannot be written"),
+        (["report", "~nobody-such/x"], "there is no folder"),
+        (["report", "x" * 300], "no run in"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(cellmeter: Call, recorded: str, arguments: list[str], says: str) -> None:
@@ -208,3 +210,13 @@ def test_a_reader_that_goes_away_is_no_error(recorded: str, tmp_path: Path) -> N
     )
     assert result.stderr == ""
     assert result.stdout.endswith("0\n")
+
+
+def test_a_full_device_and_a_poor_terminal_are_no_tracebacks(cellmeter: Call, recorded: str, tmp_path: Path) -> None:
+    poor = cellmeter("report", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (poor.returncode, poor.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "cellmeter.cli", "report"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "cellmeter: OSError: [Errno 28] No space left on device\n"

@@ -291,7 +291,7 @@ def test_the_next_kernel_says_how_the_last_one_died(start_kernel: Callable[..., 
     (folder,) = run_folders(home / "runs")
     wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
     told = start_kernel(env=notebook).load().stdout
-    assert told.startswith("cellmeter: the last kernel of this notebook ended: killed (SIGKILL) in In [3], at ")
+    assert told.startswith("cellmeter: the last kernel of this notebook ended: killed (SIGKILL) in In [3], with ")
     assert folder.name in told
     assert told.count("\n") == 1
     assert start_kernel(env={"JPY_SESSION_NAME": "/work/other.ipynb"}).load().stdout == ""
@@ -322,3 +322,27 @@ print(shell.input_transformer_manager.check_complete('%%monitor\\n')[0])
     assert "memory peak" in out
     assert "Widget" not in out
     assert "Traceback" not in err
+
+
+def test_a_closed_stderr_keeps_no_cell_from_running_or_being_recorded(kernel: Kernel) -> None:
+    kernel.run("import io, sys; kept, sys.stderr = sys.stderr, io.StringIO(); sys.stderr.close()")
+    reply = kernel.run("%%monitor --rate 7777 --no-chart\nx = 6\nprint(x)")
+    assert (reply.stdout, reply.status) == ("6\n", "ok")
+    kernel.run("sys.stderr = kept")
+    assert [c.status for c in kernel.recorded_cells(3).cells] == ["ok"] * 3
+
+
+def test_a_monitor_line_of_any_length_is_quick(kernel: Kernel) -> None:
+    reply = kernel.run(f"%%monitor {'x' * 3_000_000}\nprint('fine')")
+    assert (reply.stdout, reply.status) == ("fine\n", "ok")
+    assert "more than 2000 characters" in reply.stderr
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf"])
+def test_a_size_that_would_remove_all_is_refused(
+    start_kernel: Callable[..., Kernel], tmp_path: Path, value: str
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f"max_total_gib = {value}")
+    kernel = start_kernel(env={"CELLMETER_CONFIG": str(config)})
+    assert "max_total_gib must be at least 0.01" in kernel.load().stderr

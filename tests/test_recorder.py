@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -298,3 +299,99 @@ def test_two_processes_at_once_do_not_cross(script: Script) -> None:
         run = wait_until(lambda s=subject: (r := read_run(s.folder)).cells and r, "the cell")
         assert [cell.first_line for cell in run.cells] == [first_line]
     assert len(recorders_below(one.folder.parent)) == 2
+
+
+def test_a_cell_that_closes_all_descriptors_loses_the_recording_but_no_file_of_its_own(
+    subject: Subject, tmp_path: Path
+) -> None:
+    mine = [tmp_path / f"mine-{n}" for n in range(8)]
+    subject.do("os.closerange(3, 4096)")
+    subject.do(f"files = [open(name, 'w') for name in {[str(path) for path in mine]!r}]")
+    subject.do("failed = []")
+    subject.do(
+        "exec('try:\\n recording.cell_started(1 * \"x\")\\nexcept Exception as e: failed.append(type(e).__name__)')"
+    )
+    subject.do("recording.stop()")
+    subject.do("[file.write('mine') for file in files]; [file.close() for file in files]")
+    assert [path.read_text() for path in mine] == ["mine"] * 8
+    subject.do("assert failed == ['RecorderUnavailable'], failed")
+    subject.process.kill()
+    subject.end()
+
+
+def test_any_text_can_be_a_cell_and_a_long_one_is_kept_in_part(script: Script, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("keep_source = true")
+    source = "from cellmeter.settings import *\nfrom pathlib import Path\n" + SUBJECT.replace(
+        "Settings(rate_hz={rate})", f"load_settings(Path({str(config)!r}))"
+    )
+    subject = Subject.__new__(Subject)
+    subject.process = script(source)
+    assert subject.process.stdin is not None
+    assert subject.process.stdout is not None
+    subject.stdin, subject.stdout = subject.process.stdin, subject.process.stdout
+    subject.folder = Path(subject.stdout.readline().strip())
+    subject.do(
+        "c = recording.cell_started('s = \"\\ud800\"', label='\\ud800' + 'l' * 10**6); recording.cell_ended(c, 'ok')"
+    )
+    subject.do("c = recording.cell_started('x' * 3 * 10**6); recording.cell_ended(c, 'ok')")
+    subject.do("c = recording.cell_started('small'); recording.cell_ended(c, 'ok')")
+    subject.do("time.sleep(0.3); recording.say({'event': 'notice', 't': 1, 'text': 'flush'})")
+    subject.do("time.sleep(0.3); recording.say({'event': 'notice', 't': 1, 'text': 'flush'})")
+    subject.do("time.sleep(0.3); recording.say({'event': 'notice', 't': 1, 'text': 'flush'})")
+    run = subject.ended(3)
+    assert [len(cell.label or "") for cell in run.cells] == [200, 0, 0]
+    wait_until(lambda: read_run(subject.folder).cells[2].source == "small", "the last source")
+    assert len(read_run(subject.folder).cells[1].source or "") == 200_000
+
+
+def test_a_worker_that_leaves_the_tree_takes_nothing_from_the_next_cell(subject: Subject) -> None:
+    burn = "import time\nwhile time.process_time() < 1: pass\ntime.sleep(60)"
+    shell = f'{sys.executable} -S -c "{burn}" & echo $!; wait'
+    subject.do("import subprocess; c = recording.cell_started('one')")
+    subject.do(
+        f"p = subprocess.Popen(['bash', '-c', {shell!r}], stdout=-1, text=True); orphan = int(p.stdout.readline())"
+    )
+    wait_until(
+        lambda: (
+            (values := read_run(subject.folder).series("process.children.cpu.time", "process").values).size
+            and values[-1] >= 0.9
+        ),
+        "the child's CPU time",
+    )
+    subject.do("recording.cell_ended(c, 'ok'); c = recording.cell_started('two')")
+    subject.do("p.kill(); p.wait(); u = time.process_time() + 0.5")
+    subject.do("exec('while time.process_time() < u: pass')")
+    subject.do("recording.cell_ended(c, 'ok'); os.kill(orphan, 9)")
+    run = subject.ended(2)
+    assert 0.45 <= (run.usage(run.cells[1]).cpu_seconds or 0) < 1.0
+
+
+def test_what_a_child_writes_counts_once(subject: Subject, tmp_path: Path) -> None:
+    write = (
+        f"import os, time\nf = open({str(tmp_path / 'file')!r}, 'wb')\n"
+        "for i in range(8): f.write(os.urandom(4 << 20)); f.flush(); os.fsync(f.fileno()); time.sleep(0.2)"
+    )
+    subject.do("import subprocess; c = recording.cell_started('child')")
+    subject.do(f"subprocess.run([sys.executable, '-S', '-c', {write!r}]); recording.cell_ended(c, 'ok')")
+    run = subject.ended(1)
+    assert 32 << 20 <= (run.usage(run.cells[0]).written_bytes or 0) < 40 << 20
+
+
+def test_a_script_is_one_cell_at_the_full_rate(script: Script, home: Path) -> None:
+    source = "import cellmeter, time; cellmeter.start(rate_hz=50); time.sleep(0.6); cellmeter.stop()"
+    _, err = script(source).communicate(timeout=20)
+    assert err == ""
+    run = read_run(run_folders(home / "runs")[-1])
+    assert run.sample_count >= 20
+    assert [cell.status for cell in run.cells] == ["ok"]
+
+
+def test_a_relative_home(script: Script, tmp_path: Path) -> None:
+    env = {**os.environ, "CELLMETER_HOME": "relative"}
+    process = script(
+        "import cellmeter, time; cellmeter.start(); time.sleep(0.3); cellmeter.stop()", env=env, cwd=tmp_path
+    )
+    assert process.communicate(timeout=20) == ("", "")
+    (folder,) = run_folders(tmp_path / "relative" / "runs")
+    assert read_run(folder).ending == "stopped"

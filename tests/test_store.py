@@ -255,8 +255,36 @@ def test_a_run_without_end_died_unless_its_recorder_lives(write_run: Callable[..
     pid = os.getpid()
     writer.describe(recorder={"pid": pid, "identity": process_identity(pid)})
     assert (read_run(folder).ending, read_run(folder).cells[1].status) == (None, "running")
-    writer.describe(recorder={"pid": pid, "identity": "another boot:1"})
+    boot = (process_identity(pid) or "").rpartition(":")[0]
+    writer.describe(recorder={"pid": pid, "identity": f"{boot}:1"})
     assert read_run(folder).ending == "unknown"
+
+
+def test_a_run_of_another_host_is_open_while_it_is_written(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, writer = write_run()
+    writer.describe(recorder={"pid": 1, "identity": "another boot:4026531836:1"})
+    assert read_run(folder).ending is None
+    with pytest.raises(RunUnreadable, match="still being recorded"):
+        remove_run(folder)
+    for file in folder.iterdir():
+        os.utime(file, (0, 0))
+    assert read_run(folder).ending == "unknown"
+
+
+def test_only_what_is_a_run_is_removed_whatever_its_name(tmp_path: Path) -> None:
+    thesis = tmp_path / "20260101T000001Z-abcdef"
+    thesis.mkdir()
+    (thesis / "thesis.txt").touch()
+    with pytest.raises(RunUnreadable, match="nothing was removed"):
+        remove_run(thesis)
+    assert (thesis / "thesis.txt").exists()
+
+
+def test_infinite_readings_are_unknown(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, writer = write_run()
+    writer.sample(0, at(3.1), 0, 0, [float("inf"), float("-inf")])
+    values = read_run(folder).series("process.memory.rss", "process").values
+    assert values[-1] != values[-1]
 
 
 def test_folders_that_are_no_runs(tmp_path: Path, write_run: Callable[..., tuple[Path, Writer]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def _probable_ending(parts: Sequence[Part], header: Mapping[str, Any], limits: M
 
 def cells_from(events: Iterable[Event], start_ns: int, open_status: CellStatus) -> tuple[Cell, ...]:
     """Pairs the edges. A cell without an end has ``open_status``."""
-    starts, ends, peaks = {}, {}, {}
+    starts, ends, peaks, sources = {}, {}, {}, {}
     for event in events:
         if event.get("event") == "cell_start":
             starts[event["seq"]] = event
@@ -86,7 +87,10 @@ def cells_from(events: Iterable[Event], start_ns: int, open_status: CellStatus) 
             ends[event["seq"]] = event
         elif event.get("event") == "peaks":
             peaks[event["seq"]] = event
-    return tuple(_cell(starts[s], ends.get(s), peaks.get(s, {}), start_ns, open_status) for s in sorted(starts))
+        elif event.get("event") == "source":
+            sources[event["seq"]] = event["source"]
+    cells = (_cell(starts[s], ends.get(s), peaks.get(s, {}), start_ns, open_status) for s in sorted(starts))
+    return tuple(replace(cell, source=sources.get(cell.seq)) for cell in cells)
 
 
 def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_status: CellStatus) -> Cell:
@@ -107,7 +111,6 @@ def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_sta
         parent=start.get("parent"),
         source_hash=start.get("hash", ""),
         first_line=start.get("first_line", ""),
-        source=start.get("source"),
         own_cpu_seconds=cpu,
         own_read_bytes=read,
         own_written_bytes=written,

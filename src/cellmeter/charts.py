@@ -561,10 +561,30 @@ def _dress(fig: Any, spec: PanelSpec, values: Floats, names: Sequence[str], *, f
     fig.axis.major_label_text_color = "#767D83"
     fig.grid.grid_line_color = "#808080"
     fig.grid.grid_line_alpha = 0.22
-    fig.height = spec.height + (64 if first else 46)
+    fig.height = spec.height + (84 if first else 66)
+    _name_lines(fig, spec, names)
     shown = [r for r in fig.renderers if r.name == names[0]]
     tips = [("time", "@t{0.0} s"), *((x.label, f"@{n}_text") for x, n in zip(spec.lines, names, strict=True))]
     fig.add_tools(models.HoverTool(renderers=shown, tooltips=tips, mode="vline", point_policy="snap_to_data"))
+
+
+def _name_lines(fig: Any, spec: PanelSpec, names: Sequence[str]) -> None:
+    """A legend above the plot: every line drawn, by name. Lanes have theirs beside them."""
+    if spec.lanes:
+        return
+    models = _models()
+    drawn = {renderer.name: renderer for renderer in fig.renderers}
+    items = [
+        models.LegendItem(label=line.label, renderers=[drawn[name]])
+        for line, name in zip(spec.lines, names, strict=True)
+    ]
+    legend = models.Legend(
+        items=items, orientation="horizontal", padding=0, margin=0, spacing=14, border_line_color=None
+    )
+    legend.background_fill_color = None
+    legend.label_text_font_size, legend.label_text_color = "10px", "#767D83"
+    legend.glyph_height, legend.glyph_width, legend.label_standoff = 10, 14, 4
+    fig.add_layout(legend, "above")
 
 
 def axis_of(spec: PanelSpec, top: float) -> tuple[list[float], list[str]]:
@@ -588,23 +608,33 @@ def axis_label(value: float, unit: str) -> str:
 
 
 def _band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None:
-    """Shades every other cell; the first figure of a column names those that are wide enough."""
+    """Shades every other cell; the first figure of a column names those that are wide enough.
+
+    All bands are one glyph, and cells too narrow to be seen have none: a thousand annotations would take a minute.
+    """
     models = _models()
-    for index, cell in enumerate(c for c in run.cells if c.parent is None):
-        stop = run.duration if cell.end is None else cell.end
-        if stop < start or cell.start > end:
-            continue
-        fig.add_layout(
-            models.BoxAnnotation(
-                left=cell.start,
-                right=stop,
-                fill_color="#808080",
-                fill_alpha=0.13 if index % 2 == 0 else 0.05,
-                line_color=None,
-                level="underlay",
-            )
-        )
-        if titled and stop - cell.start >= 0.06 * (end - start):
+    span = end - start
+    cells = [(cell, run.duration if cell.end is None else cell.end) for cell in run.cells if cell.parent is None]
+    bands = [(n, cell, stop) for n, (cell, stop) in enumerate(cells) if stop >= start and cell.start <= end]
+    seen = [(n, cell, stop) for n, cell, stop in bands if stop - cell.start >= span / MOST_POINTS]
+    source = models.ColumnDataSource(
+        {
+            "left": [cell.start for _, cell, _ in seen],
+            "right": [stop for _, _, stop in seen],
+            "alpha": [0.13 if n % 2 == 0 else 0.05 for n, _, _ in seen],
+        }
+    )
+    fig.vstrip(
+        x0="left",
+        x1="right",
+        source=source,
+        fill_color="#808080",
+        fill_alpha="alpha",
+        line_color=None,
+        level="underlay",
+    )
+    for _, cell, stop in seen:
+        if titled and stop - cell.start >= 0.06 * span:
             x, y = max(cell.start, start), fig.y_range.end
             label = models.Label(x=x, y=y, text=cell.title[:24], text_font_size="10px", x_offset=3, text_baseline="top")
             label.text_color = "#6E757B"

@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 the notebook failed, 2 bad use or unreadable run, 3 a find
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -31,18 +33,32 @@ _RUN_HELP = "a run id, an id's unique prefix, or a path (default: the newest run
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of few characters gets what it can show
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
+        sys.stdout.flush()
     except CellmeterError as error:
         print(f"cellmeter: {error}", file=sys.stderr)
         return BAD_USE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
         return OK
+    except (OSError, ArithmeticError, RuntimeError, ValueError) as error:
+        print(f"cellmeter: {type(error).__name__}: {error}".splitlines()[0], file=sys.stderr)
+        _mute()
+        return BAD_USE
     return code
+
+
+def _mute() -> None:
+    """What is still to be flushed at exit would only fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -102,7 +102,6 @@ def _recording(run: Run) -> Iterator[Check]:
         yield Check("recorder", "broken", f"only {run.sample_count} samples in {WAIT_SECONDS:.0f} s")
     yield _death()
     mark = HighWaterMark(exact=True)
-    mark.close()
     if mark.unknown is None:
         yield Check("peak memory", "ok", "exact per cell (VmHWM is reset at each cell's start)")
     else:

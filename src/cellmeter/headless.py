@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cellmeter.errors import BadUsage, MissingExtra, RunUnreadable
-from cellmeter.store import read_header, run_folders, runs_home
+from cellmeter.store import process_identity, read_header, run_folders, runs_home
 
 _LOADS_EXTENSION = re.compile(r"^\s*%(load_ext|reload_ext)\s+cellmeter\b", re.MULTILINE)
 END_SECONDS = 5.0
@@ -99,7 +99,7 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
             )
         except DeadKernelError:
             failure = f"the kernel died in {follower.where()}{_fatal_line(said)}"
-    recorded = _run_of_kernel(follower.kernel_pid)
+    recorded = _run_of_kernel(follower.kernel)
     if recorded is not None:
         _wait_for_end(recorded)
     return Executed(notebook, recorded, failure)
@@ -126,10 +126,11 @@ class _Follower:
         self._tell = tell
         self._started = time.monotonic()
         self._now: Progress | None = None
-        self.kernel_pid: int | None = None
+        self.kernel: str | None = None
 
     def saw_kernel(self, client: Any) -> None:
-        self.kernel_pid = getattr(client.km.provisioner, "pid", None)
+        pid = getattr(client.km.provisioner, "pid", None)
+        self.kernel = None if pid is None else process_identity(pid)
 
     def started(self, cell: Any, cell_index: int) -> None:
         if cell_index not in self._numbers:
@@ -151,13 +152,13 @@ class _Follower:
         return f"code cell {self._now.number} of {self._now.total} ({self._now.first_line[:60]})"
 
 
-def _run_of_kernel(pid: int | None) -> Path | None:
+def _run_of_kernel(identity: str | None) -> Path | None:
     for folder in reversed(run_folders(runs_home())):
         try:
             kernel = read_header(folder).get("kernel") or {}
         except RunUnreadable:
             continue
-        if pid is not None and kernel.get("pid") == pid:
+        if identity is not None and kernel.get("identity") == identity:
             return folder
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import os
 import shlex
 import sys
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from cellmeter.metrics import Group
 
 READY_SECONDS = 5.0
+PANEL_SECONDS = 0.5  # the longest a cell waits for the recorder to get ready, for the sake of its panel
+MOST_OPTIONS = 2000  # characters of a %%monitor line
 GROUPS = ("cpu", "memory", "gpu", "io", "net", "power")
 _NAME = "MonitorMagics"
 
@@ -133,6 +136,8 @@ class Session:
 
     def start(self, rate_hz: float | None = None) -> Recording:
         """Starts a run, or gives back the one there is. Raises CellmeterError."""
+        if rate_hz is not None:
+            checked_rate(rate_hz)
         if self.recording is not None and self.recording.recorder.alive():
             return self.recording
         settings = load_settings()
@@ -165,7 +170,8 @@ class Session:
         """One line on stderr, once."""
         if message not in self._told:
             self._told.add(message)
-            print(f"cellmeter: {message}", file=sys.stderr)
+            with contextlib.suppress(Exception):  # the user may have closed or replaced stderr
+                print(f"cellmeter: {message}", file=sys.stderr)
 
     def _begun(self, begun: Begun) -> Monitored | None:
         monitored: Monitored | None = self._guarded(lambda: self._begin(begun))
@@ -203,19 +209,21 @@ class Session:
         if begun.options is None:
             return None
         try:
+            if len(begun.options) > MOST_OPTIONS:
+                raise BadUsage(f"%%monitor: its line has more than {MOST_OPTIONS} characters")
             options = _cell_parser().parse(begun.options)
             if options.rate is not None:
                 checked_rate(options.rate)
             return options
         except BadUsage as error:
-            self.tell(str(error))
+            self.tell(f"{error} (the cell runs, and is measured with the defaults)")
             return _cell_parser().parse("")
 
     def _open_panel(self, recording: Recording, monitored: Monitored, groups: tuple[Group, ...]) -> Panel:
         from cellmeter.live import Panel
 
-        if not recording.recorder.ready(READY_SECONDS):
-            raise RecorderUnavailable(recording.trouble() or "the recorder did not get ready")
+        if not recording.recorder.ready(PANEL_SECONDS):
+            raise RecorderUnavailable(recording.trouble() or "the recorder is not ready yet, so there is no live panel")
         return Panel.open(self.shell, recording.folder, monitored.cell.seq, monitored.title, groups)
 
     def _finished(self, monitored: Monitored | None, finished: Finished) -> None:
@@ -388,7 +396,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
         shell.magics_manager.magics[kind].pop("monitor", None)
 
 
-_script: Recording | None = None
+_script: tuple[Recording, OpenCell] | None = None
 
 
 def start(rate_hz: float | None = None) -> None:
@@ -408,7 +416,9 @@ def start(rate_hz: float | None = None) -> None:
     if rate_hz is not None:
         settings = replace(settings, rate_hz=checked_rate(rate_hz))
     script = sys.argv[0] if sys.argv and sys.argv[0] else None
-    _script = Recording.start(settings, os.path.abspath(script) if script else None)
+    recording = Recording.start(settings, os.path.abspath(script) if script else None)
+    # a script is one cell: it is sampled at the full rate, and has a row of its own in the report
+    _script = recording, recording.cell_started("", label=Path(script).name if script else "script")
     atexit.register(stop)
 
 
@@ -419,6 +429,6 @@ def stop() -> None:
     if shell is not None and _NAME in shell.magics_manager.registry:
         shell.magics_manager.registry[_NAME].session.stop()
     if _script is not None:
-        _script.stop()
+        _script[0].stop()
         _script = None
         atexit.unregister(stop)

@@ -48,6 +48,7 @@ class Recorder:
         self.config = config
         self.folder = Path(config.folder)
         self._channel: int | None = channel
+        self._identity = _identity(channel)
         self._unsent: deque[bytes] = deque()
         _HANDLES.add(self)
 
@@ -68,6 +69,9 @@ class Recorder:
         """Sends a message, or keeps it in order until the pipe takes it. Raises RecorderUnavailable if the child is gone."""
         if self._channel is None:
             raise RecorderUnavailable("the recorder has been stopped")
+        if _identity(self._channel) != self._identity:
+            self._channel = None  # a cell has closed it, and its number may be a file of the user's by now
+            raise RecorderUnavailable("the recorder's channel was closed from outside")
         self._unsent.append(json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n")
         try:
             while self._unsent:
@@ -85,7 +89,7 @@ class Recorder:
 
     def alive(self) -> bool:
         """Whether the child still reads its channel."""
-        if self._channel is None:
+        if self._channel is None or _identity(self._channel) != self._identity:
             return False
         poll = select.poll()
         poll.register(self._channel, 0)
@@ -110,9 +114,19 @@ class Recorder:
     def close(self) -> None:
         """Lets go of the channel; the child stays until the kernel's death."""
         if self._channel is not None:
-            os.close(self._channel)
+            if _identity(self._channel) == self._identity:
+                os.close(self._channel)
             self._channel = None
         _HANDLES.discard(self)
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    """What a descriptor stands for; None if it is closed."""
+    try:
+        stat = os.fstat(fd)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 _HANDLES: weakref.WeakSet[Recorder] = weakref.WeakSet()

@@ -21,6 +21,9 @@ from cellmeter.store import new_run_folder, process_identity, runs_home
 from cellmeter.torch_peaks import WORTH_SECONDS, TorchPeaks
 
 FIRST_LINE_LENGTH = 80
+LABEL_LENGTH = 200
+MOST_SOURCE = 200_000  # characters of a cell's source that are kept
+LOOK_SECONDS = 1.0
 SILENT_SECONDS = 3.0
 _GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES")
 
@@ -43,11 +46,11 @@ class Recording:
         self.rate_hz = recorder.config.rate_hz
         self._settings = settings
         self._mark = HighWaterMark(settings.exact_peak)
-        self._disk = DiskBytes()
         self._torch = TorchPeaks()
         self._environ = recorder.config.environ
         self._lock = threading.Lock()
         self._started = time.time()
+        self._look_at = 0.0
         self._last_seq = 0
         self._open: dict[int, OpenCell] = {}
 
@@ -64,7 +67,7 @@ class Recording:
             ) from error
         environ = _gpu_environ()
         pid = os.getpid()
-        most = int(settings.max_total_gib * 2**30)
+        most = int(min(settings.max_total_gib, 1e9) * 2**30)
         config = Config(str(folder), pid, process_identity(pid), settings.rate_hz, notebook, most, environ)
         return cls(Recorder.start(config), settings)
 
@@ -88,27 +91,30 @@ class Recording:
         """Sends a start edge, of a cell from :meth:`next_cell` or a new one. Raises RecorderUnavailable."""
         cell = cell or self.next_cell()
         with self._lock:
-            self._fold_peak()
+            resident = self._fold_peak()
             self._open[cell.seq] = cell
             self._mark.reset()
-            resident = self._mark.read().resident
             cell.started_ns = time.monotonic_ns()
             edge = {
                 "event": "cell_start",
                 "t": cell.started_ns,
                 "seq": cell.seq,
                 "cell_id": cell_id,
-                "label": label,
+                "label": label[:LABEL_LENGTH] if label else None,
                 "parent": parent,
                 "execution_count": execution_count,
                 "rate_hz": rate_hz,
                 "cpu_ns": _cpu_ns(),
-                "io_bytes": self._disk.read(),
+                "io_bytes": disk_bytes(),
                 "rss_bytes": resident,
                 **self._changed_environ(),
                 **self._describe(source),
             }
             self.recorder.send(edge)
+            if self._settings.keep_source:  # after the edge, which must not wait for a pipe that a long source fills
+                self.recorder.send(
+                    {"event": "source", "t": cell.started_ns, "seq": cell.seq, "source": source[:MOST_SOURCE]}
+                )
         return cell
 
     def _changed_environ(self) -> dict[str, Any]:
@@ -123,8 +129,7 @@ class Recording:
         encoded = source.encode("utf-8", "surrogatepass")
         lines = (line.strip() for line in source.splitlines())
         code = next((line for line in lines if line and not line.startswith(("%%monitor", "#"))), "")
-        fields = {"hash": hashlib.sha256(encoded).hexdigest()[:16], "first_line": code[:FIRST_LINE_LENGTH]}
-        return {**fields, "source": source} if self._settings.keep_source else fields
+        return {"hash": hashlib.sha256(encoded).hexdigest()[:16], "first_line": code[:FIRST_LINE_LENGTH]}
 
     def cell_ended(self, cell: OpenCell, status: CellStatus, execution_count: int | None = None) -> int:
         """Sends an end edge and returns its time in ns. Raises RecorderUnavailable."""
@@ -139,7 +144,7 @@ class Recording:
                 "status": status,
                 "execution_count": execution_count,
                 "cpu_ns": _cpu_ns(),
-                "io_bytes": self._disk.read(),
+                "io_bytes": disk_bytes(),
                 "rss_bytes": resident,
                 "peak_rss_bytes": cell.peak_bytes or None,
                 "peak_unknown": self._mark.unknown,
@@ -157,18 +162,21 @@ class Recording:
         return resident
 
     def trouble(self) -> str | None:
-        """Why nothing has been written of late, in one line; None if all is well. Costs two system calls."""
+        """Why nothing has been written of late, in one line; None if all is well. Looks once a second."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return None
+        self._look_at = now + LOOK_SECONDS
         if not self.recorder.alive():
             return f"the recorder has died{self._last_words()}"
+        if not self.folder.is_dir():
+            return f"the run folder {self.folder} has been removed; %monitor stop and %monitor start make a new one"
         try:
             written = (self.folder / "samples-000.f64").stat().st_mtime
-        except FileNotFoundError:
+        except OSError:
             written = self._started
-        except OSError as error:
-            return f"the run folder {self.folder} cannot be read ({error.strerror})"
-        silent = time.time() - written
-        if silent > SILENT_SECONDS:
-            return f"nothing was written to {self.folder} for {silent:.0f} s: is the disk full?"
+        if time.time() - written > SILENT_SECONDS:
+            return f"nothing has been written to {self.folder} for more than {SILENT_SECONDS:g} s: is the disk full?"
         return None
 
     def _last_words(self) -> str:
@@ -192,8 +200,6 @@ class Recording:
             except RecorderUnavailable:
                 break
         self.recorder.stop()
-        self._mark.close()
-        self._disk.close()
 
 
 def _gpu_environ() -> dict[str, str]:
@@ -208,27 +214,33 @@ def _cpu_ns() -> int:
     return time.process_time_ns() + int((children.ru_utime + children.ru_stime) * 1e9)
 
 
-class DiskBytes:
-    """What this process made the disks read and write, from ``/proc/self/io``."""
+# The three below open their files anew each time (5 µs): a descriptor kept in the user's process may be closed by a cell that
+# closes all, and its number be given to a file of the user's.
 
-    def __init__(self) -> None:
-        try:
-            self._io = os.open("/proc/self/io", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._io = -1
 
-    def read(self) -> tuple[int, int] | None:
-        """Bytes read and written since the process started; None where the system does not tell."""
-        if self._io < 0:
-            return None
-        words = os.pread(self._io, 512, 0).split()
-        return int(words[words.index(b"read_bytes:") + 1]), int(words[words.index(b"write_bytes:") + 1])
+def disk_bytes() -> tuple[int, int] | None:
+    """Bytes this process made the disks read and write since it started; None where the system does not tell."""
+    content = _content("/proc/self/io")
+    read, written = (_number(content, key) for key in (b"\nread_bytes:", b"\nwrite_bytes:"))
+    return None if read is None or written is None else (read, written)
 
-    def close(self) -> None:
-        """Closes the descriptor."""
-        if self._io >= 0:
-            os.close(self._io)
-            self._io = -1
+
+def _content(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _number(content: bytes, key: bytes) -> int | None:
+    at = content.find(key)
+    return int(content[at + len(key) :].split(None, 1)[0]) if at >= 0 else None
 
 
 class Resident(NamedTuple):
@@ -238,11 +250,6 @@ class Resident(NamedTuple):
     resident: int | None
 
 
-def _kilobytes(status: bytes, key: bytes) -> int | None:
-    at = status.find(key)
-    return int(status[at + len(key) :].split(None, 1)[0]) * 1024 if at >= 0 else None
-
-
 class HighWaterMark:
     """The kernel's own record of this process's peak memory (VmHWM), which can be set back to what is resident now.
 
@@ -250,40 +257,29 @@ class HighWaterMark:
     """
 
     def __init__(self, exact: bool) -> None:
-        self.unknown: str | None = None
+        self.unknown = None if exact else "exact peaks are switched off (exact_peak)"
         self.highest_bytes = 0
-        self._clear = self._status = -1
-        try:
-            self._status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
-            if not exact:
-                self.unknown = "exact peaks are switched off (exact_peak)"
-                return
-            self._clear = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        if exact:
             self.reset()
-        except OSError as error:
-            self.unknown = f"this system cannot reset the high-water mark ({error.strerror})"
-
-    def reset(self) -> None:
-        """Sets the mark to what is resident now: 2 µs at any size."""
-        if self._clear < 0 or self.unknown:
-            return
-        self.highest_bytes = max(self.highest_bytes, self.read().peak or 0)
-        try:
-            os.write(self._clear, b"5")
-        except OSError as error:
-            self.unknown = f"this system cannot reset the high-water mark ({error.strerror})"
 
     def read(self) -> Resident:
         """The mark, and what is resident now; costs 30 µs."""
-        if self._status < 0:
-            return Resident(None, None)
-        content = os.pread(self._status, 4096, 0)
-        peak, resident = (_kilobytes(content, key) for key in (b"VmHWM:", b"VmRSS:"))
-        return Resident(None if self.unknown else peak, resident)
+        content = _content("/proc/self/status")
+        peak, resident = (_number(content, key) for key in (b"VmHWM:", b"VmRSS:"))
+        self.highest_bytes = max(self.highest_bytes, (peak or 0) * 1024)
+        return Resident(
+            None if self.unknown or peak is None else peak * 1024, None if resident is None else resident * 1024
+        )
 
-    def close(self) -> None:
-        """Closes the descriptors."""
-        for fd in (self._status, self._clear):
-            if fd >= 0:
+    def reset(self) -> None:
+        """Sets the mark to what is resident now, at any size; read it before."""
+        if self.unknown:
+            return
+        try:
+            fd = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"5")
+            finally:
                 os.close(fd)
-        self._status = self._clear = -1
+        except OSError as error:
+            self.unknown = f"this system cannot reset the high-water mark ({error.strerror})"

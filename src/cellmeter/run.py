@@ -248,7 +248,9 @@ class Run:
         if not times:
             return Series(np.empty(0), np.empty(0), np.empty(0, np.int64))
         seconds = (np.concatenate(times) - self.start_ns) * 1e-9
-        return Series(seconds, np.concatenate(values), np.concatenate(seqs).astype(np.int64))
+        readings = np.concatenate(values)
+        readings[np.isinf(readings)] = np.nan
+        return Series(seconds, readings, np.concatenate(seqs).astype(np.int64))
 
     def usage(self, cell: Cell) -> CellUsage:
         """What a cell used, from its edges and its samples."""
@@ -362,11 +364,16 @@ def _tagged(series: Series, cell: Cell, end: float) -> Series:
 
 
 def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> float | None:
-    if cell.own_cpu_seconds is not None:
-        # own clocks cover the kernel and the children it waited for; samples add what living ones did meanwhile
-        living = _growth(run.series("process.children.cpu.time", "process"), cell, end)
-        return max(0.0, cell.own_cpu_seconds + (living or 0.0))
+    """The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked.
+
+    So they serve where no worker was there at the start; what those born since did is added. Else the samples tell.
+    """
     total = _growth(run.series("process.cpu.time", "process"), cell, end)
+    workers = known(_tagged(run.series("process.children.cpu.time", "process"), cell, end).values)
+    if cell.own_cpu_seconds is not None and (total is None or not len(workers)):
+        return cell.own_cpu_seconds
+    if cell.own_cpu_seconds is not None and total is not None and workers[0] == 0:
+        return max(cell.own_cpu_seconds + float(workers[-1]), total)
     if total is None:
         unknown["cpu_seconds"] = "too few samples in this cell"
     return total

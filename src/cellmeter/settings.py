@@ -13,6 +13,7 @@ from cellmeter.errors import BadUsage
 
 MIN_RATE_HZ = 0.1
 MAX_RATE_HZ = 100.0
+MIN_TOTAL_GIB = 0.01
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def load_settings(path: Path | None = None) -> Settings:
         raise BadUsage(f"{path} is no valid TOML: {error}") from None
     settings = _from_table(table, path)
     checked_rate(settings.rate_hz)
+    if not MIN_TOTAL_GIB <= settings.max_total_gib < float("inf"):
+        raise BadUsage(f"{path}: max_total_gib must be at least {MIN_TOTAL_GIB:g}, not {settings.max_total_gib:g}")
     return settings
 
 

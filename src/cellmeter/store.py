@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 STARTING_SECONDS = 60.0
+FOREIGN_SECONDS = 30.0  # a recorder writes once a second; clocks of hosts may differ
 HEADER = "run.json"
 EVENTS = "events.jsonl"
 RECORDER_LOG = "recorder.log"
@@ -39,7 +40,7 @@ _CRC_FIELD = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
 def runs_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Where runs are kept: ``$CELLMETER_HOME/runs``, else the platform's user state directory."""
     if home := environ.get("CELLMETER_HOME"):
-        return Path(home).expanduser() / "runs"
+        return Path(os.path.expanduser(home)).absolute() / "runs"
     import platformdirs
 
     return Path(platformdirs.user_state_dir("cellmeter", appauthor=False)) / "runs"
@@ -64,9 +65,7 @@ def new_run_folder(home: Path) -> Path:
 
 def sealed(fields: Mapping[str, Any]) -> bytes:
     """JSON on one line whose last key is the CRC-32 of all before it."""
-    body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
-        "utf-8", "surrogateescape"
-    )
+    body = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii")
     return body[:-1] + b',"crc":"%08x"}' % zlib.crc32(body)
 
 
@@ -278,7 +277,7 @@ def process_identity(pid: int) -> str | None:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         state, *fields = stat[stat.rindex(b")") + 2 :].split()
-        return None if state in (b"Z", b"X") else f"{boot}:{int(fields[18])}"
+        return None if state in (b"Z", b"X") else f"{boot}:{_pid_namespace()}:{int(fields[18])}"
     except (FileNotFoundError, ProcessLookupError):
         if os.path.isdir("/proc/self"):
             return None
@@ -290,11 +289,34 @@ def process_identity(pid: int) -> str | None:
         return None
 
 
-def is_open(header: Mapping[str, Any]) -> bool:
-    """Whether the recorder of a run is still at work."""
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:
+        return "0"
+
+
+def is_open(header: Mapping[str, Any], folder: Path | None = None) -> bool:
+    """Whether the recorder of a run is still at work.
+
+    On another host, or in another container, its process cannot be seen: there a run counts as open as long as its ``folder``
+    is being written.
+    """
     recorder = header.get("recorder") or {}
-    identity = recorder.get("identity")
-    return identity is not None and process_identity(recorder["pid"]) == identity
+    identity, pid = recorder.get("identity"), recorder.get("pid")
+    if not isinstance(identity, str) or not isinstance(pid, int):
+        return False
+    ours = process_identity(os.getpid()) or ""
+    if folder is not None and identity.rpartition(":")[0] != ours.rpartition(":")[0]:
+        return _written_of_late(folder)
+    return process_identity(pid) == identity
+
+
+def _written_of_late(folder: Path) -> bool:
+    try:
+        return time.time() - max(entry.stat().st_mtime for entry in os.scandir(folder)) < FOREIGN_SECONDS
+    except (OSError, ValueError):
+        return False
 
 
 def read_run(folder: Path, newest: int | None = None) -> Run:
@@ -313,7 +335,7 @@ def _read_run(folder: Path, header: Mapping[str, Any], newest: int | None) -> Ru
 
     form.check_header(header)
     # A running recorder is looked at first: were it the other way round, one that ends meanwhile would leave no end record.
-    running = is_open(header)
+    running = is_open(header, folder)
     events, damaged_lines = read_events(folder)
     form.check_events(events)
     parts, damaged_records = [], 0
@@ -379,10 +401,10 @@ def list_runs(home: Path) -> Iterator[RunInfo]:
 
 def find_run(reference: str | None, home: Path) -> Path:
     """The folder of a run id, an id's unique prefix, or a path; the newest run for None. Raises RunNotFound."""
-    if reference is not None and (os.sep in reference or Path(reference).is_dir()):
-        path = Path(reference).expanduser()
-        if path.is_dir():
-            return path
+    if reference is not None and (os.sep in reference or os.path.isdir(reference)):
+        path = os.path.expanduser(reference)
+        if os.path.isdir(path):
+            return Path(path)
         raise RunNotFound(f"there is no folder {reference}")
     folders = run_folders(home)
     if reference is None:
@@ -427,7 +449,7 @@ def _size(folder: Path) -> int:
 def _may_be_open(folder: Path) -> bool:
     """Recorded now, or so young that its recorder has not written the header yet."""
     try:
-        return is_open(read_header(folder))
+        return is_open(read_header(folder), folder)
     except RunUnreadable:
         try:
             return time.time() - folder.stat().st_mtime < STARTING_SECONDS
@@ -437,10 +459,11 @@ def _may_be_open(folder: Path) -> bool:
 
 def remove_run(folder: Path) -> None:
     """Removes a run folder. Raises RunUnreadable if it is none, or if its recorder is at work."""
-    if not RUN_ID.fullmatch(folder.resolve().name):
+    folder = folder.resolve()
+    if not RUN_ID.fullmatch(folder.name) or not any((folder / name).exists() for name in (HEADER, RECORDER_LOG)):
         raise RunUnreadable(f"{folder} is no cellmeter run: nothing was removed")
     try:
-        running = is_open(read_header(folder))
+        running = is_open(read_header(folder), folder)
     except RunUnreadable:
         running = False
     if running:

@@ -18,6 +18,8 @@ from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, Intera
 from cellmeter.run import CellStatus
 
 CELL_MAGIC = "%%monitor"
+# Their bodies are code, so %%monitor may stand below them.
+_CODE_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun")
 # IPython 9 counts up before it tells of the cell, IPython 8 after it.
 _COUNT_AHEAD = 1 if IPython.version_info[0] >= 9 else 0
 
@@ -122,8 +124,8 @@ def _magic_line(lines: list[str]) -> int | None:
     for index, line in enumerate(lines):
         if line.startswith(CELL_MAGIC) and not line[len(CELL_MAGIC) : len(CELL_MAGIC) + 1].strip():
             return index
-        if line.strip() and not line.startswith("%%"):
-            return None
+        if line.strip() and not line.startswith(_CODE_MAGICS):
+            return None  # the body of another magic may be no code at all: %%writefile, %%bash
     return None
 
 

@@ -256,7 +256,7 @@ class ProcessPart:
         self._cpu_clock = _process_clock(pid) if proc == "/proc" else None
         self._known: dict[int, tuple[int, int]] = {}
         self._io_of: dict[int, tuple[int, int]] = {}
-        self._io_gone = [0, 0]
+        self._io_offset, self._io_last = [0, 0], [0, 0]
         self._children_text = b""
         self._rescan_at = -1.0
         self._cpu_offset = self._cpu_last = 0.0
@@ -368,9 +368,7 @@ class ProcessPart:
         for fd in self._known.pop(pid):
             if fd >= 0:
                 os.close(fd)
-        read, written = self._io_of.pop(pid, (0, 0))
-        self._io_gone[0] += read
-        self._io_gone[1] += written
+        self._io_of.pop(pid, None)
 
     def _read_children(self) -> tuple[float, int]:
         ticks = pages = 0
@@ -394,11 +392,13 @@ class ProcessPart:
                     continue  # it has ended; what it did so far is kept
 
     def _disk_bytes(self) -> list[float]:
-        read, written = _io_bytes(os.pread(self._io, 512, 0))
-        for child_read, child_written in self._io_of.values():
-            read += child_read
-            written += child_written
-        return [float(read + self._io_gone[0]), float(written + self._io_gone[1])]
+        """Linux adds what a child did to its parent's count when it is waited for; one that nobody waits for is kept here."""
+        totals = list(_io_bytes(os.pread(self._io, 512, 0)))
+        for place in (0, 1):
+            totals[place] += sum(counts[place] for counts in self._io_of.values())
+            self._io_offset[place] = max(self._io_offset[place], self._io_last[place] - totals[place])
+            self._io_last[place] = totals[place] + self._io_offset[place]
+        return [float(total) for total in self._io_last]
 
     def close(self) -> None:
         """Closes the descriptors."""
