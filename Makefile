@@ -51,11 +51,12 @@ check: $(DEVELOPS) ## lint, format, types, import order, JavaScript types
 	@echo "==> JavaScript types"
 	@cd js && npm --silent run check
 
-bench: $(DEVELOPS) ## what the recorder and the readers cost on this machine
+bench: $(DEVELOPS) ## what cellmeter costs and misses here, beside its peers (about 12 min)
+	@tools/need cc:gcc
 	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what make made, .venv too
-	rm -rf $(VENV) js/node_modules build dist report.html .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-peers js/node_modules build dist report.html .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find src tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(RUNS): pyproject.toml

@@ -283,7 +283,7 @@ def test_an_orderly_end_is_told_apart(kernel: Kernel, home: Path, restart: bool)
 
 
 def test_the_next_kernel_says_how_the_last_one_died(start_kernel: Callable[..., Kernel], home: Path) -> None:
-    notebook = {"JPY_SESSION_NAME": "/work/train.ipynb"}
+    notebook = {"JPY_SESSION_NAME": "/home/me/train.ipynb"}
     first = start_kernel(env=notebook)
     assert first.load().stdout == ""
     first.run("x = 1")
@@ -294,7 +294,7 @@ def test_the_next_kernel_says_how_the_last_one_died(start_kernel: Callable[..., 
     assert told.startswith("cellmeter: the last kernel of this notebook ended: killed (SIGKILL) in In [3], with ")
     assert folder.name in told
     assert told.count("\n") == 1
-    assert start_kernel(env={"JPY_SESSION_NAME": "/work/other.ipynb"}).load().stdout == ""
+    assert start_kernel(env={"JPY_SESSION_NAME": "/home/me/other.ipynb"}).load().stdout == ""
 
 
 def test_gpus_chosen_in_a_cell_are_known(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
