@@ -396,11 +396,11 @@ const STYLE = `
   .cm-grid[data-count="3"] > :first-child { grid-column: auto; } }
 .cm-cap { display: flex; align-items: baseline; gap: 0 12px; padding: 0 ${FRAME_RIGHT}px 0 2px; height: 17px; white-space: nowrap; }
 .cm-cap > b { font-weight: 600; }
-.cm-legend { display: flex; flex-wrap: wrap; gap: 0 12px; height: 17px; overflow: hidden; min-width: 0; }
+.cm-legend { display: flex; gap: 0 12px; height: 17px; overflow: hidden; min-width: 0; }
 .cm-line { display: inline-flex; align-items: baseline; gap: 5px; white-space: nowrap; }
 .cm-line i { width: 10px; height: 3px; border-radius: 2px; background: var(--ink); transform: translateY(-3px); }
 .cm-line[hidden] { display: none; }
-.cm-peak { margin-left: auto; opacity: .68; white-space: nowrap; }
+.cm-peak { margin-left: auto; opacity: .68; white-space: nowrap; min-width: 0; overflow: hidden; text-overflow: ellipsis; flex-shrink: 1000; }
 .cm-fig { position: relative; overflow: hidden; }
 .cm-fig canvas { cursor: crosshair; }
 .cm-cursor { position: absolute; top: 4px; bottom: 18px; width: 1px; background: currentColor; opacity: .55; pointer-events: none; }

@@ -87,7 +87,7 @@ def _command(
 def _add_runs(commands: Commands) -> None:
     parser = _command(commands, "runs", _runs, "list the recorded runs, newest first, or remove some")
     parser.add_argument("--json", action="store_true", help="as a JSON array")
-    actions = parser.add_subparsers(metavar="rm")
+    actions = parser.add_subparsers(metavar="[rm RUN …]")
     remove = _command(actions, "rm", _runs_rm, "remove runs")
     remove.add_argument("runs", nargs="*", metavar="RUN", help="a run id, an id's unique prefix, or a path")
     remove.add_argument("--all", action="store_true", help="remove every run that is not being recorded")
