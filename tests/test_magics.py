@@ -249,6 +249,15 @@ def test_bokeh_missing(start_kernel: Callable[..., Kernel], tmp_path: Path) -> N
     assert len(kernel.recorded_cells(2).cells) == 2, "recording goes on without charts"
 
 
+def test_memory_so_short_that_no_thread_starts(start_kernel: Callable[..., Kernel]) -> None:
+    kernel = start_kernel()
+    kernel.load()
+    kernel.run("%%monitor\n1")
+    kernel.run("import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, -1))")
+    reply = kernel.reply(kernel.send("%%monitor\nprint('fine')"), seconds=20)
+    assert (reply.stdout, reply.status) == ("fine\n", "ok")
+
+
 def test_broken_settings_are_told_and_recording_is_off(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text("rate_hz = 'fast'\n")

@@ -459,7 +459,9 @@ class TestContainer:
 
 class TestGpm:
     def test_means_since_the_last_read(self, start):
-        rig = start("gpu gpm=1\nat 0 gpu 0 gpm.2=0 gpm.3=10 gpm.5=20 gpm.10=30\nat 1.1 gpu 0 gpm.2=80")
+        rig = start(
+            "gpu gpm=1\nat 0 gpu 0 gpm.2=0 gpm.3=10 gpm.5=20 gpm.10=30 gpm.20=1 gpm.21=2 gpm.60=3 gpm.61=4\nat 1.1 gpu 0 gpm.2=80"
+        )
         rig.at(1)
         assert known(rig.read("gpm")) == {}
         rig.at(1.2)
@@ -469,6 +471,10 @@ class TestGpm:
                 "gpu.sm.occupancy:gpu0": 10,
                 "gpu.tensor.active:gpu0": 20,
                 "gpu.dram.active:gpu0": 30,
+                "gpu.pcie.sent:gpu0": 1 << 20,
+                "gpu.pcie.received:gpu0": 2 << 20,
+                "gpu.nvlink.sent:gpu0": 4 << 20,
+                "gpu.nvlink.received:gpu0": 3 << 20,
             }
         )
         rig.at(1.4)
@@ -482,7 +488,7 @@ class TestGpm:
         assert "gpm" not in start(gpus(2)).sources
 
     def test_a_metric_it_lacks_is_told_once(self, start):
-        rig = start("gpu gpm=1\nat 0 gpu 0 gpm.2=50 gpm.3=50 gpm.10=50")
+        rig = start("gpu gpm=1\nat 0 gpu 0 gpm.2=50 gpm.3=50 gpm.10=50 gpm.20=1 gpm.21=1 gpm.60=1 gpm.61=1")
         for second in range(4):
             rig.at(second)
             row = rig.read("gpm")

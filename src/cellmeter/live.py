@@ -134,6 +134,14 @@ def _widget_class() -> Any:
     return PageWidget
 
 
+class _AtMostASecond(threading.Event):
+    """An event that is waited for no longer than a second where no time is given."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See :meth:`threading.Event.wait`."""
+        return super().wait(1.0 if timeout is None else timeout)
+
+
 class Stage:
     """What one shell has on its pages: the runtime widget and the thread that fills it. None where no comm is."""
 
@@ -156,7 +164,11 @@ class Stage:
         """A daemon that runs ``work`` in the cell's context: ipykernel 7.0 finds its parent message there."""
         context = contextvars.copy_context()
         thread = threading.Thread(target=lambda: context.run(self._guarded, work), name=name, daemon=True)
+        # Thread.start waits without bound for a thread that, short of memory, may die before it says that it has started
+        thread._started = started = _AtMostASecond()  # type: ignore[attr-defined]
         thread.start()
+        if not started.is_set():
+            raise CellmeterError("no thread could be started (is memory short?), so there is no live panel")
         return thread
 
     def _guarded(self, work: Callable[[], None]) -> None:

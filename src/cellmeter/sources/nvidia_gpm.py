@@ -11,6 +11,11 @@ from cellmeter.sources import Notice
 from cellmeter.sources.nvml import NAN, UNSUPPORTED, Link, Told, columns_of, or_else, reason
 
 
+MIB = 2.0**20
+# NVML gives these in MiB a second; GPM's counters cost nothing more, where nvmlDeviceGetPcieThroughput waits for 20 ms.
+IN_MIB = frozenset({"gpu.pcie.sent", "gpu.pcie.received", "gpu.nvlink.sent", "gpu.nvlink.received"})
+
+
 def has_gpm(nvml: Any, link: Link) -> bool:
     """Whether a GPU, or the one that a MIG instance is part of, has these counters."""
     whole = link.parent or link
@@ -42,6 +47,10 @@ class NvidiaGpm:
             "gpu.sm.occupancy": nvml.NVML_GPM_METRIC_SM_OCCUPANCY,
             "gpu.tensor.active": nvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL,
             "gpu.dram.active": nvml.NVML_GPM_METRIC_DRAM_BW_UTIL,
+            "gpu.pcie.sent": nvml.NVML_GPM_METRIC_PCIE_TX_PER_SEC,
+            "gpu.pcie.received": nvml.NVML_GPM_METRIC_PCIE_RX_PER_SEC,
+            "gpu.nvlink.sent": nvml.NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC,
+            "gpu.nvlink.received": nvml.NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC,
         }
         self.columns = tuple(column for link in links for column in columns_of(self._ids, link))
         self.notices: list[Notice] = []
@@ -98,7 +107,7 @@ class NvidiaGpm:
         if found.nvmlReturn:
             self._told.unavailable([metric], link, reason(self._nvml.NVMLError(found.nvmlReturn)))
             return NAN
-        return float(found.value)
+        return float(found.value) * (MIB if metric in IN_MIB else 1.0)
 
     def devices(self) -> list[Device]:
         """None: ``Nvidia`` lists them."""
