@@ -92,7 +92,7 @@ typedef struct { unsigned version, count; gpm_sample_t *before, *after; gpm_metr
 
 /* ---- the machine that the trace describes ------------------------------------------------------------------------ */
 
-enum { MAX_GPUS = 32, MAX_INSTANCES = 8, MAX_RESETS = 8, MAX_RULES = 256, MAX_GPM = 32, NAME = 96 };
+enum { MAX_GPUS = 32, MAX_INSTANCES = 8, MAX_RESETS = 8, MAX_RULES = 256, MAX_GPM = 128, NAME = 96 };
 enum key { UTIL, MEMUTIL, USED, POWER, TEMP, SM_CLOCK, MEM_CLOCK, REASONS, KEYS };
 static const char *const KEY_NAMES[KEYS] = {"util", "memutil", "used", "power", "temp", "sm", "memclk", "reasons"};
 

@@ -10,7 +10,6 @@ from cellmeter.run import Device
 from cellmeter.sources import Notice
 from cellmeter.sources.nvml import NAN, UNSUPPORTED, Link, Told, columns_of, or_else, reason
 
-
 MIB = 2.0**20
 # NVML gives these in MiB a second; GPM's counters cost nothing more, where nvmlDeviceGetPcieThroughput waits for 20 ms.
 IN_MIB = frozenset({"gpu.pcie.sent", "gpu.pcie.received", "gpu.nvlink.sent", "gpu.nvlink.received"})
