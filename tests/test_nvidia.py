@@ -459,9 +459,8 @@ class TestContainer:
 
 class TestGpm:
     def test_means_since_the_last_read(self, start):
-        rig = start(
-            "gpu gpm=1\nat 0 gpu 0 gpm.2=0 gpm.3=10 gpm.5=20 gpm.10=30 gpm.20=1 gpm.21=2 gpm.60=3 gpm.61=4\nat 1.1 gpu 0 gpm.2=80"
-        )
+        first = "gpm.2=0 gpm.3=10 gpm.5=20 gpm.10=30 gpm.20=1 gpm.21=2 gpm.60=3 gpm.61=4"
+        rig = start(f"gpu gpm=1\nat 0 gpu 0 {first}\nat 1.1 gpu 0 gpm.2=80")
         rig.at(1)
         assert known(rig.read("gpm")) == {}
         rig.at(1.2)
