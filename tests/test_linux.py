@@ -18,6 +18,7 @@ from cellmeter.sources.cgroup import CgroupPart, cpu_quota, find_group, limits, 
 from cellmeter.sources.linux import Cores, HostPart, ProcessPart, descendants, host, open_linux
 from cellmeter.sources.portable import Portable, PortableCores, portable_host
 from cellmeter.sources.pressure import PressurePart
+from cellmeter.sources.tree_time import TreeTime
 
 BUSY_CHILD = """
 import sys, time
@@ -83,6 +84,16 @@ def test_children_count_while_they_live_and_after(child: Callable[[], subprocess
     assert after["process.children"] == before["process.children"]
     assert after["process.cpu.time"] >= living["process.cpu.time"]
     part.close()
+
+
+def test_the_trees_time_never_falls_and_counts_nothing_twice() -> None:
+    tree = TreeTime()
+    assert tree.add(1.0, 0.0) == 1.0
+    assert tree.add(1.5, 2.0) == pytest.approx(3.5)
+    assert tree.add(3.6, 0.0) == pytest.approx(3.6), "the child was waited for: its 2 s moved"
+    assert tree.add(3.6, 4.0) == pytest.approx(7.6)
+    assert tree.add(3.7, 0.0) == pytest.approx(7.7), "this one left the tree: what it did stays counted"
+    assert tree.add(3.9, 0.0) == pytest.approx(7.9)
 
 
 def test_a_grandchild_belongs_to_the_tree() -> None:

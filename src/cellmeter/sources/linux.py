@@ -15,6 +15,7 @@ from cellmeter.run import Column, Device, Host
 from cellmeter.sources import Notice
 from cellmeter.sources.cgroup import CgroupPart, read_text
 from cellmeter.sources.pressure import PressurePart
+from cellmeter.sources.tree_time import TreeTime
 
 NAN = float("nan")
 RESCAN_SECONDS = 1.0
@@ -259,7 +260,7 @@ class ProcessPart:
         self._io_offset, self._io_last = [0, 0], [0, 0]
         self._children_text = b""
         self._rescan_at = -1.0
-        self._cpu_offset = self._cpu_last = 0.0
+        self._tree_time = TreeTime()
         self.unavailable = {}
         self.columns = tuple(
             Column(metric, "process", unit)
@@ -317,7 +318,7 @@ class ProcessPart:
         children_cpu, children_rss = self._read_children()
         own = self._own_cpu(words) + (int(words[13]) + int(words[14])) * _TICK
         row = [
-            self._never_falling(own + children_cpu),
+            self._tree_time.add(own, children_cpu),
             children_cpu,
             float(rss),
             float(int(memory[2]) * _PAGE),
@@ -341,13 +342,6 @@ class ProcessPart:
             except OSError:
                 self._cpu_clock = None
         return (int(words[11]) + int(words[12])) * _TICK
-
-    def _never_falling(self, total: float) -> float:
-        """A descendant that nobody waits for takes its CPU time with it; the sum keeps it."""
-        if total + self._cpu_offset < self._cpu_last:
-            self._cpu_offset = self._cpu_last - total
-        self._cpu_last = total + self._cpu_offset
-        return self._cpu_last
 
     def _follow_tree(self) -> None:
         now = self._clock()

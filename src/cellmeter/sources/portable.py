@@ -11,6 +11,7 @@ import psutil
 
 from cellmeter.run import Column, Device, Host, Limit
 from cellmeter.sources import Notice
+from cellmeter.sources.tree_time import TreeTime
 
 NAN = float("nan")
 RESCAN_SECONDS = 1.0
@@ -27,7 +28,7 @@ class Portable:
         self._clock = clock
         self._tree: list[psutil.Process] = []
         self._rescan_at = -1.0
-        self._cpu_offset = self._cpu_last = 0.0
+        self._tree_time = TreeTime()
         self.notices: list[Notice] = []
         self.unavailable: dict[str, str] = {}
         self._readings: list[tuple[tuple[Column, ...], Callable[[], list[float]]]] = [
@@ -80,11 +81,8 @@ class Portable:
             except psutil.NoSuchProcess:
                 continue
             children += times.user + times.system + times.children_user + times.children_system
-        total = own.user + own.system + own.children_user + own.children_system + children
-        if total + self._cpu_offset < self._cpu_last:
-            self._cpu_offset = self._cpu_last - total
-        self._cpu_last = total + self._cpu_offset
-        return [self._cpu_last, children]
+        waited_for = own.children_user + own.children_system
+        return [self._tree_time.add(own.user + own.system + waited_for, children), children]
 
     def _memory(self) -> list[float]:
         own = self._process.memory_info().rss
