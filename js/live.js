@@ -394,13 +394,15 @@ const STYLE = `
   .cm-grid[data-count="3"] > :first-child { grid-column: 1 / -1; } }
 @container (min-width: 1080px) { .cm-grid[data-count="3"] { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .cm-grid[data-count="3"] > :first-child { grid-column: auto; } }
-.cm-cap { display: flex; align-items: baseline; gap: 0 12px; padding: 0 ${FRAME_RIGHT}px 0 2px; height: 17px; white-space: nowrap; }
-.cm-cap > b { font-weight: 600; }
-.cm-legend { display: flex; gap: 0 12px; height: 17px; overflow: hidden; min-width: 0; }
+.cm-cap { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 12px; padding: 0 ${FRAME_RIGHT}px 0 2px; height: 17px;
+  overflow: hidden; white-space: nowrap; } /* what does not fit wraps out of sight, the peak before any line's name */
+.cm-name { display: flex; align-items: baseline; gap: 0 12px; min-width: 0; max-width: 100%; }
+.cm-name > b { font-weight: 600; }
+.cm-legend { display: flex; flex-wrap: wrap; gap: 0 12px; height: 17px; overflow: hidden; min-width: 0; }
 .cm-line { display: inline-flex; align-items: baseline; gap: 5px; white-space: nowrap; }
 .cm-line i { width: 10px; height: 3px; border-radius: 2px; background: var(--ink); transform: translateY(-3px); }
 .cm-line[hidden] { display: none; }
-.cm-peak { margin-left: auto; opacity: .68; white-space: nowrap; min-width: 0; overflow: hidden; text-overflow: ellipsis; flex-shrink: 1000; }
+.cm-peak { margin-left: auto; opacity: .68; white-space: nowrap; }
 .cm-fig { position: relative; overflow: hidden; }
 .cm-fig canvas { cursor: crosshair; }
 .cm-cursor { position: absolute; top: 4px; bottom: 18px; width: 1px; background: currentColor; opacity: .55; pointer-events: none; }
@@ -483,7 +485,8 @@ class View {
     const peak = make("span", "cm-peak");
     const figure = make("div", "cm-fig", { id: `${this.layout.prefix}f${p}`, style: `height:${panel.height}px` });
     const items = make("span", "cm-legend", {}, ...legend.map((x) => x.item));
-    const caption = make("div", "cm-cap", {}, make("b", "", {}, panel.title), items, peak);
+    const name = make("span", "cm-name", {}, make("b", "", {}, panel.title), items);
+    const caption = make("div", "cm-cap", {}, name, peak);
     this.grid.append(make("section", "cm-panel", { "data-panel": panel.key }, caption, figure));
     return { legend, peak, figure };
   }
