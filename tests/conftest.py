@@ -16,7 +16,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from cellmeter.run import Run
-from cellmeter.store import read_run, run_folders
+from cellmeter.store import HEADER, is_open, read_header, read_run, run_folders
 
 REPOSITORY = Path(__file__).parents[1]
 OLDER = REPOSITORY / ".venv" / "older"  # ipykernel 6 and IPython 8, put there by the Makefile
@@ -47,6 +47,11 @@ def recorders_below(folder: Path) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a run has begun and its recorder has ended."""
+    return (folder / HEADER).exists() and not is_open(read_header(folder))
 
 
 @pytest.fixture

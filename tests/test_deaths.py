@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Kernel, recorders_below, wait_until
+from conftest import Kernel, has_ended, recorders_below, wait_until
 
 from cellmeter.run import Run
-from cellmeter.store import is_open, read_header, read_run, run_folders
+from cellmeter.store import read_run, run_folders
 
 
 def ended(home: Path, number: int = -1) -> Run:
     """A run, once its recorder has ended."""
     folder = run_folders(home / "runs")[number]
-    wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+    wait_until(lambda: has_ended(folder), "the recorder to end")
     return read_run(folder)
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Kernel, wait_until
+from conftest import Kernel, has_ended, wait_until
 
 from cellmeter.run import Run
-from cellmeter.store import is_open, read_header, read_run, record_size, run_folders
+from cellmeter.store import read_header, read_run, record_size, run_folders
 
 KILLS = 200
 BATCH = 25
@@ -48,10 +48,10 @@ def kill_at_random(script: Callable[..., subprocess.Popen[bytes]], dice: random.
     samples = (folder / "samples-000.f64").stat().st_size
     if whom == "recorder":
         os.kill(recorder, signal.SIGKILL)
-        wait_until(lambda: not is_open(read_header(folder)), "the recorder to be gone")
+        wait_until(lambda: has_ended(folder), "the recorder to be gone")
     process.kill()
     said = process.stdout.read()
-    wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+    wait_until(lambda: has_ended(folder), "the recorder to end")
     columns = len(read_header(folder)["segments"][0]["columns"])
     return read_run(folder), said, whom, samples // record_size(columns)
 
@@ -92,7 +92,7 @@ def test_kills_of_a_real_kernel(start_kernel: Callable[..., Kernel], home: Path)
         time.sleep(dice.random() * 0.2)
         os.kill(kernel.pid, signal.SIGKILL)
         folder = run_folders(home / "runs")[-1]
-        wait_until(lambda f=folder: not is_open(read_header(f)), "the recorder to end")
+        wait_until(lambda f=folder: has_ended(f), "the recorder to end")
         run = read_run(folder)
         assert (run.ending, run.signal, run.notices) == ("killed", signal.SIGKILL, ())
         assert [(cell.execution_count, cell.status) for cell in run.cells] == [(2, "ok"), (3, "died")]

@@ -12,13 +12,13 @@ from pathlib import Path
 import jsonschema
 import nvml_stub
 import pytest
-from conftest import wait_until
+from conftest import has_ended, wait_until
 
 from cellmeter import judge
 from cellmeter.export import render
 from cellmeter.export.report_json import schema
 from cellmeter.run import Run
-from cellmeter.store import is_open, read_header, read_run, run_folders
+from cellmeter.store import read_run, run_folders
 
 PROCESS = """
 import os, sys, time
@@ -46,7 +46,7 @@ def record(home: Path, tmp_path: Path) -> Callable[..., Run]:
         command = [sys.executable, "-c", PROCESS, str(seconds)]
         subprocess.run(command, env=env, check=True, timeout=60)
         folder = run_folders(home / "runs")[-1]
-        wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+        wait_until(lambda: has_ended(folder), "the recorder to end")
         return read_run(folder)
 
     return run

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import nvml_stub
 import pytest
-from conftest import Kernel, wait_until
+from conftest import Kernel, has_ended, wait_until
 
-from cellmeter.store import is_open, read_header, run_folders
+from cellmeter.store import read_header, run_folders
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = """
@@ -51,7 +51,7 @@ def test_unloading_leaves_the_kernel_as_it_was(start_kernel: Callable[..., Kerne
     kernel.run("%unload_ext cellmeter")
     assert json.loads(kernel.run(STATE).stdout) == before
     (folder,) = run_folders(home / "runs")
-    wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+    wait_until(lambda: has_ended(folder), "the recorder to end")
     assert kernel.recorded().ending == "stopped"
 
 
@@ -287,7 +287,7 @@ def test_an_orderly_end_is_told_apart(kernel: Kernel, home: Path, restart: bool)
         kernel.manager.restart_kernel()
     else:
         kernel.client.shutdown()
-    wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+    wait_until(lambda: has_ended(folder), "the recorder to end")
     assert kernel.recorded(0).ending == ("restarted" if restart else "exited")
 
 
@@ -296,9 +296,10 @@ def test_the_next_kernel_says_how_the_last_one_died(start_kernel: Callable[..., 
     first = start_kernel(env=notebook)
     assert first.load().stdout == ""
     first.run("x = 1")
+    first.recorded_cells(1)
     first.send("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     (folder,) = run_folders(home / "runs")
-    wait_until(lambda: not is_open(read_header(folder)), "the recorder to end")
+    wait_until(lambda: has_ended(folder), "the recorder to end")
     told = start_kernel(env=notebook).load().stdout
     assert told.startswith("cellmeter: the last kernel of this notebook ended: killed (SIGKILL) in In [3], with ")
     assert folder.name in told

@@ -27,8 +27,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter import charts, layouts
-from cellmeter.errors import CellmeterError, MissingExtra
+from cellmeter import charts, layouts, widget
+from cellmeter.errors import CellmeterError
 from cellmeter.run import EDGE_END, Cell, Column, Run
 from cellmeter.store import HEADER, Tail
 
@@ -115,25 +115,6 @@ def _code_buffers() -> list[bytes]:
     return [gzip.compress(path.read_bytes(), 6) for path in (script_path(), layouts.bokeh_js())]
 
 
-@lru_cache(maxsize=1)
-def _widget_class() -> Any:
-    try:
-        import anywidget
-        import traitlets
-    except ImportError as error:
-        raise MissingExtra("anywidget", "all", "the live panel") from error
-
-    class PageWidget(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
-        """Runtime or stage: its state is this and no more, for state is saved in notebooks."""
-
-        _esm = _STUB
-        code = traitlets.Unicode().tag(sync=True)
-        role = traitlets.Unicode().tag(sync=True)
-        sent = traitlets.Bool(False).tag(sync=True)
-
-    return PageWidget
-
-
 class _AtMostASecond(threading.Event):
     """An event that is waited for no longer than a second where no time is given."""
 
@@ -153,11 +134,13 @@ class Stage:
         self._last: Panel | None = None
         self.widget: Any = None
         self._thread: threading.Thread | None = None
-        if getattr(getattr(shell, "kernel", None), "comm_manager", None) is None:
+        self._comms = getattr(getattr(shell, "kernel", None), "comm_manager", None)
+        if self._comms is None:
             return  # terminal IPython, or a kernel that has no widgets
         self._key = _code_key()
-        self.widget = _widget_class()(code=self._key, role="runtime")
-        self.widget.on_msg(self._asked)
+        self.widget = widget.Widget(_STUB, {"code": self._key, "role": "runtime", "sent": False}, self._asked)
+        self.answer_reloads()
+        shell.events.register("post_run_cell", self.answer_reloads)
         self._thread = self.run_thread(self._warm_up, "cellmeter-runtime")
 
     def run_thread(self, work: Callable[[], None], name: str) -> threading.Thread:
@@ -198,15 +181,19 @@ class Stage:
 
     def _send_code(self) -> None:
         self.widget.send({"k": "code"}, buffers=_code_buffers())
-        self.widget.sent = True
+        self.widget.update(sent=True)
 
-    def _asked(self, _widget: Any, message: Any, _buffers: Any) -> None:
+    def _asked(self, message: Event) -> None:
         if message.get("k") == "need":
             self._guarded(self._send_code)
 
-    def panel_widget(self) -> Any:
+    def answer_reloads(self, _result: Any = None) -> None:
+        """At each cell's end, for the cell may have imported ipywidgets."""
+        self._guarded(lambda: widget.answer_reloads(self._comms))
+
+    def panel_widget(self, on_message: Callable[[Event], None]) -> widget.Widget:
         """A widget for one cell."""
-        return _widget_class()(code=self._key, role="panel")
+        return widget.Widget(_STUB, {"code": self._key, "role": "panel"}, on_message)
 
     def outlive(self, panel: Panel) -> None:
         """Keeps the widget of the cell that ended last, for a page that was loaded anew while the cell ran.
@@ -223,8 +210,13 @@ class Stage:
             panel.abandon()
         if self._thread is not None:
             self._thread.join(5)
-        if self.widget is not None:
-            self.widget.close()
+        if self.widget is None:
+            return
+        shell = self._shell()
+        if shell is not None:
+            shell.events.unregister("post_run_cell", self.answer_reloads)
+        widget.leave_reloads(self._comms)
+        self.widget.close()
 
 
 _stages: weakref.WeakKeyDictionary[Any, Stage] = weakref.WeakKeyDictionary()
@@ -235,7 +227,7 @@ def prepare(shell: Any, folder: Path) -> None:
 
     ``folder`` is the run's, which its recorder is about to fill.
 
-    Cheap (60 ms), and does nothing in terminal IPython. Raises MissingExtra where anywidget or bokeh is not installed.
+    Cheap (10 ms), and does nothing in terminal IPython. Raises MissingExtra where anywidget is not installed.
     """
     if shell not in _stages:
         _stages[shell] = Stage(shell, folder)
@@ -377,14 +369,13 @@ class Panel:
     def _show(self) -> None:
         from IPython.display import display
 
-        self._widget = self._stage.panel_widget()
-        self._widget.on_msg(self._asked)
+        self._widget = self._stage.panel_widget(self._asked)
         view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
         bundle = {_WIDGET: view, "text/plain": f"cellmeter: recording {self._title}"}
         display(bundle, raw=True, display_id=self._id)  # type: ignore[no-untyped-call]
         self._thread = self._stage.run_thread(self._stream, "cellmeter-live")
 
-    def _asked(self, _widget: Any, message: Any, _buffers: Any) -> None:
+    def _asked(self, message: Event) -> None:
         """The page was loaded anew, or has missed rows: the thread sends it all there is."""
         if message.get("k") != "need":
             return
