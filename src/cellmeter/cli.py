@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 OK, NOTEBOOK_FAILED, BAD_USE, FOUND = 0, 1, 2, 3
 FORMATS = ("text", "html", "json", "md")
+COMPARISONS = ("text", "html", "json")
 EXPORT_SUFFIXES = (".parquet", ".csv", ".json")
 SEVERITIES = ("info", "warning", "critical")
 _RUN_HELP = "a run id, an id's unique prefix, or a path (default: the newest run)"
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cellmeter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_runs, _add_report, _add_export, _add_run, _add_doctor, _add_demo):
+    for add in (_add_runs, _add_report, _add_compare, _add_export, _add_run, _add_doctor, _add_demo):
         add(commands)
     return parser
 
@@ -186,6 +187,31 @@ def _write(run: Run, path: Path, judgement: Judgement | None = None) -> None:
 
 def _open(reference: str | None) -> Run:
     return read_run(find_run(reference, runs_home()))
+
+
+def _add_compare(commands: Commands) -> None:
+    parser = _command(
+        commands, "compare", _compare, "set two runs side by side: time, CPU, memory, GPU and energy by cell"
+    )
+    parser.add_argument("a", metavar="BEFORE", help="the run to compare with: an id, an id's unique prefix, or a path")
+    parser.add_argument("b", metavar="AFTER", nargs="?", help=_RUN_HELP)
+    parser.add_argument("--format", choices=COMPARISONS, help="default: by the suffix of -o, else text")
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="write to a file")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from cellmeter import export
+
+    suffix = options.output.suffix.lower() if options.output is not None else ".txt"
+    text = export.render_comparison(
+        _open(options.a), _open(options.b), options.format or export.FORMAT_OF.get(suffix, suffix)
+    )
+    if options.output is None:
+        print(text, end="")
+    else:
+        _write_text(options.output, text)
+        print(f"wrote {options.output}", file=sys.stderr)
+    return OK
 
 
 def _add_export(commands: Commands) -> None:

@@ -59,13 +59,18 @@ def _cell_parser() -> _Parser:
 
 def _line_parser() -> _Parser:
     parser = _Parser(prog="%monitor", add_help=False)
-    commands = parser.add_subparsers(dest="command", metavar="start|stop|cells|report|show", parser_class=_Parser)
+    commands = parser.add_subparsers(
+        dest="command", metavar="start|stop|cells|report|show|compare", parser_class=_Parser
+    )
     start = commands.add_parser("start", add_help=False)
     start.add_argument("--rate", type=float, metavar="HZ")
     commands.add_parser("stop", add_help=False)
     commands.add_parser("cells", add_help=False)
     commands.add_parser("report", add_help=False).add_argument("path", nargs="?")
     commands.add_parser("show", add_help=False).add_argument("cell", nargs="?", type=int)
+    compare = commands.add_parser("compare", add_help=False)
+    compare.add_argument("a", metavar="BEFORE")
+    compare.add_argument("b", metavar="AFTER", nargs="?")
     return parser
 
 
@@ -294,6 +299,7 @@ class MonitorMagics(Magics):
             %monitor report              findings: what was underused, what spiked, and what to do
             %monitor report PATH         the same as a file: .html .json .md .txt .csv .parquet
             %monitor show [N]            draw the recorded cell In [N] again; the last one without N
+            %monitor compare A [B]       two runs side by side, by cell; this one without B
 
         Recordings are kept: see ``cellmeter runs`` on a command line, or ``cellmeter.open_run()``.
         """
@@ -375,6 +381,14 @@ class MonitorMagics(Magics):
             wanted = "no cell has ended yet" if options.cell is None else f"In [{options.cell}] is not in {run.id}"
             raise BadUsage(f"{wanted}; %monitor cells lists what there is")
         live.show_cell(run, cells[-1])
+
+    def _compare(self, options: argparse.Namespace) -> None:
+        from cellmeter import export
+        from cellmeter.store import find_run, read_run, runs_home
+
+        before = find_run(options.a, runs_home())
+        after = find_run(options.b, runs_home()) if options.b else self._run_folder()
+        print(export.render_comparison(read_run(before), read_run(after), "text"), end="")
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from cellmeter.errors import BadUsage
+from cellmeter.export.compared import comparison_html, comparison_json, comparison_text
+from cellmeter.export.comparison import compare
 from cellmeter.export.html import html_report, inline_html
 from cellmeter.export.markdown import markdown_report
 from cellmeter.export.report_json import json_report
@@ -24,12 +26,16 @@ if TYPE_CHECKING:
     from cellmeter.run import Run
 
 __all__ = [
+    "COMPARISON_FORMATS",
     "FORMATS",
+    "FORMAT_OF",
     "SUFFIXES",
     "cells_table",
+    "compare",
     "html_report",
     "inline_html",
     "render",
+    "render_comparison",
     "runs_table",
     "status_text",
     "write",
@@ -41,11 +47,13 @@ _REPORTS: dict[str, Callable[[Run, Judgement | None], str]] = {
     "json": json_report,
     "md": markdown_report,
 }
+_COMPARISONS = {"text": comparison_text, "html": comparison_html, "json": comparison_json}
 _TABLES: dict[str, Callable[[Run, BinaryIO], None]] = {".csv": write_csv, ".parquet": write_parquet}
-_FORMAT_OF = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
+FORMAT_OF = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
 
 FORMATS = tuple(_REPORTS)
-SUFFIXES = (*_FORMAT_OF, *_TABLES)
+COMPARISON_FORMATS = tuple(_COMPARISONS)
+SUFFIXES = (*FORMAT_OF, *_TABLES)
 
 
 def render(run: Run, format: str, judgement: Judgement | None = None) -> str:
@@ -56,6 +64,13 @@ def render(run: Run, format: str, judgement: Judgement | None = None) -> str:
     if format not in _REPORTS:
         raise BadUsage(f"there is no report format {format!r}: the formats are {', '.join(FORMATS)}")
     return _REPORTS[format](run, judgement)
+
+
+def render_comparison(a: Run, b: Run, format: str) -> str:
+    """Two runs side by side, the earlier one first: ``text``, ``html`` or ``json``. Raises BadUsage for another format."""
+    if format not in _COMPARISONS:
+        raise BadUsage(f"there is no format {format!r} of a comparison: the formats are {', '.join(_COMPARISONS)}")
+    return _COMPARISONS[format](compare(a, b))
 
 
 def write(run: Run, path: str | os.PathLike[str], judgement: Judgement | None = None) -> Path:
@@ -74,7 +89,7 @@ def write(run: Run, path: str | os.PathLike[str], judgement: Judgement | None = 
             if suffix in _TABLES:
                 _TABLES[suffix](run, file)
             else:
-                file.write(render(run, _FORMAT_OF[suffix], judgement).encode("utf-8", "backslashreplace"))
+                file.write(render(run, FORMAT_OF[suffix], judgement).encode("utf-8", "backslashreplace"))
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
