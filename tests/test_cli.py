@@ -100,6 +100,17 @@ def test_export(cellmeter: Call, recorded: str, tmp_path: Path) -> None:
     assert len(frames[0]) == len(frames[1])
 
 
+def test_export_of_a_part(cellmeter: Call, recorded: str, tmp_path: Path) -> None:
+    assert cellmeter("export", "-o", "cells.csv", "--per-cell").returncode == 0
+    assert pd.read_csv(tmp_path / "cells.csv")["execution_count"].dropna().tolist() == [2, 3]
+    assert cellmeter("export", "-o", "one.csv", "--cells", "3").returncode == 0
+    assert set(pd.read_csv(tmp_path / "one.csv")["cell"]) == {2}
+    lines = cellmeter("export", "--jsonl", "--cells", "2").stdout.splitlines()
+    assert [json.loads(line)["type"] for line in lines] == ["cell", "finding"]
+    assert cellmeter("export", "-o", "x.jsonl", "--since", "1h").returncode == 0
+    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -107,6 +118,10 @@ def test_export(cellmeter: Call, recorded: str, tmp_path: Path) -> None:
         (["report", "./here"], "there is no folder ./here"),
         (["report", "/"], "is no cellmeter run"),
         (["export", "-o", "x.docx"], "export writes .parquet, .csv, .json"),
+        (["export"], "name a file with -o PATH"),
+        (["export", "-o", "x.csv", "--cells", "one"], "'one' is no cell's number"),
+        (["export", "--jsonl", "--since", "ever"], "write 90s, 10m, 2h or 1d"),
+        (["compare", "nothing"], "no run in"),
         (["run", "missing.ipynb"], "there is no notebook missing.ipynb"),
         (["run", "/etc/hostname"], "is no notebook"),
         (["report", "-o", "/no/such/x.html"], "cannot be written"),
@@ -130,7 +145,7 @@ def test_bad_use_shows_the_usage(cellmeter: Call) -> None:
 
 def test_every_command_has_help(cellmeter: Call) -> None:
     top = cellmeter("--help").stdout
-    for command in ("runs", "report", "export", "run", "doctor", "demo"):
+    for command in ("runs", "report", "compare", "export", "run", "doctor", "demo"):
         assert f"\n    {command} " in top
         assert "usage: cellmeter" in cellmeter(command, "--help").stdout
 

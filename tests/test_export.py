@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -368,6 +369,95 @@ def test_parquet_without_pyarrow_says_what_to_install(monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == []
 
 
+# ── a part of a run, and a row a cell ──
+
+
+def three_cells() -> Run:
+    device = a_device("gpu0")
+    cells = [a_cell(10, rss=GIB, gpu={"gpu0": GpuWork(50)}) for _ in range(3)]
+    return a_run(*cells, devices=[device])
+
+
+def part(run: Run, cells: str | None = None, since: str | None = None) -> export.Part:
+    return export.part_of(run, export.selection(cells, since))
+
+
+def test_a_part_of_the_samples(tmp_path: Path) -> None:
+    run = three_cells()
+    whole = list(csv.DictReader(export.write(run, tmp_path / "x.csv").open()))
+    path = export.write(run, tmp_path / "x.csv", part=part(run, "1,3-9"))
+    some = list(csv.DictReader(path.open()))
+    assert some == [row for row in whole if row["cell"] in ("1", "3")], "rates too are those of the whole run"
+    late = list(csv.DictReader(export.write(run, tmp_path / "x.csv", part=part(run, since="5s")).open()))
+    assert late == [row for row in whole if float(row["time_s"]) >= run.duration - 5]
+    at = (run.started + timedelta(seconds=20)).isoformat()
+    assert part(run, since=at) == (None, 20.0)
+    assert part(run, since=at[:19]) == (None, 20.0), "a time without a zone is UTC"
+
+
+def test_a_part_of_the_report_keeps_the_verdict_of_the_whole(tmp_path: Path) -> None:
+    run = a_run(a_cell(20, rss=hump(GIB, 40 * GIB, 5, 8)), a_cell(5), a_cell(5))
+    for cells, rules in (("1", ["memory-spike"]), ("2", [])):
+        report = json.loads(export.write(run, tmp_path / "x.json", part=part(run, cells)).read_text())
+        assert [cell["execution_count"] for cell in report["cells"]] == [int(cells)]
+        assert [finding["rule"] for finding in report["findings"]] == rules
+        jsonschema.validate(report, report_json.schema())
+
+
+@pytest.mark.parametrize(
+    ("cells", "since", "said"),
+    [
+        ("x", None, "'x' is no cell's number"),
+        ("1-", None, "'1-' is no cell's number"),
+        ("", None, "'' is no cell's number"),
+        ("99", None, "none of these cells"),
+        ("3-1", None, "none of these cells"),
+        (None, "10 minutes", "write 90s, 10m, 2h or 1d"),
+        (None, "2031-01-01", "nothing of run-1 is that late|nothing of .* is that late"),
+    ],
+)
+def test_a_part_that_cannot_be_is_one_clear_line(cells: str | None, since: str | None, said: str) -> None:
+    with pytest.raises(BadUsage, match=said) as error:
+        part(three_cells(), cells, since)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_a_cell(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run = three_cells()
+    rows = list(csv.DictReader(export.write(run, tmp_path / "x.csv", per_cell=True).open()))
+    table = parquet.read_table(export.write(run, tmp_path / "x.parquet", per_cell=True))
+    assert list(rows[0]) == table.column_names
+    assert [row["seq"] for row in rows] == ["1", "2", "3"]
+    assert [int(float(row["gpu0_utilization_mean_percent"])) for row in rows] == [50, 50, 50]
+    assert table["peak_rss_bytes"].to_pylist() == [GIB] * 3
+    assert table.schema.field("peak_rss_bytes").metadata == {b"unit": b"By"}
+    assert table["timestamp"].to_pylist()[0].isoformat() == "2026-03-01T12:00:02+00:00"
+    assert rows[0]["timestamp"] == "2026-03-01T12:00:02.000Z"
+    assert rows[0]["parent"] == "", "what is not known is empty"
+
+
+def test_a_row_a_cell_is_inert_and_of_a_run_without_cells_empty(tmp_path: Path) -> None:
+    hostile = export.write(hostile_run(), tmp_path / "x.csv", per_cell=True)
+    values = [value for row in csv.DictReader(hostile.open()) for value in row.values()]
+    assert [value for value in values if value.startswith(("=", "+", "-", "@"))] == []
+    for suffix in (".csv", ".parquet"):
+        assert export.write(a_run(), tmp_path / f"none{suffix}", per_cell=True).stat().st_size > 10
+
+
+def test_json_lines_are_flat_and_have_times() -> None:
+    run = a_run(a_cell(20, rss=hump(GIB, 40 * GIB, 5, 8), label="a\nb"))
+    documents = [json.loads(line) for line in export.render(run, "jsonl").splitlines()]
+    assert [(d["type"], d["timestamp"]) for d in documents] == [
+        ("cell", "2026-03-01T12:00:02.000Z"),
+        ("finding", documents[1]["timestamp"]),
+    ]
+    assert documents[1]["rule"] == "memory-spike"
+    assert documents[1]["timestamp"] >= "2026-03-01T12:00:02"
+    flat = [value for d in documents for key, value in d.items() if key != "cells"]
+    assert not any(isinstance(value, dict | list) for value in flat)
+
+
 # ── files and formats ──
 
 
@@ -382,13 +472,13 @@ def test_every_suffix_is_written_whole_over_what_was_there(suffix: str, tmp_path
 
 @pytest.mark.parametrize("name", ["report", "report.pdf", ".html.gz"])
 def test_an_unknown_suffix_names_those_that_work(name: str, tmp_path: Path) -> None:
-    with pytest.raises(BadUsage, match=r"\.html, \.json, \.md, \.txt, \.csv, \.parquet"):
+    with pytest.raises(BadUsage, match=r"\.html, \.json, \.md, \.txt, \.jsonl, \.csv, \.parquet"):
         export.write(a_run(), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_format_names_those_that_work() -> None:
-    with pytest.raises(BadUsage, match="text, html, json, md"):
+    with pytest.raises(BadUsage, match="text, html, json, md, jsonl"):
         export.render(a_run(), "pdf")
 
 

@@ -379,7 +379,7 @@ def test_what_a_child_writes_counts_once(subject: Subject, tmp_path: Path) -> No
 
 
 def test_a_script_is_one_cell_at_the_full_rate(script: Script, home: Path) -> None:
-    source = "import cellmeter, time; cellmeter.start(rate_hz=50); time.sleep(0.6); cellmeter.stop()"
+    source = "import cellmeter, time; cellmeter.start(rate_hz=50); time.sleep(2); cellmeter.stop()"
     _, err = script(source).communicate(timeout=20)
     assert err == ""
     run = read_run(run_folders(home / "runs")[-1])

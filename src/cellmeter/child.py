@@ -210,8 +210,8 @@ def _header(config: Config, clock: SystemClock) -> dict[str, Any]:
     return {
         "id": Path(config.folder).name,
         "cellmeter": __version__,
-        "start_ns": clock.monotonic_ns(),
-        "started": clock.wall(),
+        "start_ns": config.start_ns,
+        "started": clock.wall() - (clock.monotonic_ns() - config.start_ns) * 1e-9,
         "rate_hz": config.rate_hz,
         "notebook": config.notebook,
         "kernel": {"pid": config.pid, "identity": config.identity},

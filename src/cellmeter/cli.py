@@ -22,12 +22,13 @@ from cellmeter.run import Run
 from cellmeter.store import find_run, list_runs, read_run, remove_run, run_folders, runs_home
 
 if TYPE_CHECKING:
+    from cellmeter.export.selection import Part
     from cellmeter.rules import Judgement
 
 OK, NOTEBOOK_FAILED, BAD_USE, FOUND = 0, 1, 2, 3
 FORMATS = ("text", "html", "json", "md")
 COMPARISONS = ("text", "html", "json")
-EXPORT_SUFFIXES = (".parquet", ".csv", ".json")
+EXPORT_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl", ".html", ".md")
 SEVERITIES = ("info", "warning", "critical")
 _RUN_HELP = "a run id, an id's unique prefix, or a path (default: the newest run)"
 
@@ -176,11 +177,13 @@ def _write_text(path: Path, text: str) -> None:
         raise BadUsage(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _write(run: Run, path: Path, judgement: Judgement | None = None) -> None:
+def _write(
+    run: Run, path: Path, judgement: Judgement | None = None, *, per_cell: bool = False, part: Part | None = None
+) -> None:
     from cellmeter import export
 
     try:
-        export.write(run, path, judgement)
+        export.write(run, path, judgement, per_cell=per_cell, part=part)
     except OSError as error:
         raise BadUsage(f"{path} cannot be written: {error.strerror}") from None
 
@@ -216,17 +219,49 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _add_export(commands: Commands) -> None:
     parser = _command(
-        commands, "export", _export, "write a run's samples (csv, parquet) or its report (json) to a file"
+        commands, "export", _export, "write a run's samples, a table of its cells, or its report to a file"
     )
     parser.add_argument("run", nargs="?", metavar="RUN", help=_RUN_HELP)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help="X.parquet, X.csv or X.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PATH", help="the suffix chooses: .parquet .csv .jsonl .json .html .md"
+    )
+    parser.add_argument(
+        "--per-cell", action="store_true", help="a row a cell, and not a row a reading (.parquet, .csv)"
+    )
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="one JSON document a cell and finding, for log shippers; to stdout without -o",
+    )
+    parser.add_argument("--cells", metavar="N,M-K", help="only these cells, by their In [n]")
+    parser.add_argument(
+        "--since",
+        metavar="WHEN",
+        help="only what came after: 10m (2h, 1d) before the end, or a time (UTC unless it says)",
+    )
 
 
 def _export(options: argparse.Namespace) -> int:
-    if options.output.suffix not in EXPORT_SUFFIXES:
-        raise BadUsage(f"export writes {', '.join(EXPORT_SUFFIXES)}; {options.output} is none of these")
-    _write(_open(options.run), options.output)
-    print(f"wrote {options.output}", file=sys.stderr)
+    from cellmeter import export, judge
+
+    output: Path | None = options.output
+    if output is None and not options.jsonl:
+        raise BadUsage("export: name a file with -o PATH, or use --jsonl to print")
+    if output is not None and output.suffix.lower() not in EXPORT_SUFFIXES and not options.jsonl:
+        raise BadUsage(f"export writes {', '.join(EXPORT_SUFFIXES)}; {output} is none of these")
+    chosen = export.selection(options.cells, options.since)
+    run = _open(options.run)
+    part = export.part_of(run, chosen)
+    if options.jsonl:
+        narrow, judgement = export.narrowed(run, judge(run), part)
+        text = export.render(narrow, "jsonl", judgement)
+        if output is None:
+            print(text, end="")
+            return OK
+        _write_text(output, text)
+    elif output is not None:
+        _write(run, output, per_cell=options.per_cell, part=part)
+    print(f"wrote {output}", file=sys.stderr)
     return OK
 
 

@@ -79,7 +79,9 @@ def _trial_run() -> Run:
     """Records ourselves for half a second."""
     pid = os.getpid()
     with tempfile.TemporaryDirectory(prefix="cellmeter-doctor-") as folder:
-        config = Config(folder, pid, process_identity(pid), 10.0, None, sys.maxsize, dict(os.environ))
+        config = Config(
+            folder, pid, process_identity(pid), time.monotonic_ns(), 10.0, None, sys.maxsize, dict(os.environ)
+        )
         recorder = Recorder.start(config)
         recorder.send({"event": "cell_start", "t": time.monotonic_ns(), "seq": 1})
         until = time.monotonic() + WAIT_SECONDS

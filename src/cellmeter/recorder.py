@@ -33,6 +33,8 @@ class Config:
     folder: str
     pid: int
     identity: str | None
+    start_ns: int
+    """When the recording was asked for, monotonic: cells begin before the recorder is there."""
     rate_hz: float
     notebook: str | None
     max_total_bytes: int

@@ -57,7 +57,7 @@ class Recording:
     @classmethod
     def start(cls, settings: Settings, notebook: str | None) -> Recording:
         """Makes the run folder and starts the recorder. Raises RecorderUnavailable."""
-        home = runs_home()
+        home, start_ns = runs_home(), time.monotonic_ns()
         try:
             folder = new_run_folder(home)
         except OSError as error:
@@ -68,7 +68,7 @@ class Recording:
         environ = _gpu_environ()
         pid = os.getpid()
         most = int(min(settings.max_total_gib, 1e9) * 2**30)
-        config = Config(str(folder), pid, process_identity(pid), settings.rate_hz, notebook, most, environ)
+        config = Config(str(folder), pid, process_identity(pid), start_ns, settings.rate_hz, notebook, most, environ)
         return cls(Recorder.start(config), settings)
 
     def next_cell(self) -> OpenCell:

@@ -15,9 +15,12 @@ from cellmeter.export.compared import comparison_html, comparison_json, comparis
 from cellmeter.export.comparison import compare
 from cellmeter.export.html import html_report, inline_html
 from cellmeter.export.markdown import markdown_report
+from cellmeter.export.records import jsonl_report, write_cells_csv, write_cells_parquet
 from cellmeter.export.report_json import json_report
+from cellmeter.export.selection import Part, narrowed, part_of, selection
 from cellmeter.export.table import write_csv, write_parquet
 from cellmeter.export.text import cells_table, runs_table, status_text, text_report
+from cellmeter.rules import judge
 
 if TYPE_CHECKING:
     import os
@@ -30,13 +33,17 @@ __all__ = [
     "FORMATS",
     "FORMAT_OF",
     "SUFFIXES",
+    "Part",
     "cells_table",
     "compare",
     "html_report",
     "inline_html",
+    "narrowed",
+    "part_of",
     "render",
     "render_comparison",
     "runs_table",
+    "selection",
     "status_text",
     "write",
 ]
@@ -46,10 +53,15 @@ _REPORTS: dict[str, Callable[[Run, Judgement | None], str]] = {
     "html": html_report,
     "json": json_report,
     "md": markdown_report,
+    "jsonl": jsonl_report,
 }
 _COMPARISONS = {"text": comparison_text, "html": comparison_html, "json": comparison_json}
-_TABLES: dict[str, Callable[[Run, BinaryIO], None]] = {".csv": write_csv, ".parquet": write_parquet}
-FORMAT_OF = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
+_TABLES: dict[str, Callable[[Run, BinaryIO, Part], None]] = {".csv": write_csv, ".parquet": write_parquet}
+_CELL_TABLES: dict[str, Callable[[Run, BinaryIO], None]] = {
+    ".csv": write_cells_csv,
+    ".parquet": write_cells_parquet,
+}
+FORMAT_OF = {".html": "html", ".json": "json", ".md": "md", ".txt": "text", ".jsonl": "jsonl"}
 
 FORMATS = tuple(_REPORTS)
 COMPARISON_FORMATS = tuple(_COMPARISONS)
@@ -73,8 +85,17 @@ def render_comparison(a: Run, b: Run, format: str) -> str:
     return _COMPARISONS[format](compare(a, b))
 
 
-def write(run: Run, path: str | os.PathLike[str], judgement: Judgement | None = None) -> Path:
+def write(
+    run: Run,
+    path: str | os.PathLike[str],
+    judgement: Judgement | None = None,
+    *,
+    per_cell: bool = False,
+    part: Part | None = None,
+) -> Path:
     """Writes the report, or the samples, to a file whose suffix is one of ``SUFFIXES``; returns its path.
+
+    ``per_cell``: tables have a row a cell and not a row a reading. ``part``: only that part of the run; judged is all of it.
 
     The file is there whole or not at all. Raises BadUsage for another suffix, MissingExtra where ``.parquet`` needs a package
     that is not installed, and OSError.
@@ -83,14 +104,21 @@ def write(run: Run, path: str | os.PathLike[str], judgement: Judgement | None = 
     suffix = target.suffix.lower()
     if suffix not in SUFFIXES:
         raise BadUsage(f"{target.name!r} has no suffix that tells the format: use one of {', '.join(SUFFIXES)}")
-    part = target.with_name(target.name + ".part")
+    place = target.with_name(target.name + ".part")
     try:
-        with part.open("wb") as file:
-            if suffix in _TABLES:
-                _TABLES[suffix](run, file)
-            else:
-                file.write(render(run, FORMAT_OF[suffix], judgement).encode("utf-8", "backslashreplace"))
-        part.replace(target)
+        with place.open("wb") as file:
+            _write(run, file, suffix, judgement, per_cell, part or Part(None, 0.0))
+        place.replace(target)
     finally:
-        part.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
     return target
+
+
+def _write(run: Run, file: BinaryIO, suffix: str, judgement: Judgement | None, per_cell: bool, part: Part) -> None:
+    if suffix in _TABLES and not per_cell:
+        return _TABLES[suffix](run, file, part)
+    run, judgement = narrowed(run, judgement or judge(run), part)
+    if suffix in _TABLES:
+        return _CELL_TABLES[suffix](run, file)
+    file.write(render(run, FORMAT_OF[suffix], judgement).encode("utf-8", "backslashreplace"))
+    return None

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from cellmeter.errors import MissingExtra
 from cellmeter.metrics import METRICS
+from cellmeter.run import Series
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cellmeter.run import Run, Series
+    from cellmeter.export.selection import Part
+    from cellmeter.run import Run
 
 ROWS_AT_ONCE = 65_536
 HEADERS = ("time_s", "wall_time", "cell", "label", "metric", "subject", "unit", "value")
@@ -38,20 +40,20 @@ class Piece(NamedTuple):
     values: NDArray[np.float64]
 
 
-def write_csv(run: Run, file: BinaryIO) -> None:
-    """All readings as UTF-8 CSV with a header; an unknown value is empty. Between cells, ``cell`` is 0."""
+def write_csv(run: Run, file: BinaryIO, part: Part) -> None:
+    """Readings as UTF-8 CSV with a header; an unknown value is empty. Between cells, ``cell`` is 0."""
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
     rows = csv.writer(text)
     rows.writerow(HEADERS)
     labels = {seq: neutral(label) for seq, label in _labels(run).items()}
-    for piece in _pieces(run):
+    for piece in _pieces(run, part):
         rows.writerows(_rows(piece, labels))
     text.flush()
     text.detach()
 
 
-def write_parquet(run: Run, file: BinaryIO) -> None:
-    """All readings as Parquet; units also in the metadata of the column ``value``. Raises MissingExtra without pyarrow."""
+def write_parquet(run: Run, file: BinaryIO, part: Part) -> None:
+    """Readings as Parquet; units also in the metadata of the column ``value``. Raises MissingExtra without pyarrow."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -60,7 +62,7 @@ def write_parquet(run: Run, file: BinaryIO) -> None:
     labels = _labels(run)
     schema = _parquet_schema(pa, run)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for piece in _pieces(run):
+        for piece in _pieces(run, part):
             writer.write_table(_parquet_table(pa, schema, piece, labels))
 
 
@@ -84,11 +86,21 @@ def _quantities(run: Run) -> dict[tuple[str, str], str]:
     return found
 
 
-def _pieces(run: Run) -> Iterator[Piece]:
+def _pieces(run: Run, part: Part) -> Iterator[Piece]:
     for (metric, subject), unit in _quantities(run).items():
         if metric in METRICS:
             # A run keeps every series it was asked for; a copy that is dropped keeps none.
-            yield from _cut(run, metric, subject, unit, replace(run).series(metric, subject))
+            series = _selected(replace(run).series(metric, subject), part)
+            yield from _cut(run, metric, subject, unit, series)
+
+
+def _selected(series: Series, part: Part) -> Series:
+    import numpy as np
+
+    wanted = series.time >= part.start
+    if part.cells is not None:
+        wanted &= np.isin(series.seq, list(part.cells))
+    return series if wanted.all() else Series(series.time[wanted], series.values[wanted], series.seq[wanted])
 
 
 def _cut(run: Run, metric: str, subject: str, unit: str, series: Series) -> Iterator[Piece]:
