@@ -17,7 +17,8 @@ from conftest import has_ended, wait_until
 from cellmeter import judge
 from cellmeter.export import render
 from cellmeter.export.report_json import schema
-from cellmeter.run import Run
+from cellmeter.export.summary import cell_rows
+from cellmeter.run import GpuUsage, Run
 from cellmeter.store import read_run, run_folders
 
 PROCESS = """
@@ -130,3 +131,95 @@ def test_a_busy_gpu_is_clear(record: Callable[..., Run]) -> None:
     run = record(trace, 12.0, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")
     assert [f.rule for f in judge(run).findings] == []
     assert {c.rule: c.outcome for c in judge(run).checked}["gpu-underused"] == "clear"
+
+
+TAKES_A_FEW_SECONDS = 9.0  # the recorder looks for new GPUs every five
+
+
+def test_a_gpu_that_comes_while_a_cell_runs(record: Callable[..., Run], home: Path) -> None:
+    trace = f"""
+        live
+        gpu from=1
+        at 0 gpu 0 util=90 used=30g power=600
+        gpu uuid=GPU-first
+        at 0 gpu 1 util=10 used=1g power=100
+        proc 0 - gpu 1 pid=@{home}/pid used=1g
+        proc 0 - gpu 0 pid=@{home}/pid used=20g
+    """
+    run = record(trace, TAKES_A_FEW_SECONDS)
+    first, second = run.devices
+    assert (first.id, first.uuid, first.since) == ("gpu0", "GPU-first", 0.0), "it was first, whatever NVML counts"
+    (cell,) = run.cells
+    assert second.id == "gpu1"
+    assert cell.start + 4 < second.since < cell.start + 8
+    assert [notice.split(":")[0] for notice in run.notices] == ["gpu1 added"]
+    usage = run.usage(cell)
+    assert usage.gpu["gpu0"].utilization_mean == pytest.approx(10)
+    assert usage.gpu["gpu1"].utilization_mean == pytest.approx(90), "of the time it was there"
+    assert usage.gpu["gpu1"].energy_joules == pytest.approx(600 * (run.duration - second.since), rel=0.2)
+    late = run.series("gpu.utilization", "gpu1")
+    before = late.between(0, second.since).values
+    assert len(before) > 20
+    assert all(value != value for value in before), "unknown, never 0"
+    assert len(late.time) == len(run.series("process.cpu.time", "process").time)
+    assert set(run.series("gpu.utilization", "gpu0").values) == {10}
+    assert [s.stream for s in run.segments].count("main") == 2
+    assert (
+        run.series("process.cpu.time", "process").time[1:] > run.series("process.cpu.time", "process").time[:-1]
+    ).all()
+    assert run.samples().attrs["units"]["gpu.utilization:gpu1"] == "%"
+    for kind in ("text", "html", "md", "json"):
+        assert "gpu1" in render(run, kind)
+    jsonschema.validate(json.loads(render(run, "json")), schema())
+    assert {c.outcome for c in judge(run).checked}.isdisjoint({"error"})
+
+
+def test_cells_before_and_after_a_gpu_came(home: Path, tmp_path: Path) -> None:
+    code = PROCESS.replace(
+        'cell = recording.cell_started("train()")\n',
+        'recording.cell_ended(recording.cell_started("first()"), "ok")\ntime.sleep(7)\ncell = recording.cell_started("then()")\n',
+    )
+    env = {
+        **os.environ,
+        **nvml_stub.environment("live\ngpu\nat 0 gpu 0 util=10\ngpu from=1\nat 0 gpu 1 util=90", tmp_path),
+    }
+    subprocess.run([sys.executable, "-c", code, "1.0"], env=env, check=True, timeout=60)
+    run = read_run(run_folders(home / "runs")[-1])
+    first, then = (run.usage(cell) for cell in run.cells)
+    assert first.gpu["gpu1"] == GpuUsage(None, None, None, None, None)
+    assert first.unknown["gpu.gpu1.utilization_mean"] == "gpu1 came after this cell"
+    assert then.gpu["gpu1"].utilization_mean == pytest.approx(90)
+    before, after = cell_rows(run)
+    assert before.energy_joules is None or before.energy_joules >= 0
+    assert after.gpu_percent == pytest.approx(50)
+
+
+IN_A_MOUNT_NAMESPACE = """
+mount --make-rprivate /
+mount -t tmpfs none /proc/driver
+mkdir -p /proc/driver/nvidia/gpus/0000:01:00.0
+( sleep 2; mkdir /proc/driver/nvidia/gpus/0000:02:00.0 ) &
+exec "$@"
+"""
+
+
+def can_mount() -> bool:
+    """Whether this user may lay a file system over /proc/driver in a namespace of its own."""
+    test = ["unshare", "--mount", "sh", "-c", "mount --make-rprivate / && mount -t tmpfs none /proc/driver"]
+    try:
+        return subprocess.run(test, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not can_mount(), reason="takes the right to mount in a namespace of one's own")
+def test_a_card_that_the_kernels_driver_lists_needs_a_new_session(home: Path, tmp_path: Path) -> None:
+    machine = nvml_stub.machine("gpu\nat 0 gpu 0 util=10\ngpu from=1\nat 0 gpu 1 util=90", tmp_path)
+    within = ["unshare", "--mount", "sh", "-c", IN_A_MOUNT_NAMESPACE, "sh"]
+    command = [*within, sys.executable, "-c", PROCESS, str(TAKES_A_FEW_SECONDS)]
+    subprocess.run(command, env={**os.environ, **machine.environ}, check=True, timeout=60)
+    run = read_run(run_folders(home / "runs")[-1])
+    assert [device.id for device in run.devices] == ["gpu0", "gpu1"]
+    assert run.series("gpu.utilization", "gpu1").values[-1] == 90
+    assert machine.counts()["nvmlInitWithFlags"] == 2
+    assert {gap.reason for gap in run.gaps} <= {"the NVIDIA driver was being opened anew"}

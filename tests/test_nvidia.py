@@ -15,8 +15,9 @@ import pytest
 
 import cellmeter
 from cellmeter.metrics import METRICS
-from cellmeter.sources import Notice
-from cellmeter.sources.nvidia import Opened, event_reason_words, open_nvidia
+from cellmeter.sources import Notice, Source
+from cellmeter.sources.nvidia import NvidiaDriver, open_nvidia
+from cellmeter.sources.nvidia_readings import event_reason_words
 from cellmeter.sources.visible import Gpu, owned
 
 GIB = 2.0**30
@@ -29,8 +30,13 @@ class Rig:
     def __init__(self, machine: nvml_stub.Machine, environ: dict[str, str], pids: set[int], proc: Path) -> None:
         self.machine = machine
         self.now = 0.0
-        self.opened: Opened = open_nvidia(lambda: pids, environ, lambda: self.now, str(proc))
-        self.sources = {source.name: source for source in self.opened.sources}
+        self.proc = proc
+        self.told: list[tuple[float, str, str | None, str, str]] = []
+        self.opened: NvidiaDriver = open_nvidia(lambda: pids, environ, lambda: self.now, str(proc))
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        return {source.name: source for source in self.opened.sources}
 
     def at(self, seconds: float) -> None:
         self.now = seconds
@@ -48,9 +54,24 @@ class Rig:
         source.notices.clear()
         return drained
 
+    def insert(self, card: str) -> None:
+        """What the kernel's driver lists, which no session of NVML needs to begin anew for."""
+        (self.proc / "driver/nvidia/gpus" / card).mkdir(parents=True)
+
+    def look_until(self, seconds: float) -> int:
+        """Looks once a second, as the recorder does, and reads; how often all was opened anew."""
+        reopened = 0
+        while self.now < seconds:
+            self.at(self.now + 1)
+            reopened += self.opened.look()
+            for name in self.sources:
+                self.read(name)
+            if self.sources:
+                self.told += [(self.now, *notice) for notice in self.notices()]
+        return reopened
+
     def close(self) -> None:
-        for source in reversed(self.opened.sources):
-            source.close()
+        self.opened.close()
 
 
 Start = Callable[..., Rig]
@@ -290,6 +311,137 @@ class TestLost:
         assert [known(rig.read(name)) for name in rig.sources] == [{}, {}, {}]
 
 
+class TestComing:
+    """GPUs and MIG instances that come while the sources read."""
+
+    def test_a_card_that_the_kernels_driver_lists_is_opened_in_a_new_session(self, start):
+        rig = start("gpu\nat 0 gpu 0 util=10\ngpu from=7 mem=24g\nat 0 gpu 1 util=90 power=300")
+        rig.insert("0000:01:00.0")
+        rig.look_until(7)
+        assert {column.subject for column in rig.sources["main"].columns} == {"gpu0"}
+        rig.insert("0000:02:00.0")
+        assert rig.look_until(12) == 1
+        row = rig.read()
+        assert (row["gpu.utilization:gpu0"], row["gpu.utilization:gpu1"]) == (10, 90)
+        assert [(d.id, d.memory_bytes / GIB) for d in rig.sources["main"].devices()] == [("gpu0", 80), ("gpu1", 24)]
+        assert [told[1:4] for told in rig.told] == [("added", None, "gpu1")]
+        assert {column.subject for column in rig.sources["gpu-processes"].columns} == {"gpu0", "gpu1"}
+        (backlog,) = rig.opened.backlogs
+        assert [column.subject for column in backlog.columns] == ["gpu0", "gpu1"]
+
+    def test_one_that_an_open_session_shows(self, start):
+        rig = start("live\ngpu\ngpu from=7 gpm=1")
+        assert rig.look_until(12) == 1
+        assert set(rig.sources) == {"main", "gpu-processes", "gpm"}
+
+    def test_a_look_that_finds_nothing_is_a_few_calls_every_five_seconds(self, start):
+        rig = start(gpus(8))
+        rig.machine.forget_calls()
+        for tenth in range(300):
+            rig.at(tenth / 10)
+            assert not rig.opened.look()
+        assert rig.machine.counts().total() == 5 * (1 + 8 * 3)  # count; handle, UUID and MIG mode
+
+    def test_one_that_takes_anothers_place_is_told_apart_by_its_uuid(self, start):
+        trace = "live\ngpu from=7\nat 0 gpu 0 util=90\ngpu\nat 0 gpu 1 util=10"
+        rig = start(trace, {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
+        before, *_ = rig.sources["main"].devices()
+        assert before.mine
+        rig.look_until(12)
+        row = rig.read()
+        assert (row["gpu.utilization:gpu0"], row["gpu.utilization:gpu1"]) == (10, 90)
+        first, second = rig.sources["main"].devices()
+        assert (first.id, first.uuid, second.id) == ("gpu0", before.uuid, "gpu1")
+        assert (first.mine, second.mine) == (None, None), "CUDA may count in the new order or in the old"
+
+    def test_the_drivers_samples_go_on_where_they_were(self, start):
+        rig = start("live\ngpu\nat 0 gpu 0 util=10\ngpu from=4\nat 0 gpu 1 util=90")
+        rig.at(2)
+        assert rig.opened.backlogs[0].drain() == []
+        rig.at(4.5)
+        rig.opened.backlogs[0].drain()
+        rig.look_until(6.0)
+        rows = rig.opened.backlogs[0].drain()
+        assert [row.values[0] for row in rows] == [10.0] * 20, "2 s since 4.5 s by the clock of whole seconds"
+        assert all(math.isnan(row.values[1]) for row in rows), "what the new one did before is nobody's"
+        rig.at(7.5)
+        assert [row.values[1] for row in rig.opened.backlogs[0].drain()][-1:] == [90.0]
+
+    def test_a_driver_that_is_loaded_later(self, start):
+        rig = start("init 9 0 7\ngpu\nat 0 gpu 0 util=50")
+        assert "not loaded" in rig.opened.unavailable["gpu"]
+        rig.look_until(7)
+        rig.insert("0000:01:00.0")
+        assert rig.look_until(12) == 1
+        assert rig.read()["gpu.utilization:gpu0"] == 50
+        assert (rig.opened.unavailable, rig.opened.driver) == ({}, "580.95.05")
+
+    def test_without_a_driver_nothing_is_asked_of_its_library(self, start):
+        rig = start("driver-not-loaded")
+        rig.look_until(60)
+        assert rig.machine.calls() == []
+
+    def test_a_driver_that_does_not_open_again_is_tried_ever_more_seldom(self, start):
+        rig = start("live\ngpu\ngpu from=3\ninit 999 4 60\nat 0 gpu 0 util=70")
+        rig.look_until(8)
+        assert known(rig.read()) == {}
+        assert [told[:4] for told in rig.told] == [(5, "lost", None, "gpu0")]
+        assert "Unknown Error" in rig.told[0][4]
+        assert rig.look_until(100) == 1
+        assert rig.read()["gpu.utilization:gpu0"] == 70
+        assert [told[1:4] for told in rig.told[1:]] == [("returned", None, "gpu0"), ("added", None, "gpu1")]
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            "gpu - nvmlSystemGetDriverVersion 999",
+            "gpu - nvmlDeviceGetCount_v2 999",
+            "gpu * nvmlDeviceGetHandleByIndex_v2 15",
+            "gpu * nvmlDeviceGetUUID 999",
+            "gpu * nvmlDeviceGetName 10",
+            "gpu * nvmlGpmSampleAlloc 20",
+            "gpu - nvmlGpmSampleAlloc 20",
+        ],
+    )
+    def test_a_driver_that_opens_again_by_half(self, start, fault):
+        rig = start(f"gpu gpm=1\ngpu from=3\nat 0 gpu 0 util=70\nat 0 gpu 1 util=20\nerr 4 30 {fault}")
+        rig.insert("0000:02:00.0")
+        rig.look_until(200)
+        row = rig.read()
+        assert (row["gpu.utilization:gpu0"], row["gpu.utilization:gpu1"]) == (70, 20)
+
+    def test_one_that_comes_and_goes_is_not_opened_anew_each_time(self, start):
+        flaps = "\n".join(f"gone {at} {at + 4} gpu 1" for at in range(3, 480, 8))
+        rig = start(f"live\ngpu\ngpu from=2\nat 0 gpu 0 util=10\nat 0 gpu 1 util=90\n{flaps}")
+        assert rig.look_until(480) <= 7
+        values = set()
+        for tenth in range(4800, 5000):
+            rig.at(tenth / 10)
+            row = rig.read()
+            assert row["gpu.utilization:gpu0"] == 10
+            values.add(row.get("gpu.utilization:gpu1"))
+        assert values <= {90.0} | {value for value in values if value != value}
+
+    def test_a_card_that_was_away_and_one_session_does_not_find_again(self, start):
+        rig = start("gpu\ngpu\nat 0 gpu 1 util=90\ngone 3 7 gpu 1")
+        rig.insert("0000:01:00.0")
+        rig.look_until(6)
+        assert math.isnan(rig.read()["gpu.utilization:gpu1"])
+        rig.insert("0000:02:00.0")
+        rig.look_until(12)
+        assert rig.read()["gpu.utilization:gpu1"] == 90
+        assert [told[1:4:2] for told in rig.told] == [("lost", "gpu1"), ("returned", "gpu1")]
+        assert len(rig.sources["main"].devices()) == 2
+
+    def test_eight_that_are_opened_anew_keep_their_numbers(self, start):
+        trace = "".join(f"gpu\nat 0 gpu {i} util={i + 1}\n" for i in range(8)) + "gpu from=3\nat 0 gpu 8 util=99\nlive"
+        rig = start(trace + "\nerr 4 20 gpu 3 * 15")
+        rig.look_until(30)
+        row = rig.read()
+        assert [row[f"gpu.utilization:gpu{i}"] for i in range(9)] == [1, 2, 3, 4, 5, 6, 7, 8, 99]
+        assert [told[1:4:2] for told in rig.told] == [("lost", "gpu3"), ("added", "gpu8"), ("returned", "gpu3")]
+
+
 class TestMig:
     TRACE = """
         gpu gpm=1
@@ -356,6 +508,29 @@ class TestMig:
         assert math.isnan(rig.read()["gpu.memory.used:gpu0.mig0"])
         rig.at(6)
         assert rig.read()["gpu.memory.used:gpu0.mig0"] == 3 * GIB
+
+    def test_mig_switched_on_and_off_while_recording(self, start):
+        rig = start(
+            "gpu\nat 0 gpu 0 util=60 power=200\nmig 0 gi=1 uuid=MIG-aaaa from=3\nmig 0 gi=2 uuid=MIG-bbbb from=3\n"
+            "at 0 gpu 0.0 used=1g\nat 0 gpu 0.1 used=2g\ngone 20 - gpu 0.0\ngone 60 - gpu 0.1"
+        )
+        assert rig.read()["gpu.utilization:gpu0"] == 60
+        rig.look_until(8)
+        row = rig.read()
+        assert math.isnan(row["gpu.utilization:gpu0"]), "NVML measures none where MIG is on"
+        assert (row["gpu.power:gpu0"], row["gpu.memory.used:gpu0.mig1"]) == (200, 2 * GIB)
+        rig.look_until(40)  # the second instance has the first one's place now
+        row = rig.read()
+        assert row["gpu.memory.used:gpu0.mig1"] == 2 * GIB
+        assert "gpu.memory.used:gpu0.mig0" not in row
+        rig.look_until(200)
+        assert rig.read()["gpu.utilization:gpu0"] == 60
+        assert [device.id for device in rig.sources["main"].devices()] == ["gpu0", "gpu0.mig0", "gpu0.mig1"]
+
+    def test_an_instance_that_takes_anothers_place_gets_an_id_of_its_own(self, start):
+        rig = start("gpu\nmig 0 gi=1 uuid=MIG-a\nmig 0 gi=1 uuid=MIG-b from=7\ngone 7 - gpu 0.0\nat 0 gpu 0.1 used=5g")
+        rig.look_until(12)
+        assert rig.read()["gpu.memory.used:gpu0.mig1"] == 5 * GIB
 
 
 class TestProcesses:
@@ -669,6 +844,11 @@ class TestOwned:
         environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
         assert list(owned(gpus, environ).values()) == mine
 
+    def test_ordinals_of_gpus_that_have_moved_are_unknown(self):
+        assert list(owned(ALIKE, {"CUDA_VISIBLE_DEVICES": "0"}, ordered=False).values()) == [WHO, WHO, WHO]
+        assert list(owned(ALIKE, {"CUDA_VISIBLE_DEVICES": "0,1,2"}, ordered=False).values()) == [YES, YES, YES]
+        assert list(owned(ALIKE, {"CUDA_VISIBLE_DEVICES": "GPU-77"}, ordered=False).values()) == [NO, NO, YES]
+
     def test_pci_order_makes_ordinals_known(self):
         environ = {"CUDA_VISIBLE_DEVICES": "2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         assert owned(MIXED, environ) == {"gpu0": False, "gpu1": False, "gpu2": True}
@@ -742,8 +922,7 @@ def test_the_drivers_samples_are_drained_once_each_by_gpu(tmp_path: Path) -> Non
         assert second == [55.0] * 10
         assert [row.epoch_us for row in rows] == sorted(row.epoch_us for row in rows)
         assert backlog.drain() == []
-        for source in opened.sources[::-1]:
-            source.close()
+        opened.close()
 
 
 def test_a_driver_without_samples_is_told_once(tmp_path: Path) -> None:
@@ -756,5 +935,4 @@ def test_a_driver_without_samples_is_told_once(tmp_path: Path) -> None:
         assert [(n.kind, n.metric, n.subject) for n in backlog.notices] == [
             ("unavailable", "gpu.utilization.driver", "gpu0")
         ]
-        for source in opened.sources[::-1]:
-            source.close()
+        opened.close()

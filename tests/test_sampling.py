@@ -30,10 +30,10 @@ class FakeClock:
 
 
 class FakeSource:
-    def __init__(self, name: str = "main", interval: float = 0.0) -> None:
+    def __init__(self, name: str = "main", interval: float = 0.0, subject: str = "host") -> None:
         self.name = name
         self.interval = interval
-        self.columns = (Column(f"{name}.x", "host", "1"),)
+        self.columns = (Column(f"{name}.x", subject, "1"),)
         self.notices: list[Notice] = []
         self.reads = 0
 
@@ -56,6 +56,8 @@ class FakeSink:
         self.full = False
 
     def add_segment(self, stream: str, columns: Sequence[Column]) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
         self.segments.append(stream)
         return len(self.segments) - 1
 
@@ -242,3 +244,51 @@ def test_the_wall_clock_is_noted_once_a_minute() -> None:
     stage.run_for(150)
     anchors = [(e["t"] - stage.start) / 1e9 for e in stage.sink.events if e["event"] == "anchor"]
     assert anchors == pytest.approx([0, 60, 120])
+
+
+def test_other_columns_get_a_segment_of_their_own_and_the_rest_goes_on() -> None:
+    cores = FakeSource("cores", 1.0)
+    stage = Stage(cores)
+    stage.begin(1)
+    stage.run_for(0.45)
+    stage.sampler.change([stage.source, FakeSource(subject="gpu1"), cores], [])
+    stage.run_for(0.2)
+    assert stage.sink.segments == ["main", "cores", "main"]
+    assert stage.times() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert stage.times("cores") == [0], "no sooner than it was due"
+    assert stage.tags() == [1] * 7
+    assert stage.sink.gaps() == []
+
+
+def test_the_same_columns_from_other_sources_go_on_in_their_segment() -> None:
+    stage = Stage()
+    stage.run_for(1)
+    stage.sampler.change([FakeSource()], [])
+    stage.run_for(1)
+    assert stage.sink.segments == ["main"]
+    assert stage.times() == pytest.approx([0, 1, 2])
+
+
+def test_other_columns_on_a_full_disk_begin_when_it_has_room() -> None:
+    stage = Stage()
+    stage.begin(1)
+    stage.sink.full = True
+    stage.sampler.change([stage.source, FakeSource(subject="gpu1")], [])
+    stage.run_for(0.35)
+    assert stage.sink.segments == ["main"]
+    stage.sink.full = False
+    stage.run_for(0.3)
+    assert stage.sink.segments == ["main", "main"]
+    assert stage.sink.gaps()[0]["reason"] == "3 samples could not be written: No space left on device"
+
+
+def test_time_that_a_driver_took_is_a_gap_with_that_reason_once() -> None:
+    stage = Stage()
+    stage.begin(1)
+    for late in (450, 50, 450):
+        if late == 450 and not stage.sink.gaps():
+            stage.sampler.busy_with("the NVIDIA driver was being opened anew")
+        stage.clock.now += late * MS
+        stage.run_for(0.1)
+    reasons = [gap["reason"] for gap in stage.sink.gaps()]
+    assert reasons == ["the NVIDIA driver was being opened anew", "the recorder was stopped or got no CPU time"]

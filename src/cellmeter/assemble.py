@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -176,12 +177,17 @@ def _in_order(records: NDArray[Any]) -> NDArray[Any]:
 
 
 def _notices(events: Iterable[Event], damaged_lines: int, damaged_records: int) -> Iterable[str]:
-    for event in events:
-        if event.get("event") in ("lost", "returned"):
-            yield f"{event['subject']} {event['event']}: {event['reason']}"
-        elif event.get("event") == "notice":
-            yield event["text"]
+    for text, count in Counter(_told(events)).items():  # a GPU may come and go all day
+        yield text if count == 1 else f"{text} ({count} times)"
     if damaged_records:
         yield f"{damaged_records} damaged samples were left out"
     if damaged_lines:
         yield f"{damaged_lines} damaged event lines were left out: cells or gaps may be missing"
+
+
+def _told(events: Iterable[Event]) -> Iterable[str]:
+    for event in events:
+        if event.get("event") in ("added", "lost", "returned"):
+            yield f"{event['subject']} {event['event']}: {event['reason']}"
+        elif event.get("event") == "notice":
+            yield event["text"]

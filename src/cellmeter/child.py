@@ -13,18 +13,20 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cellmeter import __version__
 from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, SystemClock
-from cellmeter.sources import Backlog, Source
+from cellmeter.sources import Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, judge_death, wait_status
+from cellmeter.sources.nvidia import open_nvidia
 from cellmeter.sources.peaks import CellPeaks
 from cellmeter.store import Writer, process_identity, prune
 
 LINE_LIMIT = 1 << 20  # a line that never ends is dropped, not gathered for ever
 LOOK_SECONDS = 1.0
+SLOW_NS = 5_000_000
 PRUNE_SECONDS = 600.0
 REAPED_SECONDS = 0.5  # how long to wait for an exit status that only shows once the parent has reaped
 
@@ -89,18 +91,24 @@ class Child:
         self._kills_before = self._kills.count()
         self._look_at = self._prune_at = 0.0
         self._died = False
+        self._header_is_old = False
 
     def run(self, early: Sequence[Mapping[str, Any]]) -> None:
         """Records until the kernel dies or says stop. ``early``: messages that have come already."""
         self._writer = Writer(Path(self._config.folder))
         clock = SystemClock()
-        opened, machine = open_sources(self._config.pid, self._environ)
-        self._sources = opened.sources
-        self._peaks = CellPeaks(self._config.pid, opened.pids)
+        self._machine, machine, pids = _open_machine(self._config.pid)
+        self._gpus = open_nvidia(pids, self._environ)
+        self._peaks = CellPeaks(self._config.pid, pids)
+        self._unavailable: dict[str, str] = machine.pop("unavailable")
         if self._peaks.group.unknown is not None:
-            machine["unavailable"]["cgroup.memory.peak"] = self._peaks.group.unknown
-        self._writer.describe(**_header(self._config, clock), **machine)
-        self._sampler = Sampler(self._sources, self._writer, clock, self._config.rate_hz, opened.backlogs)
+            self._unavailable["cgroup.memory.peak"] = self._peaks.group.unknown
+        header = _header(self._config, clock)
+        self._start_ns: int = header["start_ns"]
+        self._since: dict[str, float] = {}
+        self._writer.describe(**header, **machine, **self._gpu_header(0.0))
+        sources = [*self._machine, *self._gpus.sources]
+        self._sampler = Sampler(sources, self._writer, clock, self._config.rate_hz, self._gpus.backlogs)
         for message in early:
             self._handle(message)
         self._died = not self._kernel_lives()
@@ -163,14 +171,41 @@ class Child:
         """The cell chose other GPUs: what is "mine" is judged anew."""
         self._environ.clear()
         self._environ.update(environ)
+        self._describe_gpus()
+
+    def _look_for_gpus(self) -> None:
+        """Those that have come since are recorded from now on."""
+        before_ns = time.monotonic_ns()
+        changed = self._gpus.look()
+        if time.monotonic_ns() - before_ns > SLOW_NS:
+            self._sampler.busy_with("the NVIDIA driver was being opened anew")
+        if changed:
+            self._sampler.change([*self._machine, *self._gpus.sources], self._gpus.backlogs)
+            self._describe_gpus()
+
+    def _describe_gpus(self) -> None:
+        """Puts into the header what is known of GPUs now; tried again each second until the disk takes it."""
         try:
-            self._writer.describe(devices=_devices(self._sources))
+            self._writer.describe(**self._gpu_header((time.monotonic_ns() - self._start_ns) * 1e-9))
         except OSError as error:
-            text = f"which GPUs are the cell's own could not be written: {error.strerror}"
-            self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
+            if not self._header_is_old:
+                text = f"which GPUs there are, and which are the cell's own, could not be written: {error.strerror}"
+                self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
+            self._header_is_old = True
+        else:
+            self._header_is_old = False
+
+    def _gpu_header(self, now: float) -> dict[str, Any]:
+        """The part of ``run.json`` that changes with the GPUs; ``now`` is in seconds since the run's start."""
+        devices = [device for source in self._gpus.sources for device in source.devices()]
+        return {
+            "devices": [{**vars(device), "since": self._since.setdefault(device.id, now)} for device in devices],
+            "unavailable": {**self._unavailable, **self._gpus.unavailable},
+            "driver": self._gpus.driver,
+        }
 
     def _look_around(self) -> None:
-        """Once a second: the kill counter, and the kernel itself where no pidfd tells of its death. Now and then: old runs."""
+        """Once a second: the kill counter, new GPUs, the kernel itself where no pidfd tells of its death. Now and then: old runs."""
         now = time.monotonic()
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_SECONDS
@@ -183,6 +218,9 @@ class Child:
         if now >= self._look_at and not self._died:
             self._look_at = now + LOOK_SECONDS
             self._kills_before = self._kills.count()
+            self._look_for_gpus()
+            if self._header_is_old:
+                self._describe_gpus()
             self._died = self._pidfd is None and not self._kernel_lives()
 
     def _death(self) -> Verdict:
@@ -220,34 +258,6 @@ def _header(config: Config, clock: SystemClock) -> dict[str, Any]:
 
 
 Pids = Callable[[], Collection[int]]
-
-
-class Opened(NamedTuple):
-    """What there is to read, and who is in the kernel's tree."""
-
-    sources: list[Source]
-    backlogs: list[Backlog]
-    pids: Pids
-
-
-def open_sources(pid: int, environ: Mapping[str, str]) -> tuple[Opened, dict[str, Any]]:
-    """All this machine has to read, and what ``run.json`` says of the machine.
-
-    ``environ`` says which GPUs are the kernel's own; the sources look at it anew whenever they are asked for devices.
-    """
-    from cellmeter.sources.nvidia import open_nvidia
-
-    machine, header, pids = _open_machine(pid)
-    gpus = open_nvidia(pids, environ)
-    sources = [*machine, *gpus.sources]
-    unavailable = {**header["unavailable"], **gpus.unavailable}
-    header |= {"devices": _devices(sources), "unavailable": unavailable, "driver": gpus.driver}
-    return Opened(sources, gpus.backlogs, pids), header
-
-
-def _devices(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    devices = {device.id: device for source in sources for device in source.devices()}
-    return [vars(device) for device in devices.values()]
 
 
 def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Pids]:

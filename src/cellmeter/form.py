@@ -43,6 +43,7 @@ HEADER: Mapping[str, Any] = {
             "memory_bytes": int,
             "mine?": (bool, type(None)),
             "power_limit_watts?": NUMBER_OR_NONE,
+            "since?": NUMBER,
         }
     ],
 }
@@ -76,6 +77,7 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
     "source": {"t": int, "seq": int, "source": str},
     "gap": {"t": int, "start": int, "end": int, "reason": str},
     "unavailable": {"t": int, "metric": TEXT_OR_NONE, "subject": str, "reason": str},
+    "added": {"t": int, "subject": str, "reason": str},
     "lost": {"t": int, "subject": str, "reason": str},
     "returned": {"t": int, "subject": str, "reason": str},
     "notice": {"t": int, "text": str},

@@ -172,8 +172,8 @@ class Recording:
         if not self.folder.is_dir():
             return f"the run folder {self.folder} has been removed; %monitor stop and %monitor start make a new one"
         try:
-            written = (self.folder / "samples-000.f64").stat().st_mtime
-        except OSError:
+            written = max(entry.stat().st_mtime for entry in os.scandir(self.folder) if entry.name.endswith(".f64"))
+        except (OSError, ValueError):
             written = self._started
         if time.time() - written > SILENT_SECONDS:
             return f"nothing has been written to {self.folder} for more than {SILENT_SECONDS:g} s: is the disk full?"

@@ -74,7 +74,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU or MIG instance. ``mine`` is None where it cannot be told whose it is."""
+    """A GPU or MIG instance. ``mine`` is None where it cannot be told whose it is.
+
+    ``since``: seconds from the run's start until it was there; what it did before, if anything, is unknown.
+    """
 
     id: str
     name: str
@@ -82,6 +85,7 @@ class Device:
     memory_bytes: int
     mine: bool | None = None
     power_limit_watts: float | None = None
+    since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -238,13 +242,19 @@ class Run:
     def _stored(self, metric: str, subject: str) -> Series:
         import numpy as np
 
+        def place(segment: Segment) -> int | None:
+            found = (i for i, c in enumerate(segment.columns) if c.metric == metric and c.subject == subject)
+            return next(found, None)
+
+        streams = {segment.stream for segment in self.segments if place(segment) is not None}
         times, values, seqs = [], [], []
         for segment in self.segments:
-            for index, column in enumerate(segment.columns):
-                if column.metric == metric and column.subject == subject:
-                    times.append(segment.records["t"])
-                    values.append(segment.records["v"][:, index])
-                    seqs.append(segment.records["seq"])
+            if segment.stream in streams:
+                index, count = place(segment), len(segment.records)
+                times.append(segment.records["t"])
+                # a device that came later, or went: unknown while the stream went on without it
+                values.append(np.full(count, np.nan) if index is None else segment.records["v"][:, index])
+                seqs.append(segment.records["seq"])
         if not times:
             return Series(np.empty(0), np.empty(0), np.empty(0, np.int64))
         seconds = (np.concatenate(times) - self.start_ns) * 1e-9
@@ -338,7 +348,7 @@ def cell_usage(run: Run, cell: Cell) -> CellUsage:
     for key, value in (("peak_rss_bytes", peak), ("rss_start_bytes", first), ("rss_end_bytes", last)):
         if value is None:
             unknown[key] = why
-    gpu = {device.id: _gpu_usage(run, device.id, cell, end, unknown) for device in run.devices}
+    gpu = {device.id: _gpu_usage(run, device, cell, end, unknown) for device in run.devices}
     cpu = _cell_cpu(run, cell, end, unknown)
     read, written = (
         _disk_bytes(run, cell, end, metric, own, unknown)
@@ -384,9 +394,10 @@ def _growth(counter: Series, cell: Cell, end: float) -> float | None:
     return float(values[-1] - values[0]) if len(values) > 1 else None
 
 
-def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, str]) -> GpuUsage:
+def _gpu_usage(run: Run, device: Device, cell: Cell, end: float, unknown: dict[str, str]) -> GpuUsage:
     import numpy as np
 
+    gpu = device.id
     prefix, seconds = f"gpu.{gpu}.", end - cell.start
     utilization = run.series("gpu.utilization", gpu)
     if seconds < SHORT_FOR_UTILIZATION_SECONDS:
@@ -398,23 +409,31 @@ def _gpu_usage(run: Run, gpu: str, cell: Cell, end: float, unknown: dict[str, st
     mean = time_weighted_mean(utilization, cell.start, end)
     p95 = float(np.percentile(inside, 95)) if len(inside) else None
     if mean is None:
-        why = run.unavailable.get(f"gpu.utilization:{gpu}", "too few samples in this cell")
+        why = _gpu_unknown(run, "gpu.utilization", device, end)
         unknown[prefix + "utilization_mean"] = unknown[prefix + "utilization_p95"] = why
     memory = known(run.series("gpu.memory.used", gpu).between(cell.start, end).values)
     if not len(memory):
-        unknown[prefix + "memory_peak_bytes"] = run.unavailable.get(
-            f"gpu.memory.used:{gpu}", "too few samples in this cell"
-        )
-    energy = _growth(run.series("gpu.energy", gpu), cell, cell.start + seconds)
-    if energy is not None and seconds < SHORT_FOR_ENERGY_SECONDS:
+        unknown[prefix + "memory_peak_bytes"] = _gpu_unknown(run, "gpu.memory.used", device, end)
+    counter = run.series("gpu.energy", gpu)
+    energy = _growth(counter, cell, cell.start + seconds)
+    if energy is None:
+        unknown[prefix + "energy_joules"] = _gpu_unknown(run, "gpu.energy", device, end)
+    elif seconds < SHORT_FOR_ENERGY_SECONDS:
         energy = None
         unknown[prefix + "energy_joules"] = "cell shorter than the counter's period"
-    elif energy is None:
-        unknown[prefix + "energy_joules"] = run.unavailable.get(f"gpu.energy:{gpu}", "too few samples in this cell")
-    torch = next((cell.torch_peak_bytes.get(device.uuid) for device in run.devices if device.id == gpu), None)
+    elif (np.diff(known(_tagged(counter, cell, end).values)) < 0).any():
+        energy = None
+        unknown[prefix + "energy_joules"] = "the GPU's counter began anew within the cell: it was reset"
+    torch = cell.torch_peak_bytes.get(device.uuid)
     if torch is None:
         unknown[prefix + "torch_peak_bytes"] = "PyTorch was not in use, or the cell stayed below an earlier peak"
     return GpuUsage(mean, p95, int(memory.max()) if len(memory) else None, energy, torch)
+
+
+def _gpu_unknown(run: Run, metric: str, device: Device, end: float) -> str:
+    if end <= device.since:
+        return f"{device.id} came after this cell"
+    return run.unavailable.get(f"{metric}:{device.id}", "too few samples in this cell")
 
 
 def samples_frame(run: Run) -> pd.DataFrame:

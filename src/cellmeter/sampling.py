@@ -55,7 +55,7 @@ class Sink(Protocol):
     """Where samples and events go (:class:`cellmeter.store.Writer`). Each method may raise OSError."""
 
     def add_segment(self, stream: str, columns: Sequence[Column]) -> int:
-        """A new file for these columns."""
+        """A new file for these columns, in place of the stream's last one."""
 
     def sample(self, segment: int, t_ns: int, seq: int, flags: int, values: Sequence[float]) -> None:
         """One record."""
@@ -122,11 +122,27 @@ class Sampler:
         self._lost_from_ns: int | None = None
         self._lost = 0
         self._lost_why = ""
-        for stream in (self._main, *self._others):
+        self._busy_with: str | None = None
+        for stream in self._streams():
             stream.segment = sink.add_segment(stream.name, stream.columns)
-        for late in self._late:
-            late.segment = sink.add_segment(late.name, late.columns)
         self.deadline_ns = self._last_ns
+
+    def _streams(self) -> list[Stream | LateStream]:
+        return [self._main, *self._others, *self._late]
+
+    def change(self, sources: Iterable[Source], backlogs: Iterable[Backlog]) -> None:
+        """Goes on with other sources. A stream whose columns are others now gets a new segment with its next sample."""
+        before = {stream.name: stream for stream in self._streams()}
+        self._main, *self._others = streams_of(sources)
+        self._late = [LateStream(backlog) for backlog in backlogs]
+        for stream in self._streams():
+            old = before.get(stream.name)
+            if old is not None and old.columns == stream.columns:
+                stream.segment, stream.due_ns = old.segment, old.due_ns
+
+    def busy_with(self, what: str) -> None:
+        """Why the next sample comes late, if it does."""
+        self._busy_with = what
 
     @property
     def cell(self) -> int:
@@ -150,7 +166,8 @@ class Sampler:
         if slept:
             self._gap(self._last_ns, now, "the machine was suspended")
         elif now - self.deadline_ns >= step:
-            self._gap(self._last_ns, now, "the recorder was stopped or got no CPU time")
+            self._gap(self._last_ns, now, self._busy_with or "the recorder was stopped or got no CPU time")
+        self._busy_with = None
 
     def _gap(self, start: int, end: int, reason: str) -> None:
         self.event({"event": "gap", "t": end, "start": start, "end": end, "reason": reason})
@@ -199,7 +216,7 @@ class Sampler:
     def _write(self, stream: Stream, now: int, seq: int, flags: int) -> None:
         row = stream.read()
         try:
-            self._sink.sample(stream.segment, now, seq, flags, row)
+            self._record(stream, now, seq, flags, row)
         except OSError as error:
             self._lose(now, error)
         else:
@@ -208,6 +225,12 @@ class Sampler:
         for source in stream.sources:
             self._tell(source.notices, now)
 
+    def _record(self, stream: Stream | LateStream, t_ns: int, seq: int, flags: int, row: Sequence[float]) -> None:
+        """Raises OSError; a new segment is tried again with the next sample."""
+        if stream.segment < 0:
+            stream.segment = self._sink.add_segment(stream.name, stream.columns)
+        self._sink.sample(stream.segment, t_ns, seq, flags, row)
+
     def _catch_up(self, late: LateStream, now: int) -> None:
         """Readings of others, put on our clock by the time of day; those from long after a cell are of no use."""
         epoch_ns = now - int(self._clock.wall() * _NS)
@@ -215,7 +238,7 @@ class Sampler:
         wanted = self._open or now - self._cell_ended_ns < 2 * late.interval_ns
         for row in rows if wanted else ():
             try:
-                self._sink.sample(late.segment, row.epoch_us * 1000 + epoch_ns, 0, 0, row.values)
+                self._record(late, row.epoch_us * 1000 + epoch_ns, 0, 0, row.values)
             except OSError as error:
                 self._lose(now, error)
         self._tell(late.backlog.notices, now)

@@ -92,7 +92,7 @@ class Writer:
         self.folder = folder
         self.header: dict[str, Any] = {"version": VERSION, "segments": []}
         self._events = self._open(EVENTS)
-        self._samples: list[int] = []
+        self._samples: dict[int, int] = {}
         self._formats: list[struct.Struct] = []
 
     def _open(self, name: str) -> int:
@@ -114,25 +114,35 @@ class Writer:
 
     def describe(self, **fields: Any) -> None:
         """Sets fields of ``run.json`` and replaces it whole."""
-        self.header.update(fields)
+        header = {**self.header, **fields}
         temporary = self.folder / (HEADER + ".new")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            content = sealed(self.header)
+            content = sealed(header)
             if os.write(fd, content) != len(content):
                 raise OSError(28, "No space left on device")
         finally:
             os.close(fd)
         temporary.replace(self.folder / HEADER)
+        self.header = header
 
     def add_segment(self, stream: str, columns: Sequence[Column]) -> int:
-        """A new sample file for these columns; returns its number, for :meth:`sample`."""
-        number = len(self._samples)
+        """A new sample file for these columns; returns its number, for :meth:`sample`. The stream's last one is closed."""
+        segments = self.header["segments"]
+        number = len(segments)
         name = f"samples-{number:03d}.f64"
-        self._samples.append(self._open(name))
+        fd = self._open(name)
+        try:
+            entry = {"file": name, "stream": stream, "columns": [list(column) for column in columns]}
+            self.describe(segments=[*segments, entry])
+        except BaseException:
+            os.close(fd)
+            raise
+        for old, segment in enumerate(segments):
+            if segment["stream"] == stream and old in self._samples:
+                os.close(self._samples.pop(old))
+        self._samples[number] = fd
         self._formats.append(struct.Struct(f"<qII{len(columns)}d"))
-        entry = {"file": name, "stream": stream, "columns": [list(column) for column in columns]}
-        self.describe(segments=[*self.header["segments"], entry])
         return number
 
     def sample(self, segment: int, t_ns: int, seq: int, flags: int, values: Sequence[float]) -> None:
@@ -146,7 +156,7 @@ class Writer:
 
     def close(self) -> None:
         """Closes the files."""
-        for fd in (self._events, *self._samples):
+        for fd in (self._events, *self._samples.values()):
             os.close(fd)
         self._samples.clear()
 

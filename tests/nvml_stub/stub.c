@@ -16,12 +16,15 @@
  *
  *   driver 580.95.05                        the driver's version
  *   driver-not-loaded                       nvmlInit answers DRIVER_NOT_LOADED (9)
- *   init CODE                               nvmlInit answers CODE
+ *   init CODE [FROM TO]                     nvmlInit answers CODE
  *   missing FUNCTION ...                    answers FUNCTION_NOT_FOUND (13), as the library of an older driver does
- *   gpu [name=] [uuid=] [mem=80g] [limit=700] [gpm=1]
- *                                           one more GPU; limit in watts
- *   mig G gi=1 [ci=0] [name=] [uuid=] [mem=10g]
- *                                           one more MIG instance of GPU G, which has MIG mode on from then on
+ *   gpu [name=] [uuid=] [mem=80g] [limit=700] [gpm=1] [from=T]
+ *                                           one more GPU; limit in watts. from: the time at which it comes. A session of
+ *                                           NVML shows what was there when it began
+ *   live                                    GPUs that come or go show in sessions that are open, too
+ *   gone FROM TO gpu G                      that GPU or MIG instance is not there; handles from before are lost
+ *   mig G gi=1 [ci=0] [name=] [uuid=] [mem=10g] [from=T]
+ *                                           one more MIG instance of GPU G, which has MIG mode on while it has any
  *   at T gpu G KEY=VALUE ...                readings from time T until the next of that key:
  *                                             util, memutil (%)  used (bytes; default: what its processes hold)
  *                                             power (W)  temp (C)  sm, memclk (MHz)  reasons (bit mask)
@@ -29,7 +32,8 @@
  *   proc FROM TO gpu G pid=P [used=2g] [type=C]
  *                                           a process that holds a context. P: a number, self, parent, or @FILE that
  *                                           holds it. used=none: the driver does not say. type: C, G or C+G
- *   err FROM TO gpu G FUNCTION CODE         that function (or *) answers CODE for GPU G (or *); see enum status
+ *   err FROM TO gpu G FUNCTION CODE         that function (or *) answers CODE for GPU G (or *; "-": calls that are about
+ *                                           no GPU); see enum status
  *   reset T gpu G                           handles given out before T are lost, new ones work
  *   window SECONDS                          utilisation is averaged over the last SECONDS, as drivers do (default 0)
  *   delay FUNCTION MICROSECONDS             that function (or *) sleeps, as when the driver's lock is taken
@@ -92,7 +96,7 @@ typedef struct { unsigned version, count; gpm_sample_t *before, *after; gpm_metr
 
 /* ---- the machine that the trace describes ------------------------------------------------------------------------ */
 
-enum { MAX_GPUS = 32, MAX_INSTANCES = 8, MAX_RESETS = 8, MAX_RULES = 256, MAX_GPM = 128, NAME = 96 };
+enum { MAX_GPUS = 32, MAX_INSTANCES = 8, MAX_RESETS = 8, MAX_GONE = 64, MAX_RULES = 256, MAX_GPM = 128, NAME = 96 };
 enum key { UTIL, MEMUTIL, USED, POWER, TEMP, SM_CLOCK, MEM_CLOCK, REASONS, KEYS };
 static const char *const KEY_NAMES[KEYS] = {"util", "memutil", "used", "power", "temp", "sm", "memclk", "reasons"};
 
@@ -114,9 +118,9 @@ struct gpu {
     unsigned gpu_instance, compute_instance; /* all ones: none, the GPU is whole */
     double memory, limit_watts;
     series_t readings[KEYS], gpm_readings[MAX_GPM];
-    double resets[MAX_RESETS];
-    int reset_count;
-    handle_t handles[MAX_RESETS + 1]; /* one for each time between resets */
+    double since, resets[MAX_RESETS], gone_from[MAX_GONE], gone_to[MAX_GONE];
+    int reset_count, gone_count;
+    handle_t handles[MAX_RESETS + MAX_GONE + 1]; /* one for each time between resets and absences */
 };
 
 struct gpm_sample { gpu_t *gpu; double time; };
@@ -133,7 +137,8 @@ typedef struct { double from, to; char gpu[32], function[64]; int status; } fail
 typedef struct { char function[64]; unsigned microseconds; } delay_t;
 
 static struct {
-    int users, init_status;
+    int users, init_status, live;
+    double init_from, init_to, opened; /* when nvmlInit fails; when this session began */
     char driver[80];
     gpu_t *gpus[MAX_GPUS];
     holder_t holders[MAX_RULES];
@@ -298,18 +303,20 @@ static void describe(gpu_t *gpu, char **line) {
         else if (!strcmp(key, "uuid")) copy(gpu->uuid, NAME, value);
         else if (!strcmp(key, "mem")) gpu->memory = number(value);
         else if (!strcmp(key, "limit")) gpu->limit_watts = number(value);
+        else if (!strcmp(key, "from")) gpu->since = number(value);
         else if (!strcmp(key, "gpm")) gpu->gpm = (int)number(value);
         else if (!strcmp(key, "gi")) gpu->gpu_instance = (unsigned)number(value);
         else if (!strcmp(key, "ci")) gpu->compute_instance = (unsigned)number(value);
         else fail(key);
     }
-    for (int i = 0; i <= MAX_RESETS; i++)
+    for (int i = 0; i <= MAX_RESETS + MAX_GONE; i++)
         gpu->handles[i] = (handle_t){gpu, i};
 }
 
 static void read_gpu(char **line) {
     need_room(machine.gpu_count, MAX_GPUS);
     gpu_t *gpu = calloc(1, sizeof *gpu);
+    gpu->since = -INFINITY;
     gpu->index = machine.gpu_count;
     snprintf(gpu->label, sizeof gpu->label, "%d", gpu->index);
     copy(gpu->name, NAME, "NVIDIA H100 80GB HBM3");
@@ -325,6 +332,7 @@ static void read_mig(char **line) {
     gpu_t *parent = gpu_named(need_word(line)), *gpu = calloc(1, sizeof *gpu);
     need_room(parent->instance_count, MAX_INSTANCES);
     gpu->parent = parent;
+    gpu->since = -INFINITY;
     gpu->index = parent->instance_count;
     gpu->gpm = parent->gpm;
     gpu->memory = 10 * 0x1p30;
@@ -397,6 +405,26 @@ static void read_reset(char **line) {
     gpu->resets[gpu->reset_count++] = time;
 }
 
+static void read_gone(char **line) {
+    const double from = next_number(line), to = next_end(line);
+    gpu_t *gpu = next_gpu(line);
+    need_room(gpu->gone_count, MAX_GONE);
+    gpu->gone_from[gpu->gone_count] = from;
+    gpu->gone_to[gpu->gone_count++] = to;
+}
+
+static void fail_init(int status, double from, double to) {
+    machine.init_status = status;
+    machine.init_from = from;
+    machine.init_to = to;
+}
+
+static void read_init(char **line) {
+    const int status = (int)next_number(line);
+    const char *from = next_word(line);
+    fail_init(status, from ? number(from) : -INFINITY, from ? next_end(line) : INFINITY);
+}
+
 static void read_delay(char **line) {
     need_room(machine.delay_count, MAX_RULES);
     delay_t *delay = &machine.delays[machine.delay_count++];
@@ -415,8 +443,10 @@ static void read_directive(char *line) {
     const char *what = next_word(&line);
     if (!what) return;
     if (!strcmp(what, "driver")) copy(machine.driver, sizeof machine.driver, need_word(&line));
-    else if (!strcmp(what, "driver-not-loaded")) machine.init_status = DRIVER_NOT_LOADED;
-    else if (!strcmp(what, "init")) machine.init_status = (int)next_number(&line);
+    else if (!strcmp(what, "driver-not-loaded")) fail_init(DRIVER_NOT_LOADED, -INFINITY, INFINITY);
+    else if (!strcmp(what, "init")) read_init(&line);
+    else if (!strcmp(what, "live")) machine.live = 1;
+    else if (!strcmp(what, "gone")) read_gone(&line);
     else if (!strcmp(what, "window")) machine.window = next_number(&line);
     else if (!strcmp(what, "gpu")) read_gpu(&line);
     else if (!strcmp(what, "mig")) read_mig(&line);
@@ -454,6 +484,7 @@ static int load(void) {
         read_directive(line);
     fclose(trace);
     open_clock();
+    machine.opened = now();
     if (log_path && (machine.log = fopen(log_path, "ae")))
         setvbuf(machine.log, NULL, _IOLBF, 0);
     return SUCCESS;
@@ -498,12 +529,11 @@ static int scripted(const char *function, const gpu_t *gpu) {
     for (int i = 0; i < machine.missing_count; i++)
         if (!strcmp(machine.missing[i], function))
             return FUNCTION_NOT_FOUND;
-    if (!gpu)
-        return SUCCESS;
+    const char *label = gpu ? gpu->label : "-";
     const double time = now();
     for (int i = 0; i < machine.failure_count; i++) {
         const failure_t *failure = &machine.failures[i];
-        if (time >= failure->from && time < failure->to && matches(failure->gpu, gpu->label)
+        if (time >= failure->from && time < failure->to && (gpu ? matches(failure->gpu, label) : !strcmp(failure->gpu, label))
             && matches(failure->function, function))
             return failure->status;
     }
@@ -519,7 +549,35 @@ static int generation(const gpu_t *gpu) {
     int resets = 0;
     while (resets < gpu->reset_count && gpu->resets[resets] <= now())
         resets++;
-    return resets;
+    int absences = 0;
+    while (absences < gpu->gone_count && gpu->gone_from[absences] <= now())
+        absences++;
+    return resets + absences;
+}
+
+/* Whether a GPU is there, and this session knows of it. MIG instances show at once. */
+static int is_there(const gpu_t *gpu) {
+    const double time = now();
+    double since = gpu->since;
+    for (int i = 0; i < gpu->gone_count; i++) {
+        if (time >= gpu->gone_from[i] && time < gpu->gone_to[i])
+            return 0;
+        if (time >= gpu->gone_to[i])
+            since = fmax(since, gpu->gone_to[i]);
+    }
+    return since <= (machine.live || gpu->parent ? time : machine.opened);
+}
+
+/* The GPU or instance at a place among those that are there; NULL past their end. */
+static gpu_t *nth(gpu_t *const *gpus, int count, unsigned index) {
+    for (int i = 0; i < count; i++)
+        if (is_there(gpus[i]) && !index--)
+            return gpus[i];
+    return NULL;
+}
+
+static int has_instances(const gpu_t *gpu) {
+    return nth(gpu->instances, gpu->instance_count, 0) != NULL;
 }
 
 static int begin_with(const char *function, const handle_t *handle) {
@@ -528,7 +586,7 @@ static int begin_with(const char *function, const handle_t *handle) {
     if (!handle)
         return INVALID_ARGUMENT;
     note(function, handle->gpu);
-    if (handle->generation != generation(handle->gpu))
+    if (handle->generation != generation(handle->gpu) || !is_there(handle->gpu))
         return GPU_IS_LOST;
     return scripted(function, handle->gpu);
 }
@@ -558,9 +616,9 @@ static int begin_with(const char *function, const handle_t *handle) {
 EXPORT int nvmlInitWithFlags(unsigned flags) {
     if (!machine.users) {
         int status = load();
-        if (!status)
+        if (!status && now() >= machine.init_from && now() < machine.init_to)
             status = machine.init_status;
-        if (!status && !machine.gpu_count && !(flags & INIT_FLAG_NO_GPUS))
+        if (!status && !nth(machine.gpus, machine.gpu_count, 0) && !(flags & INIT_FLAG_NO_GPUS))
             status = GPU_NOT_FOUND;
         if (status) {
             unload();
@@ -606,25 +664,27 @@ static int hand_out(const char *function, gpu_t *gpu, handle_t **handle) {
 
 EXPORT int nvmlDeviceGetCount_v2(unsigned *count) {
     BEGIN();
-    *count = machine.gpu_count;
+    for (*count = 0; nth(machine.gpus, machine.gpu_count, *count);)
+        ++*count;
     return SUCCESS;
 }
 
 EXPORT int nvmlDeviceGetHandleByIndex_v2(unsigned index, handle_t **handle) {
     BEGIN();
-    if (index >= (unsigned)machine.gpu_count)
-        return INVALID_ARGUMENT;
-    return hand_out(__func__, machine.gpus[index], handle);
+    gpu_t *gpu = nth(machine.gpus, machine.gpu_count, index);
+    return gpu ? hand_out(__func__, gpu, handle) : INVALID_ARGUMENT;
 }
 
 EXPORT int nvmlDeviceGetHandleByUUID(const char *uuid, handle_t **handle) {
     BEGIN();
     for (int i = 0; i < machine.gpu_count; i++) {
         gpu_t *gpu = machine.gpus[i];
+        if (!is_there(gpu))
+            continue;
         if (!strcmp(gpu->uuid, uuid))
             return hand_out(__func__, gpu, handle);
         for (int j = 0; j < gpu->instance_count; j++)
-            if (!strcmp(gpu->instances[j]->uuid, uuid))
+            if (is_there(gpu->instances[j]) && !strcmp(gpu->instances[j]->uuid, uuid))
                 return hand_out(__func__, gpu->instances[j], handle);
     }
     return NOT_FOUND;
@@ -651,15 +711,14 @@ EXPORT int nvmlDeviceGetMaxMigDeviceCount(handle_t *handle, unsigned *count) {
 EXPORT int nvmlDeviceGetMigMode(handle_t *handle, unsigned *current, unsigned *pending) {
     BEGIN_WITH(handle);
     WHOLE_GPU_ONLY(handle);
-    *current = *pending = handle->gpu->instance_count > 0;
+    *current = *pending = has_instances(handle->gpu);
     return SUCCESS;
 }
 
 EXPORT int nvmlDeviceGetMigDeviceHandleByIndex(handle_t *handle, unsigned index, handle_t **instance) {
     BEGIN_WITH(handle);
-    if (index >= (unsigned)handle->gpu->instance_count)
-        return NOT_FOUND;
-    return hand_out(__func__, handle->gpu->instances[index], instance);
+    gpu_t *found = nth(handle->gpu->instances, handle->gpu->instance_count, index);
+    return found ? hand_out(__func__, found, instance) : NOT_FOUND;
 }
 
 EXPORT int nvmlDeviceGetGpuInstanceId(handle_t *handle, unsigned *id) {
@@ -683,7 +742,7 @@ EXPORT int nvmlDeviceGetComputeInstanceId(handle_t *handle, unsigned *id) {
 EXPORT int nvmlDeviceGetUtilizationRates(handle_t *handle, utilization_t *rates) {
     BEGIN_WITH(handle);
     const gpu_t *gpu = handle->gpu;
-    if (gpu->parent || gpu->instance_count)
+    if (gpu->parent || has_instances(gpu))
         return NOT_SUPPORTED; /* with MIG on, neither the GPU nor its instances have it */
     const double time = now(), from = time - machine.window;
     rates->gpu = (unsigned)lround(mean(&gpu->readings[UTIL], from, time, 0));

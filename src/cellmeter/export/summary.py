@@ -70,7 +70,8 @@ def cell_rows(run: Run) -> list[CellRow]:
 
 def _row(run: Run, cell: Cell) -> CellRow:
     usage = run.usage(cell)
-    seconds = (run.duration if cell.end is None else cell.end) - cell.start
+    until = run.duration if cell.end is None else cell.end
+    seconds, there = until - cell.start, [device for device in run.devices if device.since < until]
     start, end = usage.rss_start_bytes, usage.rss_end_bytes
     return CellRow(
         seq=cell.seq,
@@ -82,8 +83,8 @@ def _row(run: Run, cell: Cell) -> CellRow:
         peak_bytes=usage.peak_rss_bytes,
         peak_exact=usage.peak_exact,
         growth_bytes=None if start is None or end is None else end - start,
-        gpu_percent=_gpu_percent(run.devices, usage),
-        energy_joules=_energy(run.devices, usage),
+        gpu_percent=_gpu_percent(there, usage),
+        energy_joules=_energy(there, usage),
     )
 
 
@@ -199,7 +200,7 @@ def facts(run: Run) -> list[Fact]:
             "Host", f"{host.name}, {host.system} {host.release}, {host.cpu_count} CPUs, {bytes_text(host.memory_bytes)}"
         ),
         Fact("Limits", limit or "unknown"),
-        Fact("GPUs", ", ".join(f"{d.id} {d.name}" for d in run.devices) or "none"),
+        Fact("GPUs", gpus(run)),
         Fact("Samples", f"{run.sample_count}, {run.rate_hz:g} a second inside cells"),
         Fact("Gaps", gaps(run)),
         Fact("Recorder's own cost", recorder_cost(run)),
@@ -256,6 +257,12 @@ def gaps(run: Run) -> str:
     total = sum(gap.end - gap.start for gap in run.gaps)
     reasons = ", ".join(dict.fromkeys(gap.reason for gap in run.gaps))
     return f"{len(run.gaps)}, together {seconds_text(total)}: {reasons}"
+
+
+def gpus(run: Run) -> str:
+    """Those there were, and from when on."""
+    named = (f"{d.id} {d.name}" + (f" (from {seconds_text(d.since)} on)" if d.since else "") for d in run.devices)
+    return ", ".join(named) or "none"
 
 
 def recorder_cost(run: Run) -> str:

@@ -57,38 +57,39 @@ class GpuUnused(Rule):
         return combined((self._device(run, device) for device in run.devices), _no_gpu(run))
 
     def _device(self, run: Run, device: Device) -> Outcome:
-        readings = observed(run, UTILIZATION, device.id, 0.0, run.duration)
+        readings = observed(run, UTILIZATION, device.id, device.since, run.duration)
+        there_seconds = cell_seconds(run, device.since)
         in_cells = readings.where(readings.seq > 0)
         held = [cell for cell in top_cells(run) if self._holds(run, device, cell)]
-        if not held and cell_seconds(run) < self.allocated_seconds:
+        if not held and there_seconds < self.allocated_seconds:
             needed = seconds_text(self.allocated_seconds)
             return not_applicable(
                 f"less than {needed} of cells, and no cell of {seconds_text(self.context_seconds)} held it"
             )
-        whose = ownership(run, device, 0.0, run.duration)
+        whose = ownership(run, device, device.since, run.duration)
         visible_only = whose.whose == "not-mine" and device.mine is None and _imports_framework(run)
         obstacle = None if visible_only else whose.obstacle()
         if obstacle is not None:
             return obstacle
-        if in_cells.total < ENOUGH * cell_seconds(run):
+        if in_cells.total < ENOUGH * there_seconds:
             return unknown(f"{device.id}: {_why_missing(run, device, in_cells)}")
         if (in_cells.values > 0).any():
             return not_applicable(whose.reason) if visible_only else CLEAR
         return found(self._held(device, held, run) if held else self._allocated(device, run, in_cells))
 
     def _holds(self, run: Run, device: Device, cell: Cell) -> bool:
-        end = cell_end(run, cell)
-        return end - cell.start >= self.context_seconds and ownership(run, device, cell.start, end).context is True
+        start, end = max(cell.start, device.since), cell_end(run, cell)
+        return end - start >= self.context_seconds and ownership(run, device, start, end).context is True
 
     def _held(self, device: Device, held: list[Cell], run: Run) -> Finding:
-        seconds = sum(cell_end(run, cell) - cell.start for cell in held)
+        seconds = sum(cell_end(run, cell) - max(cell.start, device.since) for cell in held)
         return Finding(
             rule=self.id,
             severity="warning",
             cells=tuple(cell.seq for cell in held),
             subject=device.id,
             cause=None,
-            start=held[0].start,
+            start=max(held[0].start, device.since),
             end=cell_end(run, held[-1]),
             fact=f"{titles(held)} held {device.id} ({device.name}) for {seconds_text(seconds)} and never used it.",
             consequence=f"{seconds:.0f} GPU-seconds were unused, and its memory was kept from others.",
@@ -155,19 +156,19 @@ class GpuUnderused(Rule):
         return combined(parts, "no cell was run")
 
     def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
-        end = cell_end(run, cell)
+        start, end = max(cell.start, device.since), cell_end(run, cell)
         too_short = not_applicable(f"no cell with {seconds_text(self.busy_seconds)} of GPU work")
-        if end - cell.start < self.busy_seconds:
+        if end - start < self.busy_seconds:
             return too_short
-        readings = observed(run, UTILIZATION, device.id, cell.start, end)
+        readings = observed(run, UTILIZATION, device.id, start, end)
         working = readings.values > 0
-        if readings.total >= ENOUGH * (end - cell.start) and not working.any():
+        if readings.total >= ENOUGH * (end - start) and not working.any():
             return too_short
-        whose = ownership(run, device, cell.start, end)
+        whose = ownership(run, device, start, end)
         obstacle = whose.obstacle()
         if obstacle is not None:
             return obstacle
-        if readings.total < ENOUGH * (end - cell.start):
+        if readings.total < ENOUGH * (end - start):
             return unknown(f"{device.id}: {_why_missing(run, device, readings)}")
         first, last = int(working.argmax()), len(working) - int(working[::-1].argmax())
         busy = readings.where(slice(first, last))

@@ -98,7 +98,7 @@ class MemorySpike(Rule):
 
     def _device(self, run: Run, cell: Cell, device: Device) -> Outcome:
         end = cell_end(run, cell)
-        if ownership(run, device, cell.start, end).whose != "mine":
+        if ownership(run, device, max(cell.start, device.since), end).whose != "mine":
             return not_applicable(f"{device.id} is not this kernel's alone")
         memory = observed(run, DEVICE_MEMORY, device.id, cell.start, end).values
         if not len(memory):

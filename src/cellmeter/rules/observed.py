@@ -109,9 +109,9 @@ def top_cells(run: Run) -> tuple[Cell, ...]:
     return tuple(cell for cell in run.cells if cell.parent is None)
 
 
-def cell_seconds(run: Run) -> float:
-    """Time in which at least one cell ran."""
-    total = reached = 0.0
+def cell_seconds(run: Run, since: float = 0.0) -> float:
+    """Time in which at least one cell ran, from ``since`` on."""
+    total, reached = 0.0, since
     for start, end in sorted((cell.start, cell_end(run, cell)) for cell in run.cells):
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)

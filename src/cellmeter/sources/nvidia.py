@@ -1,42 +1,32 @@
 """NVIDIA GPUs through NVML. The only module that imports pynvml, and only when :func:`open_nvidia` is called.
 
-NVML needs no CUDA context, so reading costs no device memory. What a GPU or a driver does not have is found out once, at
-the start, told with its reason, and never asked for again. A GPU that is lost is unknown until it answers again.
+NVML needs no CUDA context, so reading costs no device memory. A session of NVML lists the GPUs there were when it began, so
+those that come later are looked for now and then, and all is opened anew for them. A GPU is the same if its UUID is: its index
+may be another's by then, its id in the run never is.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
+import os
+import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from cellmeter.run import Column, Device
 from cellmeter.sources import Backlog, Notice, Source
 from cellmeter.sources.nvidia_gpm import NvidiaGpm, has_gpm
 from cellmeter.sources.nvidia_processes import NvidiaProcesses
+from cellmeter.sources.nvidia_readings import Nvidia
 from cellmeter.sources.nvidia_samples import NvidiaSamples
-from cellmeter.sources.nvml import (
-    GONE,
-    NAN,
-    PASSING,
-    UNSUPPORTED,
-    Link,
-    Status,
-    Told,
-    columns_of,
-    first_working,
-    or_else,
-    reason,
-)
-from cellmeter.sources.visible import Gpu, owned
+from cellmeter.sources.nvml import Link, Status, or_else, reason
+from cellmeter.sources.visible import Gpu
 
-RETRY_SECONDS = 5.0
 LIBRARY = "libnvidia-ml.so.1"
-
-Call = Callable[[Any], tuple[float, ...]]
+LOOK_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 600.0
+"""After each reopening it is twice as long until the next may be: of a GPU that comes and goes not all can be recorded."""
 
 _NO_START = {
     Status.DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded (nvidia-smi says more)",
@@ -44,35 +34,7 @@ _NO_START = {
     Status.LIB_RM_VERSION_MISMATCH: "the NVIDIA driver was updated while loaded: its library has another version; reboot",
 }
 
-_EVENT_REASONS = (
-    "idle",
-    "application clocks",
-    "software power cap",
-    "hardware slowdown",
-    "sync boost",
-    "software thermal slowdown",
-    "hardware thermal slowdown",
-    "hardware power brake",
-    "display clocks",
-    "board limit",
-    "reliability",
-)
-
-
-def event_reason_words(mask: int) -> list[str]:
-    """What a ``gpu.event_reasons`` mask says, lowest bit first; empty: nothing holds the clock down."""
-    words = [word for bit, word in enumerate(_EVENT_REASONS) if mask >> bit & 1]
-    unnamed = mask >> len(_EVENT_REASONS) << len(_EVENT_REASONS)
-    return [*words, f"reason {unnamed:#x}"] if unnamed else words
-
-
-class Opened(NamedTuple):
-    """The sources there are, why others are not (by ``metric`` or ``metric:subject``), and the driver's version."""
-
-    sources: list[Source]
-    backlogs: list[Backlog]
-    unavailable: dict[str, str]
-    driver: str | None
+Cards = frozenset[tuple[str, int]]
 
 
 def open_nvidia(
@@ -80,60 +42,196 @@ def open_nvidia(
     environ: Mapping[str, str],
     clock: Callable[[], float] = time.monotonic,
     proc: str = "/proc",
-) -> Opened:
+) -> NvidiaDriver:
     """All sources for the GPUs of this machine. Never raises: why there are none is in ``unavailable["gpu"]``.
 
     ``pids`` gives the processes whose device memory counts as the kernel's. ``environ`` has the kernel's CUDA_VISIBLE_DEVICES,
     CUDA_DEVICE_ORDER and NVIDIA_VISIBLE_DEVICES; it is looked at on each ``devices()``. ``clock`` is in seconds.
-    ``proc`` tells whether this process is in a container.
+    ``proc`` tells whether this process is in a container, and which GPUs the driver has.
     """
-    try:
-        return _open(pids, environ, clock, proc)
-    except Exception as error:  # a recording without its GPUs is better than none
-        return _nothing(f"the GPUs could not be opened: {type(error).__name__}: {error}")
+    return NvidiaDriver(pids, environ, clock, proc)
 
 
-def _nothing(why: str, driver: str | None = None) -> Opened:
-    return Opened([], [], {"gpu": why}, driver)
+class NvidiaDriver:
+    """What reads the GPUs there are, why others are not read (by ``metric`` or ``metric:subject``), the driver's version."""
 
+    def __init__(
+        self,
+        pids: Callable[[], Collection[int]],
+        environ: Mapping[str, str],
+        clock: Callable[[], float],
+        proc: str,
+    ) -> None:
+        self.sources: list[Source] = []
+        self.backlogs: list[Backlog] = []
+        self.unavailable: dict[str, str] = {}
+        self.driver: str | None = None
+        self._pids = pids
+        self._environ = environ
+        self._clock = clock
+        self._proc = proc
+        self._nvml: Any = None  # while a session is open
+        self._links: list[Link] = []
+        self._gpus: dict[str, Gpu] = {}  # all there ever were, by UUID
+        self._shown: set[str] = set()  # those that NVML had when the session began
+        self._ordered = True
+        self._with_gpm: set[str] = set()
+        self._newest_us: dict[str, int] = {}
+        self._pause = LOOK_SECONDS
+        self._look_at = clock() + LOOK_SECONDS
+        self._cards = self._listed()
+        if (why := self._open()) is not None:
+            self.unavailable = {"gpu": why}
 
-def _open(
-    pids: Callable[[], Collection[int]], environ: Mapping[str, str], clock: Callable[[], float], proc: str
-) -> Opened:
-    if not _has_library():
-        return _nothing(f"no NVIDIA driver library ({LIBRARY}) on this machine")
-    try:
-        import pynvml as nvml
-    except ImportError:
-        return _nothing("the Python package nvidia-ml-py is not installed: pip install nvidia-ml-py")
-    try:
-        # A machine whose driver is loaded but finds no GPU is no error.
-        nvml.nvmlInitWithFlags(nvml.NVML_INIT_FLAG_NO_GPUS)
-    except nvml.NVMLError as error:
-        return _nothing(_NO_START.get(error.value) or f"the NVIDIA driver could not be opened: {error}")
-    try:
-        opened = _opened(nvml, pids, environ, clock, proc)
-    except BaseException:
-        nvml.nvmlShutdown()
-        raise
-    if not opened.sources:
-        nvml.nvmlShutdown()
-    return opened
+    # ---- GPUs that come later ----------------------------------------------------------------------------------------
 
+    def look(self) -> bool:
+        """Looks for GPUs and MIG instances that have come; True: ``sources`` and all the rest are others now. Never raises.
 
-def _opened(
-    nvml: Any, pids: Callable[[], Collection[int]], environ: Mapping[str, str], clock: Callable[[], float], proc: str
-) -> Opened:
-    driver: str = nvml.nvmlSystemGetDriverVersion()
-    links, unavailable = _links(nvml)
-    if not links:
-        reasons = "; ".join(f"{key.partition(':')[2]}: {why}" for key, why in unavailable.items())
-        return _nothing(reasons or "the NVIDIA driver finds no GPU", driver)
-    sources: list[Source] = [Nvidia(nvml, links, environ, clock), NvidiaProcesses(nvml, links, pids, proc)]
-    sampled = [link for link in links if has_gpm(nvml, link)]
-    if sampled:
-        sources.append(NvidiaGpm(nvml, sampled))
-    return Opened(sources, [NvidiaSamples(nvml, links)], unavailable, driver)
+        Cheap but for every few seconds; opening all anew may then take as long as the driver wants.
+        """
+        now = self._clock()
+        if now < self._look_at:
+            return False
+        self._look_at = now + LOOK_SECONDS
+        before, self._cards = self._cards, self._listed()
+        if not (self._cards - before or self._has_changed()):
+            return False
+        self._look_at = now + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        return self._reopen()
+
+    def _listed(self) -> Cards:
+        """The GPUs that the kernel's driver has: a new one is not to be seen in an open session of NVML.
+
+        One that was away for a moment has another inode. Empty where the driver does not tell, as in some containers.
+        """
+        try:
+            with os.scandir(f"{self._proc}/driver/nvidia/gpus") as entries:
+                return frozenset((entry.name, entry.inode()) for entry in entries)
+        except OSError:
+            return frozenset()
+
+    def _has_changed(self) -> bool:
+        """Whether NVML shows other GPUs or instances than are read. What it does not open now it may open later."""
+        if self._nvml is None:
+            return bool(self._cards or self._links)
+        try:
+            shown = {found.uuid for found in _found(self._nvml, {})}
+        except Exception:  # it is told where they are read
+            return False
+        divided_otherwise = any(
+            link.parent is not None and link.parent.gpu.uuid in shown and link.gpu.uuid not in shown
+            for link in self._links
+        )
+        return divided_otherwise or bool(shown - {link.gpu.uuid for link in self._links})
+
+    def _reopen(self) -> bool:
+        readable = {link.gpu.uuid for link in self._links if link.handle is not None}
+        known = set(self._gpus)
+        before = self.sources[:1]
+        self.close()
+        if (why := self._open()) is not None:
+            for source in before:
+                source.notices += [Notice("lost", None, self._gpus[uuid].id, why) for uuid in readable]
+            return False
+        self.sources[0].notices[:0] = self._changes(readable, known)  # what it found out itself comes after
+        return True
+
+    def _changes(self, readable: set[str], known: set[str]) -> Iterator[Notice]:
+        now_readable = {link.gpu.uuid for link in self._links if link.handle is not None}
+        for uuid, gpu in self._gpus.items():
+            if uuid not in known:
+                yield Notice("added", None, gpu.id, f"{gpu.name} came while this was recorded")
+            elif uuid in now_readable - readable:
+                yield Notice("returned", None, gpu.id, "the GPU answers again")
+            elif uuid in readable - self._shown:
+                why = self.unavailable.get(f"gpu:{gpu.id}", "the driver no longer has it")
+                yield Notice("lost", None, gpu.id, why)
+
+    def close(self) -> None:
+        """Ends the session; the sources there are read nothing from now on."""
+        for source in reversed(self.sources):
+            source.close()
+        self._nvml = None
+
+    # ---- a session ---------------------------------------------------------------------------------------------------
+
+    def _open(self) -> str | None:
+        """Opens a session and replaces all that reads; why that could not be, else."""
+        try:
+            return self._open_session()
+        except Exception as error:  # a recording without its GPUs is better than none
+            return f"the GPUs could not be opened: {type(error).__name__}: {error}"
+
+    def _open_session(self) -> str | None:
+        if not _has_library():
+            return f"no NVIDIA driver library ({LIBRARY}) on this machine"
+        try:
+            import pynvml as nvml
+        except ImportError:
+            return "the Python package nvidia-ml-py is not installed: pip install nvidia-ml-py"
+        try:
+            # A machine whose driver is loaded but finds no GPU is no error.
+            nvml.nvmlInitWithFlags(nvml.NVML_INIT_FLAG_NO_GPUS)
+        except nvml.NVMLError as error:
+            return _NO_START.get(error.value) or f"the NVIDIA driver could not be opened: {error}"
+        try:
+            why = self._fill(nvml)
+        except BaseException:
+            nvml.nvmlShutdown()
+            raise
+        if why is None:
+            self._nvml = nvml
+        else:
+            nvml.nvmlShutdown()
+        return why
+
+    def _fill(self, nvml: Any) -> str | None:
+        self.driver = nvml.nvmlSystemGetDriverVersion()
+        unavailable: dict[str, str] = {}
+        links = self._linked(nvml, unavailable)
+        if not any(link.handle is not None for link in links):
+            reasons = "; ".join(f"{key.partition(':')[2]}: {why}" for key, why in unavailable.items())
+            return reasons or "the NVIDIA driver finds no GPU"
+        main = Nvidia(nvml, links, list(self._gpus.values()), self._ordered, self._environ, self._clock)
+        sources: list[Source] = [main, NvidiaProcesses(nvml, links, self._pids, self._proc)]
+        self._with_gpm |= {link.gpu.uuid for link in links if has_gpm(nvml, link)}
+        if sampled := [link for link in links if link.gpu.uuid in self._with_gpm]:
+            sources.append(NvidiaGpm(nvml, sampled))
+        backlogs: list[Backlog] = [NvidiaSamples(nvml, links, self._newest_us)]
+        self.sources, self.backlogs, self.unavailable, self._links = sources, backlogs, unavailable, links
+        return None
+
+    def _linked(self, nvml: Any, unavailable: dict[str, str]) -> list[Link]:
+        """All GPUs, each followed by its MIG instances. A whole GPU that is gone stays, without a handle."""
+        links: dict[str, Link] = {}
+        for found in _found(nvml, unavailable):
+            parent = links.get(found.parent) if found.parent else None
+            if found.parent and parent is None:
+                continue
+            place = f"{parent.gpu.id}.mig{found.place}" if parent else f"gpu{found.place}"
+            try:
+                gpu = self._gpus.get(found.uuid) or _identity(nvml, self._free(place), found)
+            except nvml.NVMLError as error:
+                unavailable[f"gpu:{place}"] = reason(error)
+                continue
+            self._gpus[found.uuid] = gpu
+            links[found.uuid] = Link(gpu, found.handle, parent)
+        self._shown = set(links)
+        whole = [uuid for uuid, gpu in self._gpus.items() if gpu.parent is None]
+        shown = [uuid for uuid, link in links.items() if link.parent is None]
+        self._ordered = self._ordered and shown == [uuid for uuid in whole if uuid in links]
+        return [*links.values(), *(Link(self._gpus[uuid], None) for uuid in whole if uuid not in links)]
+
+    def _free(self, place: str) -> str:
+        """An id that no other GPU of this run has: that of its place, else with the next number that is free."""
+        taken = {gpu.id for gpu in self._gpus.values()}
+        head, number = re.fullmatch(r"(.*?)(\d+)", place).groups()  # type: ignore[union-attr]
+        free = int(number)
+        while f"{head}{free}" in taken:
+            free += 1
+        return f"{head}{free}"
 
 
 def _has_library() -> bool:
@@ -147,23 +245,29 @@ def _has_library() -> bool:
     return True
 
 
-def _links(nvml: Any) -> tuple[list[Link], dict[str, str]]:
-    """All GPUs, each followed by its MIG instances, and why others could not be opened."""
-    links: list[Link] = []
-    unavailable: dict[str, str] = {}
+class _Found(NamedTuple):
+    """A GPU or MIG instance that NVML shows, at its place among all or among its parent's; ``parent``: that one's UUID."""
+
+    place: int
+    uuid: str
+    handle: Any
+    parent: str | None = None
+
+
+def _found(nvml: Any, unavailable: dict[str, str]) -> Iterator[_Found]:
+    """All GPUs, each followed by its MIG instances; why others could not be opened goes to ``unavailable``."""
     for index in range(nvml.nvmlDeviceGetCount()):
-        gpu_id = f"gpu{index}"
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            link = Link(_identity(nvml, gpu_id, handle), handle)
+            whole = _Found(index, nvml.nvmlDeviceGetUUID(handle), handle)
         except nvml.NVMLError as error:
-            unavailable[f"gpu:{gpu_id}"] = reason(error)
+            unavailable[f"gpu:gpu{index}"] = reason(error)
         else:
-            links += [link, *_instances(nvml, link)]
-    return links, unavailable
+            yield whole
+            yield from _instances(nvml, whole)
 
 
-def _instances(nvml: Any, parent: Link) -> Iterable[Link]:
+def _instances(nvml: Any, parent: _Found) -> Iterable[_Found]:
     """The MIG instances of a GPU; none where MIG is off or unheard of."""
     try:
         on, _pending = nvml.nvmlDeviceGetMigMode(parent.handle)
@@ -173,228 +277,25 @@ def _instances(nvml: Any, parent: Link) -> Iterable[Link]:
     for index in range(most):
         try:
             handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(parent.handle, index)
-            gpu = _identity(nvml, f"{parent.gpu.id}.mig{index}", handle)._replace(
-                parent=parent.gpu.uuid,
-                gpu_instance=nvml.nvmlDeviceGetGpuInstanceId(handle),
-                compute_instance=nvml.nvmlDeviceGetComputeInstanceId(handle),
-            )
+            yield _Found(index, nvml.nvmlDeviceGetUUID(handle), handle, parent.uuid)
         except nvml.NVMLError:  # most places are empty
             continue
-        yield Link(gpu, handle, parent)
 
 
-def _identity(nvml: Any, gpu_id: str, handle: Any) -> Gpu:
-    """Raises NVMLError where the GPU cannot say who it is; without a UUID it could not be found again."""
-    return Gpu(
+def _identity(nvml: Any, gpu_id: str, found: _Found) -> Gpu:
+    """Raises NVMLError where the GPU cannot say who it is."""
+    handle = found.handle
+    gpu = Gpu(
         id=gpu_id,
         name=nvml.nvmlDeviceGetName(handle),
-        uuid=nvml.nvmlDeviceGetUUID(handle),
+        uuid=found.uuid,
         memory_bytes=or_else(nvml, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total), 0),
         power_limit_watts=or_else(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) * 1e-3, None),
     )
-
-
-class _Quantity(NamedTuple):
-    """Metrics that one call gives, and the calls that give them, best first. ``on_mig``: why MIG instances have none."""
-
-    metrics: tuple[str, ...]
-    calls: Sequence[Call]
-    on_mig: str | None = "MIG instances share it: see the whole GPU"
-
-
-def _quantities(nvml: Any) -> tuple[_Quantity, ...]:
-    """Everything that is read of a GPU, with pynvml's functions bound once."""
-
-    def number(name: str, *arguments: Any, scale: float = 1.0) -> list[Call]:
-        function = getattr(nvml, name, None)  # older releases of nvidia-ml-py lack some
-        return [] if function is None else [lambda handle: (function(handle, *arguments) * scale,)]
-
-    rates, memory = nvml.nvmlDeviceGetUtilizationRates, nvml.nvmlDeviceGetMemoryInfo
-    fields, version_2 = nvml.nvmlDeviceGetFieldValues, nvml.nvmlMemory_v2
-    instant = [(nvml.NVML_FI_DEV_POWER_INSTANT, 0)]  # a plain id costs pynvml an exception in every call
-
-    def utilization(handle: Any) -> tuple[float, ...]:
-        return (float(rates(handle).gpu),)
-
-    def memory_without_reserved(handle: Any) -> tuple[float, ...]:
-        found = memory(handle, version_2)
-        return float(found.used), float(found.total)
-
-    def memory_with_reserved(handle: Any) -> tuple[float, ...]:
-        found = memory(handle)
-        return float(found.used), float(found.total)
-
-    def power_instant(handle: Any) -> tuple[float, ...]:
-        (field,) = fields(handle, instant)
-        if field.nvmlReturn:
-            raise nvml.NVMLError(field.nvmlReturn)
-        return (field.value.uiVal * 1e-3,)
-
-    celsius, mhz = nvml.NVML_TEMPERATURE_GPU, nvml.NVML_CLOCK_SM
-    return (
-        _Quantity(("gpu.utilization",), [utilization], on_mig="NVML measures no utilization where MIG is on"),
-        _Quantity(
-            ("gpu.memory.used", "gpu.memory.total"), [memory_without_reserved, memory_with_reserved], on_mig=None
-        ),
-        # The power call is a mean over 1 s on Ampere and newer.
-        _Quantity(("gpu.power",), [power_instant, *number("nvmlDeviceGetPowerUsage", scale=1e-3)]),
-        _Quantity(
-            ("gpu.temperature",),
-            [*number("nvmlDeviceGetTemperatureV", celsius), *number("nvmlDeviceGetTemperature", celsius)],
-        ),
-        _Quantity(("gpu.clock.sm",), number("nvmlDeviceGetClockInfo", mhz)),
-        _Quantity(
-            ("gpu.event_reasons",),
-            [
-                *number("nvmlDeviceGetCurrentClocksEventReasons"),
-                *number("nvmlDeviceGetCurrentClocksThrottleReasons"),
-            ],
-        ),
-        _Quantity(("gpu.energy",), number("nvmlDeviceGetTotalEnergyConsumption", scale=1e-3)),
+    if found.parent is None:
+        return gpu
+    return gpu._replace(
+        parent=found.parent,
+        gpu_instance=nvml.nvmlDeviceGetGpuInstanceId(handle),
+        compute_instance=nvml.nvmlDeviceGetComputeInstanceId(handle),
     )
-
-
-class _Step(NamedTuple):
-    """A call that works, and where its values go in the row."""
-
-    start: int
-    stop: int
-    metrics: tuple[str, ...]
-    call: Call
-
-
-class _Reading:
-    """What is read of one GPU: its part of the row, and the calls that work on it."""
-
-    def __init__(self, link: Link, quantities: Sequence[_Quantity], start: int) -> None:
-        self.link = link
-        self.quantities = quantities
-        self.start = start
-        self.stop = start + sum(len(quantity.metrics) for quantity in quantities)
-        self.plan: tuple[_Step, ...] = ()
-        self.retry_at = 0.0
-
-
-class Nvidia:
-    """Utilization, memory, power, temperature, clock and energy of every GPU and MIG instance, in the main stream.
-
-    Drivers before 510 count the memory they keep for themselves as used.
-    """
-
-    name = "main"
-    interval = 0.0
-
-    def __init__(
-        self, nvml: Any, links: Sequence[Link], environ: Mapping[str, str], clock: Callable[[], float]
-    ) -> None:
-        self._nvml = nvml
-        self._environ = environ
-        self._clock = clock
-        self.notices: list[Notice] = []
-        self._told = Told(self.notices)
-        self._readings: list[_Reading] = []
-        columns: list[Column] = []
-        for link in links:
-            quantities = self._quantities_of(link, _quantities(nvml))
-            self._readings.append(_Reading(link, quantities, len(columns)))
-            columns += columns_of((metric for quantity in quantities for metric in quantity.metrics), link)
-        self.columns = tuple(columns)
-        for reading in self._readings:
-            self._start(reading)
-
-    def _quantities_of(self, link: Link, quantities: Sequence[_Quantity]) -> list[_Quantity]:
-        """What this GPU can have; a MIG instance gets no columns for what only whole GPUs have."""
-        if link.parent is None:
-            return list(quantities)
-        for quantity in quantities:
-            if quantity.on_mig:
-                self._told.unavailable(quantity.metrics, link, quantity.on_mig)
-        return [quantity for quantity in quantities if not quantity.on_mig]
-
-    def _start(self, reading: _Reading) -> None:
-        try:
-            reading.plan = self._probe(reading, reading.link.handle)
-        except self._nvml.NVMLError as error:
-            self._lose(reading, error)
-
-    def _probe(self, reading: _Reading, handle: Any) -> tuple[_Step, ...]:
-        """Which calls work on a GPU; tells of those that do not. Raises NVMLError if the GPU is lost."""
-        plan: list[_Step] = []
-        failures: list[tuple[_Quantity, Any]] = []
-        start = reading.start
-        for quantity in reading.quantities:
-            stop = start + len(quantity.metrics)
-            try:
-                call = first_working(self._nvml, quantity.calls, handle)
-            except self._nvml.NVMLError as error:
-                if error.value in GONE:
-                    raise
-                failures.append((quantity, error))
-            else:
-                plan.append(_Step(start, stop, quantity.metrics, call))
-            start = stop
-        broken = [failure for _, failure in failures if failure.value not in UNSUPPORTED]
-        if broken and not plan:
-            raise broken[0]
-        for quantity, failure in failures:
-            self._told.unavailable(quantity.metrics, reading.link, reason(failure))
-        return tuple(plan)
-
-    def read(self) -> list[float]:
-        """One row."""
-        row = [NAN] * len(self.columns)
-        for reading in self._readings:
-            if reading.link.handle is not None or self._returned(reading):
-                self._fill(row, reading)
-        return row
-
-    def _fill(self, row: list[float], reading: _Reading) -> None:
-        handle = reading.link.handle
-        for step in reading.plan:
-            try:
-                row[step.start : step.stop] = step.call(handle)
-            except self._nvml.NVMLError as error:
-                if error.value in PASSING:
-                    continue
-                if error.value in UNSUPPORTED:
-                    reading.plan = tuple(other for other in reading.plan if other is not step)
-                    self._told.unavailable(step.metrics, reading.link, reason(error))
-                    continue
-                self._lose(reading, error)
-                row[reading.start : reading.stop] = [NAN] * (reading.stop - reading.start)
-                return
-
-    def _lose(self, reading: _Reading, error: Any) -> None:
-        reading.link.handle = None
-        reading.retry_at = self._clock() + RETRY_SECONDS
-        self.notices.append(Notice("lost", None, reading.link.gpu.id, reason(error)))
-
-    def _returned(self, reading: _Reading) -> bool:
-        """Looks for a lost GPU by its UUID, seldom: its old handle may be void, and it may have other abilities now."""
-        now = self._clock()
-        if now < reading.retry_at:
-            return False
-        reading.retry_at = now + RETRY_SECONDS
-        try:
-            handle = self._nvml.nvmlDeviceGetHandleByUUID(reading.link.gpu.uuid)
-            reading.plan = self._probe(reading, handle)
-        except self._nvml.NVMLError:
-            return False
-        reading.link.handle = handle
-        self.notices.append(Notice("returned", None, reading.link.gpu.id, "the GPU answers again"))
-        return True
-
-    def devices(self) -> list[Device]:
-        """All GPUs and MIG instances; whose they are by what the environment says now."""
-        gpus = [reading.link.gpu for reading in self._readings]
-        mine = owned(gpus, self._environ)
-        return [
-            Device(gpu.id, gpu.name, gpu.uuid, gpu.memory_bytes, mine[gpu.id], gpu.power_limit_watts) for gpu in gpus
-        ]
-
-    def close(self) -> None:
-        """Shuts NVML down, for the other sources too."""
-        for reading in self._readings:
-            reading.link.handle = None
-            reading.retry_at = math.inf
-        or_else(self._nvml, self._nvml.nvmlShutdown, None)

@@ -17,33 +17,34 @@ METRIC = "gpu.utilization.driver"
 
 
 class NvidiaSamples:
-    """Drains the buffer of every whole GPU. MIG instances have none."""
+    """Drains the buffer of every whole GPU. MIG instances have none.
+
+    ``newest_us`` has the time of the newest sample of each GPU, by UUID, that was drained before; it is kept up to date.
+    """
 
     name = "gpu-driver"
     interval = 5.0
 
-    def __init__(self, nvml: Any, links: Sequence[Link]) -> None:
+    def __init__(self, nvml: Any, links: Sequence[Link], newest_us: dict[str, int]) -> None:
         self._nvml = nvml
         self._links = list(enumerate(link for link in links if link.parent is None))
-        self._newest_us = dict.fromkeys((link.gpu.id for _, link in self._links), 0)
-        self._fresh = True
+        self._newest_us = newest_us
         self.columns = tuple(column for _, link in self._links for column in columns_of([METRIC], link))
         self.notices: list[Notice] = []
         self._told = Told(self.notices)
 
     def drain(self) -> list[Stamped]:
-        """What is new since the last time, oldest first, each sample in a row of its own; at first nothing.
+        """What is new since the last time, oldest first, each sample in a row of its own; of a GPU at first nothing.
 
-        What the buffer held before the recording began belongs to nobody.
+        What its buffer held before it was recorded belongs to nobody.
         """
-        rows = [row for place, link in list(self._links) for row in self._drained(place, link)]
-        fresh, self._fresh = self._fresh, False
-        return [] if fresh else sorted(rows)
+        return sorted(row for place, link in list(self._links) for row in self._drained(place, link))
 
     def _drained(self, place: int, link: Link) -> list[Stamped]:
         if link.handle is None:
             return []
-        newest = self._newest_us[link.gpu.id]
+        fresh = link.gpu.uuid not in self._newest_us
+        newest = self._newest_us.setdefault(link.gpu.uuid, 0)
         try:
             _, samples = self._nvml.nvmlDeviceGetSamples(link.handle, self._nvml.NVML_GPU_UTILIZATION_SAMPLES, newest)
         except self._nvml.NVMLError as error:
@@ -58,8 +59,8 @@ class NvidiaSamples:
                 values = [NAN] * len(self.columns)
                 values[place] = float(sample.sampleValue.uiVal)
                 rows.append(Stamped(sample.timeStamp, values))
-        self._newest_us[link.gpu.id] = newest
-        return rows
+        self._newest_us[link.gpu.uuid] = newest
+        return [] if fresh else rows
 
     def devices(self) -> list[Device]:
         """None: ``Nvidia`` lists them."""

@@ -23,13 +23,14 @@ class Gpu(NamedTuple):
     compute_instance: int = -1
 
 
-def owned(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> dict[str, bool | None]:
+def owned(gpus: Sequence[Gpu], environ: Mapping[str, str], ordered: bool = True) -> dict[str, bool | None]:
     """Which GPUs, by id, a process with these variables was given: True, False, or None where that cannot be told.
 
     ``gpus`` are all that NVML shows, in its order. CUDA_VISIBLE_DEVICES decides where it is set, read as CUDA does: it stops
     at the first entry that is none, and a repeated entry leaves no GPU at all. Ordinals count in NVML's order only with
     CUDA_DEVICE_ORDER=PCI_BUS_ID or GPUs of one kind. Where it is not set, a GPU is given by a NVIDIA_VISIBLE_DEVICES that
     lists its UUID, as in a pod with a GPU limit; merely being there proves nothing, not even of the only one.
+    ``ordered`` False: a GPU that came later has moved the others, so ``gpus`` is not in an order that ordinals count in.
     """
     value = environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
@@ -38,7 +39,7 @@ def owned(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> dict[str, bool | N
     tokens = [token.strip() for token in value.split(",")]
     if tokens[0].startswith(("GPU-", "MIG-")):
         return _owned_by_uuid(gpus, tokens)
-    return _owned_by_ordinal(gpus, tokens, environ.get("CUDA_DEVICE_ORDER"))
+    return _owned_by_ordinal(gpus, tokens, environ.get("CUDA_DEVICE_ORDER"), ordered)
 
 
 def _owned_by_uuid(gpus: Sequence[Gpu], tokens: Sequence[str]) -> dict[str, bool | None]:
@@ -63,14 +64,16 @@ def _names(token: str, gpu: Gpu) -> bool:
     return gpu.uuid.startswith(token) or token == f"MIG-{gpu.parent}/{gpu.gpu_instance}/{gpu.compute_instance}"
 
 
-def _owned_by_ordinal(gpus: Sequence[Gpu], tokens: Sequence[str], order: str | None) -> dict[str, bool | None]:
+def _owned_by_ordinal(
+    gpus: Sequence[Gpu], tokens: Sequence[str], order: str | None, ordered: bool
+) -> dict[str, bool | None]:
     whole = [gpu for gpu in gpus if gpu.parent is None]
     ordinals = _ordinals(tokens, len(whole))
     if not ordinals:
         return {gpu.id: False for gpu in gpus}
     if len(whole) < len(gpus):  # CUDA counts MIG instances in a way of its own
         return {gpu.id: None for gpu in gpus}
-    same_order = order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
+    same_order = ordered and (order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1)
     if not same_order and len(ordinals) < len(gpus):
         return {gpu.id: None for gpu in gpus}
     return {gpu.id: place in ordinals for place, gpu in enumerate(gpus)}
