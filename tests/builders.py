@@ -234,3 +234,17 @@ def without(run: Run, metric: str, subject: str, reason: str) -> Run:
         segments.append(replace(segment, records=records))
     unavailable = {**run.unavailable, f"{metric}:{subject}": reason}
     return replace(run, segments=tuple(segments), unavailable=unavailable)
+
+
+def come_late(run: Run, gpu: str, since: float) -> Run:
+    """The same run on a machine to which a GPU came only ``since`` seconds after its start."""
+    segments = []
+    for segment in run.segments:
+        records = segment.records.copy()
+        before = records["t"] < run.start_ns + round(since * 1e9)
+        for index, column in enumerate(segment.columns):
+            if column.subject == gpu:
+                records["v"][before, index] = NAN
+        segments.append(replace(segment, records=records))
+    devices = tuple(replace(device, since=since) if device.id == gpu else device for device in run.devices)
+    return replace(run, segments=tuple(segments), devices=devices)

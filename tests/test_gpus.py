@@ -33,6 +33,7 @@ recording = Recording.start(Settings(), None)
 assert recording.recorder.ready(20)
 cell = recording.cell_started("train()")
 time.sleep(float(sys.argv[1]))
+assert recording.trouble() is None, recording.trouble()
 recording.cell_ended(cell, "ok")
 recording.stop()
 """
@@ -175,10 +176,9 @@ def test_a_gpu_that_comes_while_a_cell_runs(record: Callable[..., Run], home: Pa
 
 
 def test_cells_before_and_after_a_gpu_came(home: Path, tmp_path: Path) -> None:
-    code = PROCESS.replace(
-        'cell = recording.cell_started("train()")\n',
-        'recording.cell_ended(recording.cell_started("first()"), "ok")\ntime.sleep(7)\ncell = recording.cell_started("then()")\n',
-    )
+    start = 'cell = recording.cell_started("train()")\n'
+    earlier = 'recording.cell_ended(recording.cell_started("first()"), "ok")\ntime.sleep(7)\n'
+    code = PROCESS.replace(start, earlier + start)
     env = {
         **os.environ,
         **nvml_stub.environment("live\ngpu\nat 0 gpu 0 util=10\ngpu from=1\nat 0 gpu 1 util=90", tmp_path),

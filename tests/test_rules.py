@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
-from builders import GIB, MIB, NAN, CellPlan, GpuWork, a_cell, a_device, a_run, bursts, hump, without
+from builders import GIB, MIB, NAN, CellPlan, GpuWork, a_cell, a_device, a_run, bursts, come_late, hump, without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -178,6 +178,30 @@ def test_unsupported_utilization_is_unknown_with_its_reason_and_never_zero(rule:
     run = a_run(training(0, 400), devices=[a_device(mine=True)])
     blind = without(run, "gpu.utilization", "gpu0", "MIG: utilization is not supported")
     assert outcome(blind, rule) == Checked(rule, "unknown", "gpu0: MIG: utilization is not supported")
+
+
+# ── a GPU that came while the run was recorded ──
+
+
+def test_what_a_late_gpu_did_not_do_before_it_came_is_not_held_against_it() -> None:
+    run = a_run(training(0, 400), training(95, 120), devices=[a_device(mine=True)])
+    late = come_late(run, "gpu0", 404.0)
+    assert findings(late, "gpu-unused") == findings(late, "gpu-underused") == []
+    assert outcome(late, "gpu-underused").outcome == "clear"
+
+
+def test_a_late_gpu_is_judged_by_the_time_it_was_there() -> None:
+    run = a_run(training(bursts(10, 2), 400), devices=[a_device(mine=True)])
+    finding = the_finding(come_late(run, "gpu0", 102.0), "gpu-underused")
+    assert finding.start >= 102
+    assert finding.waste.gpu_seconds == pytest.approx(300 * 0.81, rel=0.05)
+    unused = the_finding(come_late(a_run(training(0, 700), devices=[a_device(mine=True)]), "gpu0", 302.0), "gpu-unused")
+    assert unused.waste.gpu_seconds == pytest.approx(400, abs=3)
+
+
+def test_a_gpu_that_came_after_all_cells_was_not_unused() -> None:
+    run = come_late(a_run(training(0, 400), devices=[a_device(mine=True)]), "gpu0", 403.0)
+    assert outcome(run, "gpu-unused").outcome == outcome(run, "gpu-underused").outcome == "not-applicable"
 
 
 # ── gpu-underused ──

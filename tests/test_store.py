@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -385,3 +386,81 @@ def test_only_the_newest_samples(write_run: Callable[..., tuple[Path, Writer]]) 
     run = read_run(folder, newest=3)
     assert run.series("process.memory.rss", "process").values.tolist() == [28e6, 29e6, 30e6]
     assert len(run.cells) == 1
+
+
+GPU_COLUMNS = [*COLUMNS, Column("gpu.energy", "gpu1", "J")]
+
+
+def test_a_device_that_comes_and_goes_is_unknown_while_it_is_away(
+    write_run: Callable[..., tuple[Path, Writer]],
+) -> None:
+    folder, writer = write_run()
+    with_gpu = writer.add_segment("main", GPU_COLUMNS)
+    for i in range(31, 41):
+        writer.sample(with_gpu, at(i / 10), 0, 0, [i * 1e6, i / 10, 7.0 * i])
+    without = writer.add_segment("main", COLUMNS)
+    for i in range(41, 51):
+        writer.sample(without, at(i / 10), 0, 0, [i * 1e6, i / 10])
+    run = read_run(folder)
+    energy, memory = run.series("gpu.energy", "gpu1"), run.series("process.memory.rss", "process")
+    assert energy.time.tolist() == memory.time.tolist() == pytest.approx([i / 10 for i in range(51)])
+    assert memory.values.tolist() == [i * 1e6 for i in range(51)]
+    assert np.isnan(energy.values).tolist() == [True] * 31 + [False] * 10 + [True] * 10
+    assert len(run.samples()) == 51
+
+
+def test_a_stream_has_one_file_open_however_often_its_columns_change(
+    write_run: Callable[..., tuple[Path, Writer]],
+) -> None:
+    folder, writer = write_run()
+    cores = writer.add_segment("cores", COLUMNS)
+    for _ in range(1100):
+        segment = writer.add_segment("main", COLUMNS)
+    opened = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    ]
+    assert sum(str(folder) in name and name.endswith(".f64") for name in opened) == 2
+    writer.sample(segment, at(4), 0, 0, [4.0, 4.0])
+    writer.sample(cores, at(4), 0, 0, [5.0, 5.0])
+    assert read_run(folder).series("process.memory.rss", "process").values[-1] in (4.0, 5.0)
+
+
+def test_a_segment_that_cannot_be_written_leaves_the_run_as_it_was(
+    write_run: Callable[..., tuple[Path, Writer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, writer = write_run()
+    before = writer.header["segments"]
+    with monkeypatch.context() as full:
+        full.setattr(Writer, "describe", lambda *_, **__: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        with pytest.raises(OSError, match="No space"):
+            writer.add_segment("main", GPU_COLUMNS)
+    assert writer.header["segments"] == before
+    writer.sample(0, at(3.1), 0, 0, [1.0, 2.0])
+    writer.sample(writer.add_segment("main", GPU_COLUMNS), at(3.2), 0, 0, [1.0, 2.0, 3.0])
+    assert read_run(folder).series("gpu.energy", "gpu1").values[-1] == 3.0
+
+
+def test_a_counter_that_began_anew_within_a_cell_is_no_energy(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    gpu = {"id": "gpu1", "name": "T4", "uuid": "GPU-1", "memory_bytes": 0}
+    folder, writer = write_run(devices=[gpu])
+    segment = writer.add_segment("main", GPU_COLUMNS)
+    for seq, counts in ((2, (100, 200, 300)), (3, (100, 200, 5, 400))):
+        writer.event({"event": "cell_start", "t": at(10 * seq), "seq": seq})
+        for i, joules in enumerate(counts):
+            writer.sample(segment, at(10 * seq + i), seq, 0, [1.0, 1.0, joules])
+        writer.event({"event": "cell_end", "t": at(10 * seq + 5), "seq": seq, "status": "ok"})
+    run = read_run(folder)
+    whole, reset = (run.usage(cell) for cell in run.cells[1:])
+    assert whole.gpu["gpu1"].energy_joules == 200
+    assert reset.gpu["gpu1"].energy_joules is None
+    assert "reset" in reset.unknown["gpu.gpu1.energy_joules"]
+
+
+def test_notices_that_repeat_are_counted(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, writer = write_run()
+    for second in range(100):
+        for kind in ("lost", "returned"):
+            writer.event({"event": kind, "t": at(second), "subject": "gpu1", "reason": "why"})
+    assert read_run(folder).notices == ("gpu1 lost: why (100 times)", "gpu1 returned: why (100 times)")

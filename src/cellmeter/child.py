@@ -205,7 +205,7 @@ class Child:
         }
 
     def _look_around(self) -> None:
-        """Once a second: the kill counter, new GPUs, the kernel itself where no pidfd tells of its death. Now and then: old runs."""
+        """Once a second: the kill counter, new GPUs, the kernel where no pidfd tells of its death. Now and then: old runs."""
         now = time.monotonic()
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_SECONDS
