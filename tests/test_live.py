@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
-from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run
+from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, come_late, hump
 from nbclient import NotebookClient
 
 from cellmeter import charts, layouts, live
@@ -217,3 +217,31 @@ def test_a_client_without_a_browser_gets_the_picture_and_no_code(executed: Any) 
     assert "BokehJS" not in nbformat.writes(executed)
     assert executed.cells[0].outputs == []
     nbformat.validate(executed)
+
+
+def test_a_cell_during_which_a_gpu_comes_is_drawn_on(written: Written) -> None:
+    feed = feed_of(written)
+    written.row(0.0, 1, EDGE_START, cpu=0.0)
+    written.row(0.1, 1, cpu=0.1)
+    feed.poll()
+    gpu = {"id": "gpu0", "name": "T4", "uuid": "GPU-1", "memory_bytes": GIB, "since": 0.15}
+    written.writer.describe(devices=[gpu])
+    segment = written.writer.add_segment("main", [*COLUMNS, Column("gpu.utilization", "gpu0", "%")])
+    for tenth, flags in ((2, 0), (3, EDGE_END)):
+        written.writer.sample(segment, tenth * SECOND // 10, 1, flags, [tenth / 10, 2 * GIB, 50.0])
+    feed.poll()
+    assert feed.ended
+    assert feed.rows()[:, 0] == pytest.approx([0, 0.1, 0.2, 0.3])
+    memory = next(spec for spec in feed.panels if spec.key == "memory")
+    assert feed.frame(0).of(memory)[:, 0].tolist() == [GIB, GIB, 2 * GIB, 2 * GIB]
+    assert any(spec.key == "gpu" for spec in feed_of(written, 2).panels), "from the next cell on"
+
+
+def test_the_mean_of_a_gpu_that_came_late_is_of_the_time_it_was_there() -> None:
+    plan = a_cell(30, gpu={"gpu0": GpuWork(hump(0, 90, 15, 30))})
+    run = come_late(a_run(plan, devices=[a_device()]), "gpu0", 2 + 10.0)
+    (cell,) = run.cells
+    frame = charts.frame_of(run, cell.start, cell.start + 29.95)
+    facts = live.Facts("In [1]", "ok", 30.0)
+    said = live.summary(charts.Frame(frame.panels, frame.time - cell.start, frame.values), facts)
+    assert "GPU 68 % mean, 90 % peak" in said  # 5 s of nothing, 15 s of 90 %

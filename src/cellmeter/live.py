@@ -537,13 +537,13 @@ def _peak(values: Floats, unit: str) -> str:
 
 
 def _mean(times: Floats, values: Floats) -> float | None:
-    """Each reading stands for the time up to it."""
+    """Each reading stands for the time up to it, from the one before, known or not."""
     import numpy as np
 
     valid = ~np.isnan(values)
     if not valid.any():
         return None
-    weights = np.diff(times[valid], prepend=min(0.0, float(times[valid][0])))
+    weights = np.diff(times, prepend=min(0.0, float(times[0])))[valid]
     if weights.sum() <= 0:
         return float(values[valid].mean())
     return float(np.average(values[valid], weights=weights))
