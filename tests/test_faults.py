@@ -52,7 +52,8 @@ def kill_at_random(script: Callable[..., subprocess.Popen[bytes]], dice: random.
     process.kill()
     said = process.stdout.read()
     wait_until(lambda: has_ended(folder), "the recorder to end")
-    columns = len(read_header(folder)["segments"][0]["columns"])
+    segments = read_header(folder)["segments"]  # none if it was killed before the first
+    columns = len(segments[0]["columns"]) if segments else 0
     return read_run(folder), said, whom, samples // record_size(columns)
 
 

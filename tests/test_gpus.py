@@ -81,8 +81,8 @@ def test_one_gpu(record: Callable[..., Run]) -> None:
 
 
 def test_eight_gpus_of_which_one_is_lost_and_comes_back(record: Callable[..., Run]) -> None:
-    trace = "\n".join(["gpu"] * 8 + [f"at 0 gpu {i} util={10 * i}" for i in range(8)] + ["err 0.6 1.2 gpu 3 * 15"])
-    run = record(trace, 7.0)
+    trace = "\n".join(["gpu"] * 8 + [f"at 0 gpu {i} util={10 * i}" for i in range(8)] + ["err 3 4.2 gpu 3 * 15"])
+    run = record(trace, 10.0)
     assert [device.id for device in run.devices] == [f"gpu{i}" for i in range(8)]
     means = [run.usage(run.cells[0]).gpu[f"gpu{i}"].utilization_mean for i in range(8)]
     assert means == pytest.approx([10.0 * i for i in range(8)])

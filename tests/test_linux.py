@@ -57,7 +57,7 @@ TOLERANCE = {"s": 0.15, "By": 48 << 20, "1": 1}
 
 def test_linux_and_psutil_agree(child: Callable[[], subprocess.Popen[str]]) -> None:
     child()
-    linux, cores, _ = open_linux(os.getpid())
+    linux, _, cores, _ = open_linux(os.getpid())
     portable = Portable(os.getpid())
     direct = dict(zip((c.metric for c in linux.columns), linux.read(), strict=True))
     assert portable.unavailable == {}
@@ -127,7 +127,7 @@ def test_written_bytes_are_the_processes_own(tmp_path: Path) -> None:
 
 def test_a_process_that_has_gone_is_nan_and_no_fault(child: Callable[[], subprocess.Popen[str]]) -> None:
     process = child()
-    linux, _, _ = open_linux(process.pid)
+    linux, *_ = open_linux(process.pid)
     process.communicate()
     row = dict(zip((c.metric for c in linux.columns), linux.read(), strict=True))
     assert math.isnan(row["process.memory.rss"])
@@ -235,6 +235,17 @@ def test_cgroup_v2(tmp_path: Path) -> None:
         "cgroup.cpu.time": 2.5,
     }
     part.close()
+
+
+def test_pressure_is_read_once_a_second_in_a_stream_of_its_own() -> None:
+    linux = open_linux(os.getpid())
+    strain = {"host.tasks.runnable", "host.pressure.cpu.time"}
+    assert not strain & {column.metric for column in linux.main.columns}
+    assert strain & {column.metric for column in linux.pressure.columns}
+    assert (linux.pressure.name, linux.pressure.interval) == ("pressure", 1.0)
+    assert len(linux.pressure.read()) == len(linux.pressure.columns)
+    for source in (linux.main, linux.pressure, linux.cores):
+        source.close()
 
 
 def test_cgroup_v1_in_a_container(tmp_path: Path) -> None:

@@ -266,11 +266,16 @@ def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Pids]:
         from cellmeter.sources.cgroup import limits
         from cellmeter.sources.linux import host, open_linux
 
-        linux, cores, process = open_linux(pid)
+        linux = open_linux(pid)
         machine = host()
         allowed = limits(pid, machine.cpu_count, machine.memory_bytes)
-        header = {"host": vars(machine), "limits": allowed, "unavailable": linux.unavailable}
-        return [linux, cores], header, lambda: process.pids
+        header = {
+            "host": vars(machine),
+            "limits": allowed,
+            "unavailable": {**linux.main.unavailable, **linux.pressure.unavailable},
+        }
+        slow = [linux.pressure] if linux.pressure.columns else []
+        return [linux.main, *slow, linux.cores], header, lambda: linux.process.pids
     from cellmeter.sources.portable import Portable, PortableCores, portable_host, portable_limits
 
     portable = Portable(pid)

@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections.abc import Collection, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cellmeter.run import Column, Device, Host
 from cellmeter.sources import Notice
@@ -19,6 +19,7 @@ from cellmeter.sources.tree_time import TreeTime
 
 NAN = float("nan")
 RESCAN_SECONDS = 1.0
+PRESSURE_SECONDS = 1.0
 SECTOR_BYTES = 512  # of /proc/diskstats, whatever the disk's own
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
@@ -41,12 +42,11 @@ class Part(Protocol):
 
 
 class Linux:
-    """The machine, the kernel's process tree, its control group and the recorder itself, in the main stream."""
+    """Parts that are read together: by default with each sample, in the main stream."""
 
-    name = "main"
-    interval = 0.0
-
-    def __init__(self, parts: Iterable[Part]) -> None:
+    def __init__(self, parts: Iterable[Part], name: str = "main", interval: float = 0.0) -> None:
+        self.name = name
+        self.interval = interval
         self._parts = tuple(parts)
         self.columns = tuple(column for part in self._parts for column in part.columns)
         self.notices: list[Notice] = []
@@ -82,17 +82,22 @@ class Linux:
             part.close()
 
 
-def open_linux(pid: int, proc: str = "/proc", sys_block: str = "/sys/block") -> tuple[Linux, Cores, ProcessPart]:
-    """The sources of a machine with /proc; the tree's pids are in ``ProcessPart.pids``. Raises OSError if pid is gone."""
+class Opened(NamedTuple):
+    """The sources of a machine with /proc, and the kernel's tree among them."""
+
+    main: Linux
+    pressure: Linux
+    cores: Cores
+    process: ProcessPart
+
+
+def open_linux(pid: int, proc: str = "/proc", sys_block: str = "/sys/block") -> Opened:
+    """The sources of a machine with /proc. Raises OSError if pid is gone."""
     process = ProcessPart(pid, proc)
-    parts: list[Part] = [
-        HostPart(proc, whole_disks(sys_block)),
-        process,
-        CgroupPart(pid, proc),
-        PressurePart(pid, proc),
-        OwnPart(),
-    ]
-    return Linux(parts), Cores(proc), process
+    parts: list[Part] = [HostPart(proc, whole_disks(sys_block)), process, CgroupPart(pid, proc), OwnPart()]
+    # Eight small files more are a tenth of what a sample costs, and strain is a matter of seconds.
+    pressure = Linux([PressurePart(pid, proc)], "pressure", PRESSURE_SECONDS)
+    return Opened(Linux(parts), pressure, Cores(proc), process)
 
 
 def host(proc: str = "/proc") -> Host:
