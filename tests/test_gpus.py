@@ -194,6 +194,39 @@ def test_cells_before_and_after_a_gpu_came(home: Path, tmp_path: Path) -> None:
     assert after.gpu_percent == pytest.approx(50)
 
 
+def test_gpus_that_come_and_go_all_the_time_never_swap_their_numbers(record: Callable[..., Run]) -> None:
+    """Nine GPUs, of which two flap and move the others about, MIG switched on, a driver that opens by half or not at all."""
+    trace = "\n".join(
+        [
+            "live",
+            "gpu from=3 uuid=GPU-new gpm=1",
+            *(f"gpu uuid=GPU-{i}" for i in range(8)),
+            *(f"at 0 gpu {i} util={10 + i}" for i in range(9)),
+            *(f"gone {at} {at + 1.5} gpu 2" for at in range(3, 30, 3)),
+            *(f"gone {at} {at + 2} gpu 0" for at in range(4, 30, 4)),
+            "mig 5 gi=1 uuid=MIG-a from=6",
+            "at 0 gpu 5.0 used=5g",
+            "err 5 6.5 gpu - nvmlDeviceGetCount_v2 999",
+            "init 999 9 10.5",
+            "err 12 14 gpu 7 * 15",
+        ]
+    )
+    run = record(trace, 18.0)
+    assert (run.ending, run.ending_sure) == ("stopped", True)
+    assert (Path(run.path) / "recorder.log").read_text() == ""
+    expected = {"GPU-new": 10.0} | {f"GPU-{i}": 11.0 + i for i in range(8)}
+    assert {device.uuid for device in run.devices} >= set(expected)
+    for device in run.devices:
+        if device.uuid in expected:
+            values = run.series("gpu.utilization", device.id).values
+            assert {value for value in values if value == value} <= {expected[device.uuid]}, device
+    assert sum(len(s.records) for s in run.segments if s.stream == "main") > 0.8 * 180
+    assert len(run.segments) < 40
+    assert len(run.notices) < 60
+    assert {c.outcome for c in judge(run).checked}.isdisjoint({"error"})
+    jsonschema.validate(json.loads(render(run, "json")), schema())
+
+
 IN_A_MOUNT_NAMESPACE = """
 mount --make-rprivate /
 mount -t tmpfs none /proc/driver
