@@ -140,7 +140,7 @@ TAKES_A_FEW_SECONDS = 9.0  # the recorder looks for new GPUs every five
 def test_a_gpu_that_comes_while_a_cell_runs(record: Callable[..., Run], home: Path) -> None:
     trace = f"""
         live
-        gpu from=1
+        gpu from=3
         at 0 gpu 0 util=90 used=30g power=600
         gpu uuid=GPU-first
         at 0 gpu 1 util=10 used=1g power=100
@@ -181,7 +181,7 @@ def test_cells_before_and_after_a_gpu_came(home: Path, tmp_path: Path) -> None:
     code = PROCESS.replace(start, earlier + start)
     env = {
         **os.environ,
-        **nvml_stub.environment("live\ngpu\nat 0 gpu 0 util=10\ngpu from=1\nat 0 gpu 1 util=90", tmp_path),
+        **nvml_stub.environment("live\ngpu\nat 0 gpu 0 util=10\ngpu from=3\nat 0 gpu 1 util=90", tmp_path),
     }
     subprocess.run([sys.executable, "-c", code, "1.0"], env=env, check=True, timeout=60)
     run = read_run(run_folders(home / "runs")[-1])
@@ -231,7 +231,7 @@ IN_A_MOUNT_NAMESPACE = """
 mount --make-rprivate /
 mount -t tmpfs none /proc/driver
 mkdir -p /proc/driver/nvidia/gpus/0000:01:00.0
-( sleep 2; mkdir /proc/driver/nvidia/gpus/0000:02:00.0 ) &
+( sleep 4; mkdir /proc/driver/nvidia/gpus/0000:02:00.0 ) &
 exec "$@"
 """
 
@@ -247,7 +247,9 @@ def can_mount() -> bool:
 
 @pytest.mark.skipif(not can_mount(), reason="takes the right to mount in a namespace of one's own")
 def test_a_card_that_the_kernels_driver_lists_needs_a_new_session(home: Path, tmp_path: Path) -> None:
-    machine = nvml_stub.machine("gpu\nat 0 gpu 0 util=10\ngpu from=1\nat 0 gpu 1 util=90", tmp_path)
+    machine = nvml_stub.machine(
+        "delay nvmlInitWithFlags 300000\ngpu\nat 0 gpu 0 util=10\ngpu from=3\nat 0 gpu 1 util=90", tmp_path
+    )
     within = ["unshare", "--mount", "sh", "-c", IN_A_MOUNT_NAMESPACE, "sh"]
     command = [*within, sys.executable, "-c", PROCESS, str(TAKES_A_FEW_SECONDS)]
     subprocess.run(command, env={**os.environ, **machine.environ}, check=True, timeout=60)
@@ -255,4 +257,4 @@ def test_a_card_that_the_kernels_driver_lists_needs_a_new_session(home: Path, tm
     assert [device.id for device in run.devices] == ["gpu0", "gpu1"]
     assert run.series("gpu.utilization", "gpu1").values[-1] == 90
     assert machine.counts()["nvmlInitWithFlags"] == 2
-    assert {gap.reason for gap in run.gaps} <= {"the NVIDIA driver was being opened anew"}
+    assert "the NVIDIA driver was being opened anew" in {gap.reason for gap in run.gaps}
