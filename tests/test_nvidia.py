@@ -422,6 +422,20 @@ class TestComing:
             values.add(row.get("gpu.utilization:gpu1"))
         assert values <= {90.0} | {value for value in values if value != value}
 
+    def test_reopenings_become_rare_where_instances_are_made_and_destroyed_all_day(self, start):
+        flaps = "\n".join(f"gone {at} {at + 10} gpu 0.0" for at in range(10, 600, 20))
+        rig = start(f"gpu\nmig 0 gi=1 from=3\n{flaps}")
+        assert 5 <= rig.look_until(600) <= 8
+
+    def test_one_that_went_as_another_came_is_told_of_as_lost(self, start):
+        rig = start("gpu\ngpu\ngpu from=6\ngone 6 - gpu 1")
+        rig.insert("0000:03:00.0")
+        rig.at(6)
+        assert rig.opened.look()
+        told = {(notice.kind, notice.subject, notice.reason) for notice in rig.notices()}
+        assert ("lost", "gpu1", "the driver no longer has it") in told
+        assert {known for known, *_ in told} == {"lost", "added"}
+
     def test_a_card_that_was_away_and_one_session_does_not_find_again(self, start):
         rig = start("gpu\ngpu\nat 0 gpu 1 util=90\ngone 3 7 gpu 1")
         rig.insert("0000:01:00.0")
