@@ -97,7 +97,7 @@ class Child:
         """Records until the kernel dies or says stop. ``early``: messages that have come already."""
         self._writer = Writer(Path(self._config.folder))
         clock = SystemClock()
-        self._machine, machine, pids = _open_machine(self._config.pid)
+        self._machine_sources, machine, pids = _open_machine(self._config.pid)
         self._gpus = open_nvidia(pids, self._environ)
         self._peaks = CellPeaks(self._config.pid, pids)
         self._unavailable: dict[str, str] = machine.pop("unavailable")
@@ -107,7 +107,7 @@ class Child:
         self._start_ns: int = header["start_ns"]
         self._since: dict[str, float] = {}
         self._writer.describe(**header, **machine, **self._gpu_header(0.0))
-        sources = [*self._machine, *self._gpus.sources]
+        sources = [*self._machine_sources, *self._gpus.sources]
         self._sampler = Sampler(sources, self._writer, clock, self._config.rate_hz, self._gpus.backlogs)
         for message in early:
             self._handle(message)
@@ -180,7 +180,7 @@ class Child:
         if time.monotonic_ns() - before_ns > SLOW_NS:
             self._sampler.busy_with("the NVIDIA driver was being opened anew")
         if changed:
-            self._sampler.change([*self._machine, *self._gpus.sources], self._gpus.backlogs)
+            self._sampler.change([*self._machine_sources, *self._gpus.sources], self._gpus.backlogs)
             self._describe_gpus()
 
     def _describe_gpus(self) -> None:
