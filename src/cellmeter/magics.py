@@ -19,6 +19,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
+from cellmeter import strip
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
 from cellmeter.recording import OpenCell, Recording
 from cellmeter.settings import checked_rate, load_settings
@@ -64,6 +65,7 @@ def _line_parser() -> _Parser:
     )
     start = commands.add_parser("start", add_help=False)
     start.add_argument("--rate", type=float, metavar="HZ")
+    start.add_argument("--auto", action="store_true")
     commands.add_parser("stop", add_help=False)
     commands.add_parser("cells", add_help=False)
     commands.add_parser("report", add_help=False).add_argument("path", nargs="?")
@@ -89,6 +91,8 @@ class Monitored:
     recording: Recording
     cell: OpenCell
     title: str
+    top: bool
+    """Not run by another cell from within."""
     panel: Panel | None = None
 
 
@@ -99,6 +103,8 @@ class Session:
         self.shell = shell
         self.recording: Recording | None = None
         self.last_folder: Path | None = None
+        self.auto = False
+        """Whether a line is shown under each cell."""
         self._tagger = Tagger(shell, self._begun, self._finished)
         self._told: set[str] = set()
 
@@ -155,7 +161,7 @@ class Session:
 
     def stop(self) -> Path | None:
         """Stops the run and gives back its folder; None if there was none."""
-        recording, self.recording = self.recording, None
+        recording, self.recording, self.auto = self.recording, None, False
         if recording is None:
             return None
         recording.stop()
@@ -192,7 +198,7 @@ class Session:
         label = " ".join(options.label) if options is not None else ""
         cell = recording.next_cell()
         title = label or (f"In [{begun.execution_count}]" if begun.execution_count else f"cell #{cell.seq}")
-        monitored = Monitored(recording, cell, title)
+        monitored = Monitored(recording, cell, title, top=begun.parent is None)
         if options is not None and not options.no_chart:  # before the start edge: its time is not the cell's
             monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options.show))
         try:
@@ -244,6 +250,8 @@ class Session:
                 self._give_up(self.recording)
         if monitored.panel is not None:
             monitored.panel.close(monitored.title, finished.status, monitored.cell.started_ns, ended_ns)
+        elif self.auto and monitored.top and monitored.recording is self.recording:
+            strip.show(monitored.recording.folder, monitored.cell.edges)
         if self.recording is not None and (trouble := self.recording.trouble()):
             self.tell(trouble)
 
@@ -294,6 +302,8 @@ class MonitorMagics(Magics):
 
             %monitor                     what is recorded, at which rate, what is unavailable and why, and what it costs
             %monitor start [--rate HZ]   start a new recording
+            %monitor start --auto        the same, or go on, with a line of figures under each cell of a second or more,
+                                         or with a memory spike; %monitor start without --auto takes the line away again
             %monitor stop                stop it
             %monitor cells               a table of the cells run so far
             %monitor report              findings: what was underused, what spiked, and what to do
@@ -319,7 +329,9 @@ class MonitorMagics(Magics):
             print(self._status())
         elif options.command == "start":
             recording = self.session.start(options.rate)
-            print(f"cellmeter: recording {recording.folder.name} at {recording.rate_hz:g} Hz")
+            self.session.auto = options.auto
+            each = ", with a line under each cell" if options.auto else ""
+            print(f"cellmeter: recording {recording.folder.name} at {recording.rate_hz:g} Hz{each}")
         elif options.command == "stop":
             folder = self.session.stop()
             print(f"cellmeter: stopped {folder.name}" if folder else "cellmeter: nothing was being recorded")

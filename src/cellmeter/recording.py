@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cellmeter.errors import RecorderUnavailable
@@ -35,6 +35,8 @@ class OpenCell:
     seq: int
     started_ns: int = 0
     peak_bytes: int = 0
+    edges: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What was sent of it so far: ``cell_start``, ``cell_end``."""
 
 
 class Recording:
@@ -110,6 +112,7 @@ class Recording:
                 **self._changed_environ(),
                 **self._describe(source),
             }
+            cell.edges["cell_start"] = edge
             self.recorder.send(edge)
             if self._settings.keep_source:  # after the edge, which must not wait for a pipe that a long source fills
                 self.recorder.send(
@@ -151,6 +154,7 @@ class Recording:
             }
             if ended_ns - cell.started_ns > WORTH_SECONDS * 1e9 and (peaks := self._torch.grown()):
                 edge["torch_peak_bytes"] = peaks
+            cell.edges["cell_end"] = edge
             self.recorder.send(edge)
         return ended_ns
 

@@ -109,14 +109,16 @@ class MemorySpike(Rule):
         return self._verdict(run, cell, hump) or CLEAR
 
     def _verdict(self, run: Run, cell: Cell, hump: Hump) -> Outcome | None:
-        threshold = max(self.least_bytes, self._relative_bound(hump))
+        threshold = self.threshold(hump)
         if hump.height < threshold:
             return None
         return found(self._finding(run, cell, hump, threshold))
 
-    def _relative_bound(self, hump: Hump) -> float:
+    def threshold(self, hump: Hump) -> float:
+        """The height in bytes from which on it is a spike."""
         of_base = self.base_share * hump.base
-        return min(of_base, self.limit_share * hump.limit) if hump.limit else of_base
+        relative = min(of_base, self.limit_share * hump.limit) if hump.limit else of_base
+        return max(self.least_bytes, relative)
 
     def _finding(self, run: Run, cell: Cell, hump: Hump, threshold: float) -> Finding:
         where = "" if hump.subject == "process" else f" on {hump.subject}"

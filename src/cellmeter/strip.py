@@ -1,0 +1,321 @@
+"""``%monitor start --auto``: one quiet line under each cell, of text alone.
+
+It is made when the cell has ended, so it must cost the user next to nothing: no thread, no numpy, no Bokeh. A cell under a
+second costs two comparisons (5 µs); of a longer one the samples are read once, in pieces, by their fixed size, and only the
+few columns that the line tells of: 1.4 ms for a cell of a second, 0.1 s for one of an hour with 8 GPUs.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+import os
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import mul
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cellmeter import charts
+from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus
+from cellmeter.store import read_header
+
+LEAST_SECONDS = 1.0
+LEAST_SPIKE_BYTES = 256 << 20  # the memory-spike rule, which has the last word, is not even asked below its own minimum
+LAST_SAMPLE_SECONDS = 0.06  # the longest the line waits for the sample at the cell's end, which follows in a few ms
+BARS = 12
+MOST_RECORDS = 4096  # read at once: 2 MiB
+BLOCKS = "▁▂▃▅▆▇"  # not ▄ and █: common fonts set these two on another line
+_ENDED = {"ok": "", "error": "failed after ", "interrupted": "interrupted after "}
+
+Key = tuple[str, str]  # metric, subject
+Event = Mapping[str, Any]
+CPU: Key = ("process.cpu.time", "process")
+WORKERS: Key = ("process.children.cpu.time", "process")
+RSS: Key = ("process.memory.rss", "process")
+MAPPED: Key = ("process.memory.file", "process")
+
+
+# ---- readings --------------------------------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """A quantity over a part of a cell. Times in seconds since the cell's start."""
+
+    end: float
+    mean: float
+    peak: float
+    last: float
+
+
+@dataclass
+class Course:
+    """What one quantity did over a cell; only readings that are known count."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    first: float = math.nan
+    total: float = 0.0
+    weight: float = 0.0
+    complete: bool = False
+    """The reading at the cell's end is among them."""
+
+    def add(self, times: Sequence[float], weights: Sequence[float], values: Sequence[float]) -> None:
+        """Takes in some more readings, with the time in seconds that each stands for."""
+        if not all(map(math.isfinite, values)):
+            known = [row for row in zip(times, weights, values, strict=True) if math.isfinite(row[2])]
+            if not known:
+                return
+            times, weights, values = zip(*known, strict=True)
+        if not self.pieces:
+            self.first = values[0]
+        total, weight = sum(map(mul, weights, values)), sum(weights)
+        self.total += total
+        self.weight += weight
+        mean = total / weight if weight > 0 else sum(values) / len(values)
+        self.pieces.append(Piece(times[-1], mean, max(values), values[-1]))
+
+    @property
+    def peak(self) -> float | None:
+        """The highest reading."""
+        return max((piece.peak for piece in self.pieces), default=None)
+
+    @property
+    def mean(self) -> float | None:
+        """Each reading stands for the time up to it."""
+        if self.weight > 0:
+            return self.total / self.weight
+        return self.pieces[-1].last if self.pieces else None
+
+    @property
+    def growth(self) -> float | None:
+        """From the first reading to the last."""
+        return self.pieces[-1].last - self.first if self.pieces else None
+
+
+def courses(
+    folder: Path, header: Mapping[str, Any], keys: Sequence[Key], start: Event, end: Event
+) -> dict[Key, Course]:
+    """The samples of a cell, from its edge ``start`` to ``end``, and the one taken at its end if it comes in time."""
+    found = {key: Course() for key in keys}
+    before = 0.0
+    deadline = time.monotonic() + LAST_SAMPLE_SECONDS
+    for entry in header["segments"]:
+        if entry["stream"] != "main":
+            continue
+        at = {(metric, subject): n for n, (metric, subject, _) in enumerate(entry["columns"])}
+        wanted = sorted((at[key], key) for key in keys if key in at)
+        layout = _layout(len(entry["columns"]), [n for n, _ in wanted])
+        with open(folder / entry["file"], "rb") as file:
+            last_segment = entry is header["segments"][-1]
+            for rows in _pieces(file.fileno(), layout, start, end, deadline if last_segment else 0.0):
+                stamps, seqs, flags, *columns = zip(*rows, strict=True)
+                times = [(stamp - start["t"]) * 1e-9 for stamp in stamps]
+                since = [before, *times[:-1]]
+                weights = [min(max(b - a, 0.0), LONGEST_READING_SECONDS) for a, b in zip(since, times, strict=True)]
+                before = times[-1]
+                complete = bool(flags[-1] & EDGE_END and seqs[-1] == end["seq"])
+                for (_, key), values in zip(wanted, columns, strict=True):
+                    found[key].add(times, weights, values)
+                    found[key].complete = complete
+    return found
+
+
+def _layout(columns: int, wanted: Sequence[int]) -> struct.Struct:
+    """A sample record of so many columns, of which only the time, the cell, the flags and the wanted ones are unpacked."""
+    fields = "".join("d" if n in wanted else "8x" for n in range(columns))
+    return struct.Struct(f"<qII{fields}4x")
+
+
+def _pieces(fd: int, layout: struct.Struct, start: Event, end: Event, deadline: float) -> Iterator[list[Any]]:
+    """The cell's records, in about ``BARS`` pieces; waits for the last one until the deadline."""
+    size = layout.size
+    while True:
+        count = os.fstat(fd).st_size // size
+        first, after = _index(fd, size, count, start["t"]), _index(fd, size, count, end["t"] + 1)
+        tail = os.pread(fd, (count - after) * size, after * size) if count > after else b""
+        last = [
+            r for r in layout.iter_unpack(tail[: len(tail) // size * size]) if r[1] == end["seq"] and r[2] & EDGE_END
+        ]
+        if last or time.monotonic() >= deadline:
+            break
+        time.sleep(0.001)
+    step = min(max(1, (after - first) // BARS), MOST_RECORDS)
+    rows: list[Any] = []
+    for at in range(first, after, step):
+        rows = list(layout.iter_unpack(os.pread(fd, (min(at + step, after) - at) * size, at * size)))
+        if at + step < after:
+            yield rows
+    if rows or last:
+        yield rows + last
+
+
+def _index(fd: int, size: int, count: int, t_ns: int) -> int:
+    """Number of the first record at or after a time, by bisection."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if struct.unpack("<q", os.pread(fd, 8, middle * size))[0] < t_ns:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+# ---- what it says ----------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """A figure in words, with the little chart that goes before them; ``ink`` is the chart's colour."""
+
+    name: str
+    bars: str
+    words: str
+    ink: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(word for word in self if word and word != self.ink)
+
+
+def show(folder: Path, edges: Mapping[str, Event]) -> None:
+    """Shows the line of a cell that has ended, if it has one to show. Raises RunUnreadable, OSError."""
+    start, end = edges.get("cell_start"), edges.get("cell_end")
+    if start is None or end is None:
+        return
+    seconds = (end["t"] - start["t"]) * 1e-9
+    if seconds < LEAST_SECONDS and _hump(start, end) < LEAST_SPIKE_BYTES:
+        return
+    found = parts(folder, start, end)
+    if found:
+        from IPython.display import publish_display_data
+
+        publish_display_data({"text/plain": as_text(found), "text/html": as_html(found)})  # type: ignore[no-untyped-call]
+
+
+def parts(folder: Path, start: Event, end: Event) -> list[Part]:
+    """What the line says; nothing of a cell under a second that did not spike."""
+    header = read_header(folder)
+    seconds = (end["t"] - start["t"]) * 1e-9
+    gpus = [device["id"] for device in header["devices"] if device["mine"] is not False]
+    wanted = [(metric, gpu) for gpu in gpus for metric in ("gpu.utilization", "gpu.energy")]
+    found = courses(folder, header, [CPU, WORKERS, RSS, MAPPED, *wanted], start, end)
+    if seconds < LEAST_SECONDS and not _spiked(header, start, end, found[MAPPED]):
+        return []
+    ended: CellStatus = end["status"]
+    return [
+        Part("", "", _ENDED.get(ended, f"{ended} ") + charts.format_duration(seconds)),
+        _cpu(header, start, end, found),
+        _memory(header, start, end, found[RSS]),
+        *_gpus([found["gpu.utilization", gpu] for gpu in gpus]),
+        *_energy([found["gpu.energy", gpu] for gpu in gpus]),
+    ]
+
+
+def _hump(start: Event, end: Event) -> float:
+    """Memory that was needed for a while only, as far as the kernel's own mark tells."""
+    before, after, peak = start["rss_bytes"], end["rss_bytes"], end["peak_rss_bytes"]
+    return 0.0 if None in (before, after, peak) else float(peak - max(before, after))
+
+
+def _spiked(header: Mapping[str, Any], start: Event, end: Event, mapped: Course) -> bool:
+    """What the rule ``memory-spike`` says of it."""
+    from cellmeter.rules.memory import Hump, MemorySpike
+
+    base = mapped.first if start["rss_bytes"] >= end["rss_bytes"] else mapped.first + (mapped.growth or 0.0)
+    files = max(0.0, mapped.peak - base) if mapped.peak is not None else 0.0
+    limit = header["limits"].get("memory_bytes", (None,))[0]
+    hump = Hump(*RSS, end["peak_rss_bytes"], max(start["rss_bytes"], end["rss_bytes"]), limit, files)
+    return hump.height >= MemorySpike().threshold(hump)
+
+
+def _cpu(header: Mapping[str, Any], start: Event, end: Event, found: Mapping[Key, Course]) -> Part:
+    """As ``run.cell_usage`` has it: the kernel's own clocks, and what living workers did."""
+    own, tree, workers = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9, found[CPU], found[WORKERS]
+    used = own
+    if workers.pieces and tree.growth is not None:
+        used = max(own + workers.pieces[-1].last, tree.growth) if workers.first == 0 else tree.growth
+    cores = used / ((end["t"] - start["t"]) * 1e-9)
+    limit = header["limits"].get("cpu_cores", (None,))[0]
+    text = charts.format_value(cores, "{cpu}")
+    before = [Piece(0.0, 0.0, 0.0, tree.first), *tree.pieces]
+    rates = [
+        (b.last - a.last) / (b.end - a.end) if b.end > a.end else 0.0 for a, b in zip(before, tree.pieces, strict=False)
+    ]
+    return Part(
+        "CPU",
+        bars(rates, limit or max(rates, default=1.0)),
+        text.replace(" cores", f" of {limit:g} cores") if limit else text,
+        charts.BLUE.light,
+    )
+
+
+def _memory(header: Mapping[str, Any], start: Event, end: Event, rss: Course) -> Part:
+    """The kernel's peak, exact where it is known, and how much more it holds than before."""
+    before, after = start["rss_bytes"], end["rss_bytes"]
+    exact = end["peak_rss_bytes"]
+    peak = exact if exact is not None else rss.peak
+    words = (
+        f"{'' if exact is not None else '≥ '}{charts.format_value(peak, 'By')}" if peak is not None else charts.UNKNOWN
+    )
+    if before is not None and after is not None:
+        words += f" ({'+' if after >= before else '−'}{charts.format_value(abs(after - before), 'By')})"
+    peaks = [piece.peak for piece in rss.pieces]
+    return Part("memory", bars(peaks, max([*peaks, peak or 1.0])), f"peak {words}", charts.GREEN.light)
+
+
+def _gpus(use: Sequence[Course]) -> list[Part]:
+    if not use:
+        return []
+    name = "GPU" if len(use) == 1 else f"{len(use)} GPUs"
+    known = [course for course in use if course.pieces]
+    if not known:
+        return [Part(name, "", charts.UNKNOWN)]
+    mean = sum(course.mean or 0.0 for course in known) / len(known)
+    peak = max(course.peak or 0.0 for course in known)
+    # pieces are cut at the same records for all; a GPU that was lost has fewer
+    together = list(zip(*([piece.mean for piece in course.pieces] for course in known), strict=False))
+    drawn = bars([sum(values) / len(values) for values in together], 100.0)
+    words = f"{charts.format_value(mean, '%')} mean, {charts.format_value(peak, '%')} peak"
+    return [Part(name, drawn, words, charts.VERMILLION.light)]
+
+
+def _energy(counters: Sequence[Course]) -> list[Part]:
+    """Of all GPUs together; a sum without one of them would be too small."""
+    grown = [course.growth for course in counters]
+    joules = sum(joule for joule in grown if joule is not None)
+    if not grown or None in grown:
+        return []
+    at_least = "" if all(course.complete for course in counters) else "≥ "
+    amount = f"{joules / 1000:.3g} kJ" if joules >= 999.5 else f"{joules:.0f} J"
+    return [Part("", "", at_least + amount)]
+
+
+def bars(values: Sequence[float], top: float) -> str:
+    """At most ``BARS`` blocks, the highest value of each part in time; ``top`` is the highest block."""
+    count = min(BARS, len(values))
+    cuts = [n * len(values) // count for n in range(count + 1)] if count else [0]
+    highest = (max(values[a:b]) for a, b in itertools.pairwise(cuts))
+    steps = len(BLOCKS) - 1
+    return "".join(BLOCKS[min(steps, max(0, round(value / top * steps)))] for value in highest) if top > 0 else ""
+
+
+def as_text(found: Sequence[Part]) -> str:
+    """The line for a terminal."""
+    return " · ".join(map(str, found))
+
+
+# Colours pass the sanitizers of untrusted notebooks; variables do not, and then the page's own colour stays.
+_GREY = "var(--jp-ui-font-color2,var(--vscode-descriptionForeground,#767c83))"
+_LINE = f"font-size:12px;line-height:1.5;padding:1px 0;color:{_GREY}"
+
+
+def as_html(found: Sequence[Part]) -> str:
+    """The line for a page: in the colours of its theme, its parts kept whole where it wraps."""
+    spans = []
+    for part in found:
+        drawn = f'<span aria-hidden="true" style="color:{part.ink}">{part.bars}</span>' if part.bars else ""
+        words = " ".join(word for word in (html.escape(part.name), drawn, html.escape(part.words)) if word)
+        spans.append(f'<span style="white-space:nowrap;margin-right:1.4em">{words}</span>')
+    return f'<div class="cellmeter-strip" style="{_LINE}">{" ".join(spans)}</div>'

@@ -1,0 +1,174 @@
+"""The line under each cell, in real kernels and on recorded runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nvml_stub
+import pytest
+from conftest import Kernel, Reply, wait_until
+
+from cellmeter import strip
+from cellmeter.run import Cell, Run
+from cellmeter.store import read_events, run_folders
+
+WORK = "import time\nuntil = time.monotonic() + {}\nwhile time.monotonic() < until: pass"
+LINE = re.compile(r"[\d.]+ s · CPU [▁▂▃▅▆▇]+ [\d.]+ of \d+ cores · memory [▁▂▃▅▆▇]+ peak [\d.]+ \w+ \([+−][\d.]+ \w+\)")
+
+
+def lines(reply: Reply) -> list[str]:
+    """The strips among a cell's outputs, as text."""
+    return [d["data"]["text/plain"] for d in reply.displays if "cellmeter-strip" in d["data"].get("text/html", "")]
+
+
+def edges(run: Run, cell: Cell) -> list[Any]:
+    found = [e for e in read_events(Path(run.path))[0] if e.get("seq") == cell.seq]
+    return [next(e for e in found if e["event"] == kind) for kind in ("cell_start", "cell_end")]
+
+
+@pytest.fixture
+def auto(kernel: Kernel) -> Kernel:
+    """A kernel that shows the line."""
+    started = kernel.run("%monitor start --auto")
+    assert started.stdout.endswith("with a line under each cell\n")
+    assert lines(started) == []
+    return kernel
+
+
+def test_a_cell_of_a_second_gets_one_line_and_a_short_one_none(auto: Kernel) -> None:
+    reply = auto.run(WORK.format(1.3) + "\n'result'")
+    (line,) = lines(reply)
+    assert LINE.fullmatch(line), line
+    assert reply.displays[0]["data"]["text/plain"] == "'result'", "the cell's own outputs come first"
+    quick = auto.run("print(1)")
+    assert (quick.stdout, quick.displays) == ("1\n", [])
+
+
+def test_a_short_cell_that_spiked_gets_the_line(auto: Kernel) -> None:
+    (line,) = lines(auto.run("block = bytearray(400 << 20)\ndel block"))
+    assert re.search(r"peak [45]\d\d MiB", line), line
+    assert lines(auto.run("kept = bytearray(400 << 20)")) == [], "what stays is no spike"
+
+
+def test_mapped_files_are_no_spike(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the rule has it: the high-water mark counts them, but they cost nothing."""
+    kernel.run(
+        "import mmap, os, time\nfile = os.memfd_create('big')\nos.truncate(file, 300 << 20)\n"
+        "with mmap.mmap(file, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ):\n    time.sleep(0.25)"
+    )
+    kernel.run("block = bytearray(300 << 20)\ndel block\ntime.sleep(0.25)")
+    run = kernel.recorded_cells(2)
+    monkeypatch.setattr(strip, "LEAST_SECONDS", 1000.0)  # on a busy machine they may take more than one
+    for cell, shown in zip(run.cells, (False, True), strict=True):
+        start, end = edges(run, cell)
+        assert end["peak_rss_bytes"] - max(start["rss_bytes"], end["rss_bytes"]) > strip.LEAST_SPIKE_BYTES
+        assert bool(strip.parts(Path(run.path), start, end)) == shown
+
+
+def test_it_is_switched_on_and_off_while_recording_goes_on(kernel: Kernel, home: Path) -> None:
+    nap = "import time; time.sleep(1.05)"
+    assert lines(kernel.run(nap)) == []
+    kernel.run("%monitor start --auto")
+    assert len(lines(kernel.run(nap))) == 1
+    kernel.run("%monitor start")
+    assert lines(kernel.run(nap)) == []
+    assert len(run_folders(home / "runs")) == 1
+    kernel.run("%monitor start --auto\n%monitor stop\n%monitor start")
+    assert lines(kernel.run(nap)) == []
+
+
+def test_the_cell_that_switches_it_on_or_stops_the_recording_breaks_nothing(kernel: Kernel) -> None:
+    assert len(lines(kernel.run("%monitor start --auto\nimport time; time.sleep(1.05)"))) == 1
+    stopped = kernel.run("time.sleep(1.05)\n%monitor stop")
+    assert (lines(stopped), stopped.stderr, stopped.status) == ([], "", "ok")
+
+
+def test_a_monitored_cell_says_it_once(auto: Kernel) -> None:
+    reply = auto.run("%%monitor\nimport time; time.sleep(1.05)")
+    assert (lines(reply), len(reply.displays), len(reply.updates)) == ([], 1, 1)
+    assert len(lines(auto.run("%%monitor --no-chart\ntime.sleep(1.05)"))) == 1
+
+
+def test_a_cell_within_a_cell_has_no_line_of_its_own(auto: Kernel) -> None:
+    assert len(lines(auto.run("get_ipython().run_cell('import time; time.sleep(1.05)')"))) == 1
+
+
+def test_failed_and_awaiting_cells(auto: Kernel) -> None:
+    failed = auto.run("import time; time.sleep(1.05)\n1 / 0")
+    assert failed.error == "ZeroDivisionError"
+    assert lines(failed)[0].startswith("failed after 1.")
+    awaited = auto.run("import asyncio\nawait asyncio.sleep(1.05)")
+    assert LINE.fullmatch(lines(awaited)[0])
+
+
+def test_nothing_heavy_is_imported_for_it(auto: Kernel) -> None:
+    assert len(lines(auto.run(WORK.format(1.1)))) == 1
+    assert auto.run("import sys; print('numpy' in sys.modules, 'bokeh' in sys.modules)").stdout == "False False\n"
+
+
+def test_a_run_folder_that_went_away_leaves_the_cell_alone(auto: Kernel, home: Path) -> None:
+    reply = auto.run(f"import shutil, time; shutil.rmtree({str(home / 'runs')!r}); time.sleep(1.05); print('fine')")
+    assert (reply.status, reply.stdout, lines(reply)) == ("ok", "fine\n", [])
+    assert "Traceback" not in reply.stderr
+
+
+def test_it_says_what_the_report_says(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    trace = "gpu\ngpu\n" + "".join(
+        f"at {t / 2} gpu {g} util={(t * 37 + g * 50) % 100} power={100 + t} used={t % 7}g\n"
+        for t in range(120)
+        for g in (0, 1)
+    )
+    kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path))
+    kernel.load()
+    kernel.run("%monitor start --auto --rate 50")
+    reply = kernel.run("kept = bytearray(300 << 20)\n" + WORK.format(2.5))
+    run = kernel.recorded_cells(2)
+    cell = run.cells[1]
+    usage = run.usage(cell)
+    assert cell.seconds is not None
+    assert usage.cpu_seconds is not None
+    start, end = edges(run, cell)
+    found = strip.parts(Path(run.path), start, end)
+    (line,) = lines(reply)
+    assert line.partition(" ≥ ")[0] in strip.as_text(found), "a busy machine may not have had the last sample in time"
+    words = {part.name: part.words for part in found}
+    assert words["CPU"].startswith(f"{usage.cpu_seconds / cell.seconds:.2f} of ")
+    means = [gpu.utilization_mean or 0.0 for gpu in usage.gpu.values()]
+    assert int(words["2 GPUs"].split()[0]) == pytest.approx(sum(means) / 2, abs=1.5)
+    joules = sum(gpu.energy_joules or 0.0 for gpu in usage.gpu.values())
+    assert found[-1].words == f"{joules:.0f} J"
+
+
+def test_pieces_of_any_size_say_the_same(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read at once is a matter of memory alone."""
+    kernel.run(WORK.format(1.2))
+    run = wait_until(lambda: kernel.recorded_cells(1), "the run")
+    start, end = edges(run, run.cells[0])
+    whole = strip.parts(Path(run.path), start, end)
+    monkeypatch.setattr(strip, "MOST_RECORDS", 1)
+    for a, b in zip(whole, strip.parts(Path(run.path), start, end), strict=True):
+        assert (a.name, a.words, len(a.bars)) == (b.name, b.words, len(b.bars))
+
+
+def test_unknown_readings_count_for_nothing() -> None:
+    nan = float("nan")
+    course = strip.Course()
+    course.add([0.0, 0.1, 0.2], [0.0, 0.1, 0.1], [nan, 4.0, 8.0])
+    course.add([0.3], [0.1], [nan])
+    assert (course.first, course.peak, course.growth) == (4.0, 8.0, 4.0)
+    assert course.mean == pytest.approx(6.0)
+    assert strip.Course().mean is None
+
+
+@pytest.mark.parametrize(
+    ("values", "top", "drawn"), [([], 1.0, ""), ([0.0, 0.5, 1.0, 9.0], 1.0, "▁▃▇▇"), ([1.0], 0.0, "")]
+)
+def test_bars(values: list[float], top: float, drawn: str) -> None:
+    assert strip.bars(values, top) == drawn
+
+
+def test_a_spike_between_low_values_is_drawn() -> None:
+    assert strip.bars([0.0] * 500 + [1.0] + [0.0] * 499, 1.0).count("▇") == 1
