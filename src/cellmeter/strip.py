@@ -308,14 +308,14 @@ def as_text(found: Sequence[Part]) -> str:
 
 # Colours pass the sanitizers of untrusted notebooks; variables do not, and then the page's own colour stays.
 _GREY = "var(--jp-ui-font-color2,var(--vscode-descriptionForeground,#767c83))"
-_LINE = f"font-size:12px;line-height:1.5;padding:1px 0;color:{_GREY}"
+_LINE = f"font-size:12px;line-height:1.5;padding:1px 0 1px 8px;color:{_GREY}"
 
 
 def as_html(found: Sequence[Part]) -> str:
     """The line for a page: in the colours of its theme, its parts kept whole where it wraps."""
     spans = []
     for part in found:
-        drawn = f'<span aria-hidden="true" style="color:{part.ink}">{part.bars}</span>' if part.bars else ""
+        drawn = f'<span aria-hidden="true" style="color:{part.ink};font-size:10px">{part.bars}</span>' if part.bars else ""
         words = " ".join(word for word in (html.escape(part.name), drawn, html.escape(part.words)) if word)
-        spans.append(f'<span style="white-space:nowrap;margin-right:1.4em">{words}</span>')
+        spans.append(f'<span style="display:inline-block;margin-right:1.4em">{words}</span>')
     return f'<div class="cellmeter-strip" style="{_LINE}">{" ".join(spans)}</div>'
