@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cellmeter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_runs, _add_report, _add_compare, _add_export, _add_run, _add_doctor, _add_demo):
+    for add in (_add_runs, _add_report, _add_compare, _add_export, _add_run, _add_watch, _add_doctor, _add_demo):
         add(commands)
     return parser
 
@@ -340,6 +340,19 @@ class _Bar:
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _add_watch(commands: Commands) -> None:
+    text = "show a run live in this terminal until it ends or q is typed; without a terminal, a line a second"
+    parser = _command(commands, "watch", _watch, text)
+    parser.add_argument("run", nargs="?", metavar="RUN", help=_RUN_HELP)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from cellmeter.watch import watch
+
+    watch(find_run(options.run, runs_home()))
+    return OK
 
 
 def _add_doctor(commands: Commands) -> None:

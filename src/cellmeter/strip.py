@@ -315,7 +315,9 @@ def as_html(found: Sequence[Part]) -> str:
     """The line for a page: in the colours of its theme, its parts kept whole where it wraps."""
     spans = []
     for part in found:
-        drawn = f'<span aria-hidden="true" style="color:{part.ink};font-size:10px">{part.bars}</span>' if part.bars else ""
+        drawn = (
+            f'<span aria-hidden="true" style="color:{part.ink};font-size:10px">{part.bars}</span>' if part.bars else ""
+        )
         words = " ".join(word for word in (html.escape(part.name), drawn, html.escape(part.words)) if word)
         spans.append(f'<span style="display:inline-block;margin-right:1.4em">{words}</span>')
     return f'<div class="cellmeter-strip" style="{_LINE}">{" ".join(spans)}</div>'

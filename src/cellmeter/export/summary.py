@@ -65,10 +65,11 @@ class Fact(NamedTuple):
 
 def cell_rows(run: Run) -> list[CellRow]:
     """A row a cell, in the order they ran."""
-    return [_row(run, cell) for cell in run.cells]
+    return [cell_row(run, cell) for cell in run.cells]
 
 
-def _row(run: Run, cell: Cell) -> CellRow:
+def cell_row(run: Run, cell: Cell) -> CellRow:
+    """One cell in numbers."""
     usage = run.usage(cell)
     until = run.duration if cell.end is None else cell.end
     seconds, there = until - cell.start, [device for device in run.devices if device.since < until]
