@@ -132,7 +132,13 @@ def test_a_mistake_in_a_cells_options_does_not_keep_it_from_running(kernel: Kern
 def test_help_shows_the_options(kernel: Kernel) -> None:
     reply = kernel.client.execute_interactive("%monitor?", output_hook=lambda _: None, timeout=30)
     text = reply["content"]["payload"][0]["data"]["text/plain"]
-    for expected in ("%%monitor [LABEL]", "--rate HZ", "%monitor cells", "%monitor report PATH"):
+    for expected in (
+        "%%monitor [LABEL]",
+        "--rate HZ",
+        "%monitor cells",
+        "%monitor report PATH",
+        "%monitor start --auto",
+    ):
         assert expected in text
 
 

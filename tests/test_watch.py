@@ -107,7 +107,7 @@ def test_it_follows_the_size_of_the_terminal(busy: Kernel, terminal: Callable[..
     watched = terminal(columns=100)
     watched.child.expect(r"of \d+ cores")
     watched.child.setwinsize(20, 60)
-    watched.child.expect(r"CPU[^o]*cores +\S*peak")
+    watched.child.expect(r"Memory\S* +\d+\.\d MiB {2}")
     watched.child.send("q")
     watched.ended()
 
@@ -183,6 +183,7 @@ def test_any_number_of_gpus_at_any_size(
     assert len(shown) <= size[1]
     for n in range(gpus):
         assert any(re.match(rf"gpu{n} +{10 * n + 5} % .* {n + 1}.00 (GiB|of 80.0 GiB)", row) for row in shown)
+        assert any(f"peak {10 * n + 5} %  {n + 1}.00 of" in row for row in shown) == (size[0] == 120)
     assert sum("x = 1" in row or re.match(r"In \[", row) is not None for row in shown) >= 3
     assert line(followed).count(" · ") == 3 + gpus
 
@@ -200,12 +201,15 @@ def test_a_run_too_large_to_be_read_whole_shows_only_cells_that_were(
 ) -> None:
     kernel.run("import time; time.sleep(0.6)")
     kernel.run("time.sleep(0.3)")
-    folder = Path(kernel.recorded_cells(2).path)
-    assert [row.seq for row in summary_of(folder).rows] == [1, 2]
+    kernel.run("%monitor stop")
+    run = kernel.recorded_cells(3)
+    folder = Path(run.path)
+    assert [row.seq for row in summary_of(folder).rows] == [1, 2, 3]
     monkeypatch.setattr(following, "WHOLE_BYTES", 0)
-    monkeypatch.setattr(following, "NEWEST_RECORDS", 5)
+    newest = run.series("host.cpu.time", "host").time >= run.cells[0].start + 0.3
+    monkeypatch.setattr(following, "NEWEST_RECORDS", int(newest.sum()))
     large = summary_of(folder)
-    assert ([row.seq for row in large.rows], large.findings) == ([2], None)
+    assert ([row.seq for row in large.rows], large.findings) == ([2, 3], None)
 
 
 def test_without_rich_one_line_names_what_is_missing(kernel: Kernel, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -164,7 +165,7 @@ def summary_of(folder: Path) -> Summary:
     whole = sum(path.stat().st_size for path in folder.glob("*.f64")) <= WHOLE_BYTES
     run = read_run(folder, newest=None if whole else NEWEST_RECORDS)
     first = [part.records["t"][0] for part in run.segments if part.stream == "main" and len(part.records)]
-    since = 0.0 if whole or not first else float(first[-1] - run.start_ns) * 1e-9
+    since = -math.inf if whole or not first else float(first[-1] - run.start_ns) * 1e-9
     cells = [cell for cell in run.cells if cell.status != "running" and cell.start >= since]
     rows = tuple(cell_row(run, cell) for cell in cells[-CELLS_KEPT:])
     return Summary(rows, judge(run).findings if whole else None)

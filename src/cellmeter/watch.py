@@ -40,6 +40,7 @@ UPDATE_SECONDS = 0.25
 LINE_SECONDS = 1.0
 SILENT_SECONDS = 5.0
 NARROW = 76  # columns; below, a line keeps what matters most
+WIDE = 96  # columns; from here on, all is said
 PLAIN_WIDTH = 100  # of the last view where there is no terminal
 MOST_FINDINGS = 3
 MOST_LINES = 3  # of a chart
@@ -210,9 +211,7 @@ class _Row(NamedTuple):
 def _charts(followed: Followed, frame: charts.Frame, gpus: list[str], width: int, tall: int) -> Table:
     """CPU, memory and each GPU: its name, now, the last two minutes, and what else there is to say."""
     narrow = width < NARROW
-    rows = [_cpu_or_memory(frame, key, narrow) for key in ("cpu", "memory")] + [
-        _gpu(frame, gpu, narrow) for gpu in gpus
-    ]
+    rows = [_cpu_or_memory(frame, key, narrow) for key in ("cpu", "memory")] + [_gpu(frame, gpu, width) for gpu in gpus]
     known = [row for row in rows if row is not None]
     taken = [max(map(len, texts)) for texts in zip(*((row.name, row.now, row.note) for row in known), strict=True)]
     room = max(4, width - sum(taken) - 6)
@@ -248,16 +247,21 @@ def _cpu_or_memory(frame: charts.Frame, key: str, narrow: bool) -> _Row | None:
     return _Row(spec.title, now, note, _STYLES[key], values[:, 0], top)
 
 
-def _gpu(frame: charts.Frame, gpu: str, narrow: bool) -> _Row:
+def _gpu(frame: charts.Frame, gpu: str, width: int) -> _Row:
+    import numpy as np
+
     found = {spec.key: (spec, n) for spec in frame.panels for n, one in enumerate(spec.lines) if one.subject == gpu}
     values = {key: frame.of(spec)[:, n] for key, (spec, n) in found.items()}
     now = {key: charts.format_value(_last(column[:, None])[0], found[key][0].unit) for key, column in values.items()}
     note = now.get("gpu-memory", "")
-    if not narrow:
+    if width >= NARROW:
         spec, n = found.get("gpu-memory", (None, 0))
         size = spec.limit or spec.lines[n].top if spec else None
         note = _of(note, charts.format_value(size, "By")) if size else note
-        note += f"  {now['power']}" if "power" in now else ""
+        note += f"  {now['power']:>5}" if "power" in now else ""
+    if width >= WIDE:
+        peak = float(np.fmax.reduce(values["gpu"], initial=math.nan))
+        note = f"peak {charts.format_value(peak, '%')}  {note}"
     return _Row(gpu, now["gpu"], note, _STYLES["gpu"], values["gpu"], 100.0)
 
 
@@ -284,6 +288,7 @@ def spark(times: Floats, values: Floats, top: float, window: float, size: tuple[
     step = window / width
     last = math.ceil(float(times[-1]) / step) if len(times) else 0
     edges = times.searchsorted((np.arange(last - width, last + 1) * step), "right")
+    edges[-1] = len(times)  # whatever is lost in rounding
     levels = []
     for bucket, (low, high) in enumerate(itertools.pairwise(edges)):
         if low == high < len(times) and times[high] - (last - width + bucket) * step <= LONGEST_READING_SECONDS:
