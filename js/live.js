@@ -7,8 +7,9 @@
 /** @typedef {{column: string, label: string, role: "main"|"second"|"faint", ink: [string, string], top: number|null}} Line */
 /** @typedef {{key: string, title: string, unit: string, limit: number|null, exact?: number|null, lanes: boolean, height: number, lines: Line[]}} Panel */
 /** @typedef {{panels: Panel[], doc: string, prefix: string, title: string, notes?: string[], status?: string, end?: number, bounds?: [number, number][]}} Layout */
+/** @typedef {{seq: number, title: string, line: string, id: string|null, status: string, start: number, end: number|null}} Band a cell of the run */
 /** @typedef {{time: Float64Array, columns: Float64Array[]}} Rows */
-/** @typedef {{get: (name: string) => any, send: (content: any) => void, on: Function, off: Function, comm_live?: boolean}} Model */
+/** @typedef {{get: (name: string) => any, send: (content: any) => void, on: Function, off: Function, comm_live?: boolean, widget_manager?: any}} Model */
 
 const MOST_ROWS = 24000; // kept in the page: 40 minutes at 10 Hz in full; older ones are thinned out, spikes stay
 const MOST_DRAWN = 1600;
@@ -409,6 +410,15 @@ const STYLE = `
 .cm-cursor::after { content: attr(data-at); position: absolute; top: 100%; left: 0; transform: translate(-50%, 2px);
   padding: 0 4px; border-radius: 3px; font-size: 10px; line-height: 14px; white-space: nowrap; color: #fff; background: #4A5057; }
 .cm-cursor:not([data-at])::after { display: none; }
+.cm-bands { position: absolute; inset: 4px ${FRAME_RIGHT}px 18px ${FRAME_LEFT}px; overflow: hidden; pointer-events: none; }
+.cm-band { position: absolute; top: 0; bottom: 0; min-width: 1px; background: rgb(128 128 128 / .09); border-left: 1px solid rgb(128 128 128 / .35); }
+.cm-band:nth-child(even) { background: rgb(128 128 128 / .17); }
+.cm-band[data-status=error], .cm-band[data-status=died] { background: rgb(214 66 59 / .16); }
+.cm-band[data-status=running] { background: linear-gradient(90deg, rgb(128 128 128 / .17), transparent); }
+.cm-band a { display: block; height: 14px; padding: 0 3px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+  font-size: 10px; line-height: 14px; color: inherit; opacity: .8; pointer-events: auto; text-decoration: none; }
+.cm-band a[href] { cursor: pointer; }
+.cm-band a[href]:hover, .cm-band a[href]:focus-visible { opacity: 1; text-decoration: underline; }
 `;
 
 /** @param {string} tag @param {string} [name] @param {Record<string, string>} [attributes] @param {(Node|string)[]} children */
@@ -431,6 +441,71 @@ const STATES = {
   died: "Kernel died",
 };
 
+const LEAST_BAND = 2; // CSS pixels: narrower cells are not drawn, nor narrower names than this
+const LEAST_NAME = 26;
+
+/** Where the cells of a run lie, for the charts between two times. @param {Band[]} cells @param {number} start @param {number} end
+ * @param {number} width CSS pixels @returns {{cell: Band, left: number, width: number}[]} */
+export function bandsWithin(cells, start, end, width) {
+  const scale = width / Math.max(end - start, 1e-9);
+  return cells.flatMap((cell) => {
+    const [from, to] = [Math.max(cell.start, start), Math.min(cell.end ?? end, end)];
+    const wide = (to - from) * scale;
+    return wide >= LEAST_BAND ? [{ cell, left: (from - start) * scale, width: wide }] : [];
+  });
+}
+
+/** The cells of a run as bands over its charts; the first chart names them, and a name leads to its cell where the page allows. */
+class Bands {
+  /** @param {HTMLElement[]} boxes of the figures @param {(a: HTMLElement, id: string) => boolean} lead */
+  constructor(boxes, lead) {
+    this.lead = lead;
+    this.layers = boxes.map((box) => box.appendChild(make("div", "cm-bands")));
+    /** @type {Map<number, Band>} */
+    this.cells = new Map();
+    this.shown = "";
+    this.version = 0;
+  }
+
+  /** @param {Band[]} cells new ones, and those that have ended */
+  take(cells) {
+    for (const cell of cells) this.cells.set(cell.seq, cell);
+    this.version++;
+  }
+
+  /** @param {number} start @param {number} end of the time axis */
+  place(start, end) {
+    const width = this.layers[0].clientWidth;
+    const shown = `${this.version} ${start} ${end} ${width}`;
+    if (shown === this.shown) return;
+    this.shown = shown;
+    const found = bandsWithin([...this.cells.values()], start, end, width);
+    this.layers.forEach((layer, n) => layer.replaceChildren(...found.map((band) => this.#band(band, n === 0))));
+  }
+
+  /** @param {{cell: Band, left: number, width: number}} band @param {boolean} named */
+  #band({ cell, left, width }, named) {
+    const el = make("div", "cm-band", { "data-status": cell.status, style: `left:${left}px;width:${width}px` });
+    if (!named) return el;
+    const how = cell.end === null ? "running" : `${cell.status}, ${formatDuration(cell.end - cell.start)}`;
+    const name = make("a", "", { title: `${cell.title} · ${how}\n${cell.line}` }, width < LEAST_NAME ? "" : cell.title);
+    if (cell.id && this.lead(name, cell.id)) name.setAttribute("href", "#");
+    el.append(name);
+    return el;
+  }
+}
+
+/**
+ * Makes an anchor lead to a cell of the notebook, by JupyterLab's own links to cells; false where the page has none.
+ * @param {Model} model @param {HTMLElement} a @param {string} id of the cell
+ */
+function leadToCell(model, a, id) {
+  const { context, rendermime } = model.widget_manager ?? {};
+  if (!context?.path || !rendermime?.linkHandler) return false;
+  rendermime.linkHandler.handleLink(a, context.path, `#cell-id=${id}`);
+  return true;
+}
+
 /** One panel on the page: header, captions, figures. */
 class View {
   /**
@@ -445,6 +520,8 @@ class View {
     this.figures = [];
     /** @type {any} */
     this.source = null;
+    /** @type {Bands|null} */
+    this.bands = null;
     /** @type {number|null} */
     this.cursor = null;
     this.zoomed = false;
@@ -640,6 +717,13 @@ class View {
       const ticker = figure.below[0].ticker;
       if (String(ticker.ticks) !== String(places)) ticker.ticks = places;
     }
+    this.bands?.place(start, end);
+  }
+
+  /** @param {Band[]} cells @param {(a: HTMLElement, id: string) => boolean} lead */
+  band(cells, lead) {
+    this.bands ??= new Bands(this.captions.map((caption) => caption.figure), lead);
+    this.bands.take(cells);
   }
 
   /** Header and captions: what is now, or at the cursor. */
@@ -738,6 +822,9 @@ function open(model, early) {
   let layout = null;
   let samples = new Samples(0);
   let asked = 0;
+  /** @type {Map<number, Band>} */
+  const cells = new Map();
+  const lead = (/** @type {HTMLElement} */ a, /** @type {string} */ id) => leadToCell(model, a, id);
   /** @type {Set<View>} */
   const views = new Set();
   /** @type {(layout: Layout) => void} */
@@ -757,6 +844,9 @@ function open(model, early) {
       if (!samples.put(message.s, floats(buffers[0]))) need();
     } else if (message.k === "h" && layout) {
       if (message.n >= samples.next) samples.reset(message.n, floats(buffers[0]));
+    } else if (message.k === "cells") {
+      for (const cell of message.cells) cells.set(cell.seq, cell);
+      for (const view of views) view.band(message.cells, lead);
     } else if (!layout) {
       need();
     }
@@ -769,6 +859,7 @@ function open(model, early) {
     /** @param {HTMLElement} el @param {AbortSignal} signal */
     async show(el, signal) {
       const view = new View(el, await opened, samples, () => bokeh(), signal);
+      if (cells.size) view.band([...cells.values()], lead);
       views.add(view);
       const left = () => views.forEach((v) => model.comm_live === false && v.become("gone"));
       model.on("comm_live_update", left);

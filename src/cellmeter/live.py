@@ -233,6 +233,11 @@ def prepare(shell: Any, folder: Path) -> None:
         _stages[shell] = Stage(shell, folder)
 
 
+def stage_of(shell: Any) -> Stage:
+    """What :func:`prepare` has made."""
+    return _stages[shell]
+
+
 def forget(shell: Any) -> None:
     """At ``%unload_ext``: closes the widgets and joins the threads."""
     stage = _stages.pop(shell, None)
@@ -361,19 +366,27 @@ class Panel:
         Raises RunUnreadable if the run folder cannot be read, MissingExtra where the widgets' packages are not there.
         """
         prepare(shell, folder)
-        panel = cls(_stages[shell], Feed(folder, seq, groups), title)
+        panel = cls(stage_of(shell), Feed(folder, seq, groups), title)
         if panel._stage.widget is not None:
             panel._show()
         return panel
 
     def _show(self) -> None:
-        from IPython.display import display
-
         self._widget = self._stage.panel_widget(self._asked)
         view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
         bundle = {_WIDGET: view, "text/plain": f"cellmeter: recording {self._title}"}
-        display(bundle, raw=True, display_id=self._id)  # type: ignore[no-untyped-call]
+        self._place(bundle)
         self._thread = self._stage.run_thread(self._stream, "cellmeter-live")
+
+    def _place(self, data: dict[str, Any]) -> None:
+        from IPython.display import display
+
+        display(data, raw=True, display_id=self._id)  # type: ignore[no-untyped-call]
+
+    def _replace(self, data: dict[str, str], metadata: dict[str, Any]) -> None:
+        from IPython.display import update_display
+
+        update_display(data, raw=True, display_id=self._id, metadata=metadata)  # type: ignore[no-untyped-call]
 
     def _asked(self, message: Event) -> None:
         """The page was loaded anew, or has missed rows: the thread sends it all there is."""
@@ -429,11 +442,8 @@ class Panel:
         if self._widget is None:
             print(summary(frame, facts))
             return self.abandon()
-        from IPython.display import update_display
-
         try:
-            data, metadata = still(frame, facts)
-            update_display(data, raw=True, display_id=self._id, metadata=metadata)  # type: ignore[no-untyped-call]
+            self._replace(*still(frame, facts))
         finally:
             if self._layout is not None:
                 self._layout |= {"panels": charts.spec_for_page(frame.panels), **_ending(frame, facts)}

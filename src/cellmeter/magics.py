@@ -26,6 +26,7 @@ from cellmeter.settings import checked_rate, load_settings
 from cellmeter.tagging import Begun, Finished, Tagger
 
 if TYPE_CHECKING:
+    from cellmeter.dock import Dock
     from cellmeter.live import Panel
     from cellmeter.metrics import Group
 
@@ -61,7 +62,7 @@ def _cell_parser() -> _Parser:
 def _line_parser() -> _Parser:
     parser = _Parser(prog="%monitor", add_help=False)
     commands = parser.add_subparsers(
-        dest="command", metavar="start|stop|cells|report|show|compare", parser_class=_Parser
+        dest="command", metavar="start|stop|cells|report|show|dock|compare", parser_class=_Parser
     )
     start = commands.add_parser("start", add_help=False)
     start.add_argument("--rate", type=float, metavar="HZ")
@@ -70,6 +71,7 @@ def _line_parser() -> _Parser:
     commands.add_parser("cells", add_help=False)
     commands.add_parser("report", add_help=False).add_argument("path", nargs="?")
     commands.add_parser("show", add_help=False).add_argument("cell", nargs="?", type=int)
+    commands.add_parser("dock", add_help=False)
     compare = commands.add_parser("compare", add_help=False)
     compare.add_argument("a", metavar="BEFORE")
     compare.add_argument("b", metavar="AFTER", nargs="?")
@@ -105,6 +107,7 @@ class Session:
         self.last_folder: Path | None = None
         self.auto = False
         """Whether a line is shown under each cell."""
+        self.dock: Dock | None = None
         self._tagger = Tagger(shell, self._begun, self._finished)
         self._told: set[str] = set()
 
@@ -165,7 +168,27 @@ class Session:
         if recording is None:
             return None
         recording.stop()
+        self._guarded(self._finish_dock)
         return recording.folder
+
+    def open_dock(self) -> Dock:
+        """The panel of the whole run, in place of the one there is. Raises CellmeterError."""
+        if self.recording is None:
+            raise RecorderUnavailable("recording is off: %monitor start")
+        if not self.recording.recorder.ready(READY_SECONDS):
+            raise RecorderUnavailable(self.recording.trouble() or "the recorder did not get ready")
+        from cellmeter.dock import Dock
+
+        before, self.dock = self.dock, None
+        if before is not None:
+            before.abandon()
+        self.dock = Dock.show(self.shell, self.recording.folder)
+        return self.dock
+
+    def _finish_dock(self) -> None:
+        dock, self.dock = self.dock, None
+        if dock is not None:
+            dock.finish(time.monotonic_ns())
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         """The user's cell is sacred: whatever fails here is said in one line and goes no further."""
@@ -259,6 +282,7 @@ class Session:
         self.recording = None
         recording.recorder.close()
         trouble = recording.trouble() or "the recorder has died"
+        self._guarded(self._finish_dock)
         self.tell(f"{trouble}; recording is off, what there is lies in {recording.folder}. %monitor start starts anew")
 
     def _goodbye(self) -> None:
@@ -309,6 +333,8 @@ class MonitorMagics(Magics):
             %monitor report              findings: what was underused, what spiked, and what to do
             %monitor report PATH         the same as a file: .html .json .md .txt .csv .parquet
             %monitor show [N]            draw the recorded cell In [N] again; the last one without N
+            %monitor dock                the whole run live, its cells as bands, beside the notebook where the package
+                                         sidecar is installed, else under this cell
             %monitor compare A [B]       two runs side by side, by cell; this one without B
 
         Recordings are kept: see ``cellmeter runs`` on a command line, or ``cellmeter.open_run()``.
@@ -382,6 +408,10 @@ class MonitorMagics(Magics):
                 "text/html": export.inline_html(run),
             }
         )
+
+    def _dock(self, options: argparse.Namespace) -> None:
+        if self.session.open_dock().beside:
+            print("cellmeter: the whole run is shown beside the notebook")
 
     def _show(self, options: argparse.Namespace) -> None:
         from cellmeter import live
