@@ -410,13 +410,14 @@ const STYLE = `
 .cm-cursor::after { content: attr(data-at); position: absolute; top: 100%; left: 0; transform: translate(-50%, 2px);
   padding: 0 4px; border-radius: 3px; font-size: 10px; line-height: 14px; white-space: nowrap; color: #fff; background: #4A5057; }
 .cm-cursor:not([data-at])::after { display: none; }
-.cm-bands { position: absolute; inset: 4px ${FRAME_RIGHT}px 18px ${FRAME_LEFT}px; overflow: hidden; pointer-events: none; }
+.cm-bands { position: absolute; inset: 4px ${FRAME_RIGHT}px 18px ${FRAME_LEFT}px; overflow: hidden; pointer-events: none; z-index: 1; }
 .cm-band { position: absolute; top: 0; bottom: 0; min-width: 1px; background: rgb(128 128 128 / .09); border-left: 1px solid rgb(128 128 128 / .35); }
 .cm-band:nth-child(even) { background: rgb(128 128 128 / .17); }
 .cm-band[data-status=error], .cm-band[data-status=died] { background: rgb(214 66 59 / .16); }
 .cm-band[data-status=running] { background: linear-gradient(90deg, rgb(128 128 128 / .17), transparent); }
 .cm-band a { display: block; height: 14px; padding: 0 3px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
-  font-size: 10px; line-height: 14px; color: inherit; opacity: .8; pointer-events: auto; text-decoration: none; }
+  font-size: 10px; line-height: 14px; color: inherit; opacity: .8; pointer-events: auto; text-decoration: none;
+  background: var(--jp-layout-color0, var(--vscode-editor-background, transparent)); }
 .cm-band a[href] { cursor: pointer; }
 .cm-band a[href]:hover, .cm-band a[href]:focus-visible { opacity: 1; text-decoration: underline; }
 `;
@@ -441,8 +442,8 @@ const STATES = {
   died: "Kernel died",
 };
 
-const LEAST_BAND = 2; // CSS pixels: narrower cells are not drawn, nor narrower names than this
-const LEAST_NAME = 26;
+const LEAST_BAND = 2; // CSS pixels: narrower cells are not drawn
+const LEAST_NAME = 34; // narrower ones have no name written in them
 
 /** Where the cells of a run lie, for the charts between two times. @param {Band[]} cells @param {number} start @param {number} end
  * @param {number} width CSS pixels @returns {{cell: Band, left: number, width: number}[]} */
@@ -846,7 +847,10 @@ function open(model, early) {
       if (message.n >= samples.next) samples.reset(message.n, floats(buffers[0]));
     } else if (message.k === "cells") {
       for (const cell of message.cells) cells.set(cell.seq, cell);
-      for (const view of views) view.band(message.cells, lead);
+      for (const view of views) {
+        view.band(message.cells, lead);
+        if (message.state) view.become(message.state);
+      }
     } else if (!layout) {
       need();
     }

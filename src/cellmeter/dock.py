@@ -110,6 +110,7 @@ class Dock(live.Panel):
     def finish(self, ended_ns: int) -> None:
         """The recording has stopped: a picture takes the panel's place."""
         self._feed.ended = True
+        self._widget.send({"k": "cells", "cells": [], "state": "ok"})  # a page loaded anew hears of no picture
         self.close(TITLE, "ok", self._feed.run_ns, ended_ns)
 
     def abandon(self) -> None:
