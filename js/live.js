@@ -415,9 +415,10 @@ const STYLE = `
 .cm-band:nth-child(even) { background: rgb(128 128 128 / .17); }
 .cm-band[data-status=error], .cm-band[data-status=died] { background: rgb(214 66 59 / .16); }
 .cm-band[data-status=running] { background: linear-gradient(90deg, rgb(128 128 128 / .17), transparent); }
-.cm-band a { display: block; height: 14px; padding: 0 3px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+.cm-band a { display: block; width: fit-content; max-width: 100%; height: 14px; padding: 0 3px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
   font-size: 10px; line-height: 14px; color: inherit; opacity: .8; pointer-events: auto; text-decoration: none;
   background: var(--jp-layout-color0, var(--vscode-editor-background, transparent)); }
+.cm-band a:empty { width: 100%; background: none; }
 .cm-band a[href] { cursor: pointer; }
 .cm-band a[href]:hover, .cm-band a[href]:focus-visible { opacity: 1; text-decoration: underline; }
 `;

@@ -89,6 +89,13 @@ test("lanes are stacked from the top, and a gap falls to the lane's ground", () 
   assert.deepEqual(rounded(drawn.c1), [0, 0.42]);
 });
 
+test("bands are cut to the time shown, and those too narrow to see are left out", () => {
+  const cell = (seq, start, end) => ({ seq, start, end });
+  const cells = [cell(1, -5, 2), cell(2, 3, 3.001), cell(3, 4, null), cell(4, 20, 30)];
+  const found = live.bandsWithin(cells, 0, 10, 100).map((band) => [band.cell.seq, band.left, band.width]);
+  assert.deepEqual(found, [[1, 0, 20], [3, 40, 60]]);
+});
+
 test("the picture's data come back", () => {
   const json = new TextEncoder().encode(JSON.stringify({ bounds: [[0, 10], [5, 6]], title: "é" }));
   const bytes = new Uint8Array(4 + json.length + 8);
