@@ -138,6 +138,7 @@ def test_help_shows_the_options(kernel: Kernel) -> None:
         "%monitor cells",
         "%monitor report PATH",
         "%monitor start --auto",
+        "%monitor dock",
     ):
         assert expected in text
 

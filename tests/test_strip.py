@@ -153,6 +153,12 @@ def test_pieces_of_any_size_say_the_same(kernel: Kernel, monkeypatch: pytest.Mon
         assert (a.name, a.words, len(a.bars)) == (b.name, b.words, len(b.bars))
 
 
+def test_nothing_is_read_of_a_short_cell_without_a_spike() -> None:
+    start = {"event": "cell_start", "t": 0, "seq": 1, "rss_bytes": 1 << 30}
+    end = {"event": "cell_end", "t": 10**8, "seq": 1, "rss_bytes": 1 << 30, "peak_rss_bytes": (1 << 30) + (200 << 20)}
+    strip.show(Path("/nowhere"), {"cell_start": start, "cell_end": end})
+
+
 def test_unknown_readings_count_for_nothing() -> None:
     nan = float("nan")
     course = strip.Course()
