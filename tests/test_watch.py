@@ -140,21 +140,15 @@ def test_a_run_that_has_ended_shows_its_end(kernel: Kernel) -> None:
     assert max(map(len, shown.splitlines())) <= 100
 
 
-def test_without_a_terminal_it_says_a_line_a_second(busy: Kernel) -> None:
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for _ in range(2):
-            assert re.match(
-                r"\d\d:\d\d:\d\d · slow [\d.]+ s · CPU \S+( cores)? · Memory [\d.]+ MiB\n", process.stdout.readline()
-            )
-        busy.manager.interrupt_kernel()
-        wait_until(lambda: busy.recorded().cells[-1].end, "the cell's end")
-        busy.run("%monitor stop")
-        rest = process.stdout.read()
-        assert process.stderr.read() == ""
-    assert process.returncode == 0
-    assert rest.splitlines()[-1].endswith(" ended: stopped")
+def test_without_a_terminal_it_says_a_line_a_second(busy: Kernel, script: Callable[..., Any]) -> None:
+    process = script("import sys; from cellmeter.cli import main; sys.exit(main(['watch']))")
+    for _ in range(2):
+        told = process.stdout.readline()
+        assert re.match(r"\d\d:\d\d:\d\d · slow [\d.]+ s · CPU \S+( cores)? · Memory [\d.]+ MiB\n", told), told
+    os.kill(busy.pid, signal.SIGKILL)
+    rest, complaints = process.communicate(timeout=60)
+    assert (process.returncode, complaints) == (0, "")
+    assert " ended: killed (SIGKILL) in In [3] slow, with " in rest.splitlines()[-1]
 
 
 def text_of(followed: Followed, width: int, height: int) -> str:
@@ -192,7 +186,7 @@ def test_a_run_that_has_only_begun(kernel: Kernel) -> None:
     kernel.recorded_cells(0)
     followed = Followed(run_folders(kernel.home / "runs")[0])
     assert "between cells" in text_of(followed, 80, 24)
-    followed.poll()
+    wait_until(lambda: followed.poll() or followed.seconds, "a sample")
     assert "CPU" in text_of(followed, 80, 24)
 
 

@@ -62,7 +62,7 @@ def watch(folder: Path) -> None:
     if followed.ended:
         how = followed.finish()
         console.print(view(followed, console.width, 24, ended=how))
-        console.print(Text(f"{folder.name} ended: {how}"))
+        console.print(Text(f"{folder.name} ended: {how}"), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -222,7 +222,7 @@ def _charts(followed: Followed, frame: charts.Frame, gpus: list[str], width: int
         drawn = "\n".join(spark(frame.time, values, top, window, (room, lines)))
         table.add_row(Text(name, "bold"), Text(now), Text(drawn, style, no_wrap=True), Text(note, "dim"))
     begin, end = f"−{charts.format_duration(window).removesuffix(' 00 s')}".replace(".0 s", " s"), "now"
-    if room > len(begin) + len(end):
+    if known and room > len(begin) + len(end):
         table.add_row("", "", Text(begin + " " * (room - len(begin) - len(end)) + end, "dim"), "")
     return table
 
