@@ -589,9 +589,10 @@ const STYLE = `
   color: var(--jp-ui-font-color1, var(--vscode-foreground, inherit)); font-variant-numeric: tabular-nums; }
 .cellmeter * { box-sizing: border-box; }
 .cellmeter [hidden] { display: none; }
-.cm-head { display: flex; align-items: flex-start; gap: 12px; padding: 0 10px 5px 2px; border-bottom: 1px solid rgb(128 128 128 / .22); }
-.cm-said { flex: 1; min-width: 0; display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px 12px; padding-top: 1px; }
-.cm-state { display: inline-flex; align-items: center; gap: 6px; font-weight: 600; }
+.cm-head { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 2px 16px; padding: 0 10px 5px 2px; border-bottom: 1px solid rgb(128 128 128 / .22); }
+.cm-said, .cm-sum { display: flex; align-items: baseline; min-width: 0; padding-top: 1px; }
+.cm-said { gap: 12px; }
+.cm-state { display: inline-flex; align-items: center; gap: 6px; font-weight: 600; white-space: nowrap; }
 .cm-state i { width: 8px; height: 8px; border-radius: 50%; background: #8C9196; }
 .cellmeter[data-state=recording] .cm-state i { background: #D6423B; animation: cm-pulse 1.6s ease-in-out infinite; }
 .cellmeter[data-state=silent] .cm-state i { background: #E69F00; }
@@ -599,13 +600,17 @@ const STYLE = `
 .cellmeter[data-state=error] .cm-state i, .cellmeter[data-state=died] .cm-state i { background: #D6423B; border-radius: 1px; }
 @keyframes cm-pulse { 50% { opacity: .35; } }
 @media (prefers-reduced-motion: reduce) { .cm-state i { animation: none !important; } }
-.cm-title { font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: min(24em, 100%); }
+.cm-title { font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 24em; min-width: 2em; }
 .cm-time, .cm-missing { opacity: .68; }
-.cm-sum { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-left: 4px; }
+.cm-time { white-space: nowrap; }
+.cm-missing { padding-top: 7px; }
+.cm-sum { flex: 1; flex-wrap: wrap; gap: 2px 16px; }
 .cm-sum b { font-weight: 600; }
 .cm-sum span span { opacity: .68; }
 .cm-tools, .cm-picks, .cm-window { display: flex; align-items: center; gap: 1px; }
-.cm-tools { flex: none; gap: 6px; }
+.cm-tools { flex: none; gap: 6px; margin-left: auto; }
+.cm-sum { order: 1; flex-basis: 100%; }
+@container (min-width: 860px) { .cm-head { flex-wrap: nowrap; } .cm-sum { order: 0; flex-basis: 0; } }
 .cm-picks { flex-wrap: wrap; gap: 2px; padding: 4px 10px 0 0; justify-content: flex-end; }
 .cellmeter button { font: inherit; font-size: 11px; line-height: 16px; min-width: 20px; height: 18px; padding: 0 6px; border: 0; border-radius: 4px;
   background: none; color: inherit; opacity: .62; cursor: pointer; }
@@ -718,7 +723,8 @@ class Chart {
     this.lanes = panel.lanes ? panel.lines.map((_, i) => make("span", "cm-lane", { style: `top:${FRAME_TOP + (i + 0.58) * step - 6}px` })) : [];
     this.peak = make("span", "cm-peak");
     this.box = make("div", "cm-fig", { role: "img", style: `height:${panel.height}px` }, make("div", "", { id: this.id }), ...this.lanes);
-    const name = make("span", "cm-name", {}, make("b", "", {}, panel.title), make("span", "cm-legend", {}, ...this.legend.map((x) => x.item)));
+    const name = make("span", "cm-name", {}, make("b", "", {}, panel.title));
+    if (this.legend.length) name.append(make("span", "cm-legend", {}, ...this.legend.map((x) => x.item)));
     this.root = make("section", "cm-panel", { "data-panel": panel.key }, make("div", "cm-cap", {}, name, this.peak), this.box);
   }
 
@@ -809,12 +815,13 @@ class Chart {
     const { samples } = this.view.record;
     const now = panel.lines.map((_, i) => (row < 0 ? NaN : samples.parts[first + i + 1][row]));
     const peaks = samples.peaks.slice(first, first + panel.lines.length);
-    this.legend.forEach(({ line, item, value }, i) => {
-      const text = formatValue(overall ? peaks[i] : now[i], panel.unit).replace(/ cores$/, "");
-      value.textContent = samples.size === 0 ? "" : overall ? `peak ${text}` : text;
+    const one = panel.lines.filter((line) => line.role === "main").length === 1; // its peak stands beside the legend
+    const value = (/** @type {number} */ i) => (overall ? `peak ${formatValue(peaks[i], panel.unit)}` : formatValue(now[i], panel.unit));
+    this.legend.forEach(({ line, item, value: el }, i) => {
+      el.textContent = samples.size === 0 || (overall && one && line.role === "main") ? "" : value(i).replace(/ cores$/, "");
       item.hidden = samples.size > 0 && !worthSaying(panel, line, peaks[i], peaks, this.top);
     });
-    this.lanes.forEach((lane, i) => (lane.textContent = samples.size ? formatValue(overall ? peaks[i] : now[i], panel.unit) : ""));
+    this.lanes.forEach((lane, i) => (lane.textContent = samples.size ? value(i) : ""));
     this.peak.textContent = samples.size ? peakText(panel, peaks) : "";
     const chip = chipText(panel, now);
     this.box.setAttribute("aria-label", `${panel.title} over time: now ${chip}, ${peakText(panel, peaks)}`);
@@ -995,9 +1002,9 @@ class View {
     });
     this.more = button("Charts", "Choose the charts", () => this.#unfold(), { "aria-controls": this.picks.id });
     const said = make("div", "cm-said", {},
-      make("span", "cm-state", {}, make("i"), this.stateText), make("span", "cm-title", { title: layout.title }, layout.title), this.time, this.sum);
+      make("span", "cm-state", {}, make("i"), this.stateText), make("span", "cm-title", { title: layout.title }, layout.title), this.time);
     const about = { "data-state": this.state, role: "group", "aria-label": `Resource use of ${layout.title}` };
-    this.root = make("div", "cellmeter", about, make("style", "", {}, STYLE), make("div", "cm-head", {}, said, this.#tools()), this.picks, this.note, this.grid);
+    this.root = make("div", "cellmeter", about, make("style", "", {}, STYLE), make("div", "cm-head", {}, said, this.sum, this.#tools()), this.picks, this.note, this.grid);
     if (apart) this.root.style.cssText = "position:absolute;inset:0 0 auto 0;visibility:hidden";
     el.append(this.root);
     this.#press();

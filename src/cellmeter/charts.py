@@ -109,7 +109,7 @@ class Frame:
     missing: Mapping[Group, str] = field(default_factory=dict)
 
     def only(self, groups: Sequence[Group]) -> Frame:
-        """The panels of these groups, and what is missing of them."""
+        """The panels of these groups, and what is missing of them, if they are not those that everybody gets."""
         kept = tuple(spec for spec in self.panels if spec.group in groups)
         if kept == self.panels:
             values = self.values
@@ -117,7 +117,8 @@ class Frame:
             import numpy as np
 
             values = np.column_stack([self.of(spec) for spec in kept]) if kept else self.values[:, :0]
-        return Frame(kept, self.time, values, {group: why for group, why in self.missing.items() if group in groups})
+        asked = () if tuple(groups) == DEFAULT_GROUPS else groups
+        return Frame(kept, self.time, values, {group: why for group, why in self.missing.items() if group in asked})
 
     def of(self, panel: PanelSpec) -> Floats:
         """The values of one panel, n × its lines."""
