@@ -200,6 +200,28 @@ function extremes(column, low, high) {
   return least <= most ? [column[least], column[most]] : [column[most], column[least]];
 }
 
+/**
+ * Rows of which at most two are left in each `seconds` of time, with the extremes of all columns; see charts.thinned. Doing it
+ * again changes nothing, and a spike moves by less than that time. @param {Rows} rows @param {number} seconds @returns {Rows}
+ */
+export function thinned(rows, seconds) {
+  const count = rows.time.length;
+  const out = { time: new Float64Array(count), columns: rows.columns.map(() => new Float64Array(count)) };
+  let size = 0;
+  for (let low = 0, high = 0; low < count; low = high) {
+    const part = Math.floor(rows.time[low] / seconds);
+    while (high < count && Math.floor(rows.time[high] / seconds) === part) high++;
+    const last = high - low > 1 ? size + 1 : size;
+    out.time[size] = rows.time[low];
+    out.time[last] = rows.time[high - 1];
+    rows.columns.forEach((column, c) =>
+      out.columns[c].set(high - low > 2 ? extremes(column, low, high) : column.subarray(low, high), size),
+    );
+    size = last + 1;
+  }
+  return { time: out.time.subarray(0, size), columns: out.columns.map((column) => column.subarray(0, size)) };
+}
+
 /** The readings of one cell, bounded however long it runs. Rows are counted from 0; a message says which it begins with. */
 export class Samples {
   /** @param {number} width columns without the time @param {number} [most] rows kept */
@@ -208,6 +230,7 @@ export class Samples {
     this.most = most;
     this.next = 0;
     this.size = 0;
+    this.seconds = 0.5; // in which two of the older rows are left
     /** @type {Float64Array[]} */
     this.parts = Array.from({ length: width + 1 }, () => new Float64Array(256));
     /** @type {number[]} */
@@ -258,18 +281,19 @@ export class Samples {
     });
   }
 
-  /** The older half is reduced to a quarter of its rows. */
+  /** The newer half stays, of the rest as many rows as make a quarter at most: two in equal times, whatever their age. */
   #thin() {
-    const half = this.size >> 1;
-    const old = { time: this.parts[0].subarray(0, half), columns: this.parts.slice(1).map((p) => p.subarray(0, half)) };
-    const few = decimate(old, half >> 2);
+    const [newer, older] = [this.most >> 1, this.size - (this.most >> 1)];
+    const old = { time: this.parts[0].subarray(0, older), columns: this.parts.slice(1).map((p) => p.subarray(0, older)) };
+    let few = thinned(old, this.seconds);
+    while (few.time.length > Math.max(2, newer >> 1)) few = thinned(old, (this.seconds *= 2));
     const kept = [few.time, ...few.columns];
     this.parts.forEach((part, c) => {
-      const recent = part.slice(half, this.size);
+      const recent = part.slice(older, this.size);
       part.set(kept[c]);
       part.set(recent, few.time.length);
     });
-    this.size += few.time.length - half;
+    this.size += few.time.length - older;
   }
 
   /** Fewer rows from here on, and no more room than they need. @param {number} most */
@@ -330,6 +354,7 @@ export class Cores {
     this.width = width;
     this.most = most;
     this.next = 0;
+    this.began = 0;
     /** @type {number[]} */
     this.times = [];
     /** @type {Uint8Array[]} */
@@ -340,6 +365,7 @@ export class Cores {
    * @param {Uint8Array} loads row after row @returns {boolean} */
   put(start, times, loads) {
     if (start > this.next) return false;
+    if (!this.times.length && times.length) this.began = Math.max(0, times[0] - 1);
     for (let i = this.next - start; i < times.length; i++) {
       this.times.push(times[i]);
       this.loads.push(loads.slice(i * this.width, (i + 1) * this.width));
@@ -386,7 +412,7 @@ export class Cores {
     const [sums, counts] = [new Float64Array(columns * width), new Uint32Array(columns * width)];
     const part = (/** @type {number} */ time) => Math.floor(((time - start) / (end - start)) * columns);
     for (let row = 0; row < times.length; row++) {
-      const since = row ? times[row - 1] : Math.max(0, times[row] - 1);
+      const since = row ? times[row - 1] : this.began;
       if (times[row] <= start || since >= end) continue;
       const low = Math.max(0, part(since));
       for (let c = low, high = Math.min(columns - 1, Math.max(low, part(times[row]) - 1)); c <= high; c++) {
@@ -591,7 +617,7 @@ const STYLE = `
 .cellmeter [hidden] { display: none; }
 .cm-head { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 2px 16px; padding: 0 10px 5px 2px; border-bottom: 1px solid rgb(128 128 128 / .22); }
 .cm-said, .cm-sum { display: flex; align-items: baseline; min-width: 0; padding-top: 1px; }
-.cm-said { gap: 12px; }
+.cm-said { flex: 1; gap: 8px; }
 .cm-state { display: inline-flex; align-items: center; gap: 6px; font-weight: 600; white-space: nowrap; }
 .cm-state i { width: 8px; height: 8px; border-radius: 50%; background: #8C9196; }
 .cellmeter[data-state=recording] .cm-state i { background: #D6423B; animation: cm-pulse 1.6s ease-in-out infinite; }
@@ -608,9 +634,9 @@ const STYLE = `
 .cm-sum b { font-weight: 600; }
 .cm-sum span span { opacity: .68; }
 .cm-tools, .cm-picks, .cm-window { display: flex; align-items: center; gap: 1px; }
-.cm-tools { flex: none; gap: 6px; margin-left: auto; }
+.cm-tools { flex: none; gap: 4px; margin-left: auto; }
 .cm-sum { order: 1; flex-basis: 100%; }
-@container (min-width: 860px) { .cm-head { flex-wrap: nowrap; } .cm-sum { order: 0; flex-basis: 0; } }
+@container (min-width: 860px) { .cm-head { flex-wrap: nowrap; } .cm-said { flex: none; gap: 12px; } .cm-sum { order: 0; flex-basis: 0; } }
 .cm-picks { flex-wrap: wrap; gap: 2px; padding: 4px 10px 0 0; justify-content: flex-end; }
 .cellmeter button { font: inherit; font-size: 11px; line-height: 16px; min-width: 20px; height: 18px; padding: 0 6px; border: 0; border-radius: 4px;
   background: none; color: inherit; opacity: .62; cursor: pointer; }
@@ -619,7 +645,9 @@ const STYLE = `
 .cellmeter button:focus-visible { outline: 2px solid var(--jp-brand-color1, #0072B2); outline-offset: 1px; opacity: 1; }
 .cellmeter button:disabled { opacity: .3; background: none; cursor: default; }
 .cellmeter button svg { display: block; width: 10px; height: 10px; margin: 0 auto; fill: currentColor; }
-.cm-grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 6px 22px; padding-top: 7px; }
+.cm-grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 6px 22px; padding-top: 7px;
+  grid-auto-flow: dense; }
+.cm-grid > [data-panel=cores] { grid-column: 1 / -1; }
 @container (min-width: 720px) { .cm-grid { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .cm-grid[data-count="1"] { grid-template-columns: minmax(0, 1fr); }
   .cm-grid[data-count="3"] > :first-child { grid-column: 1 / -1; } }
@@ -1133,7 +1161,7 @@ class View {
     });
     this.charts = new Map(wanted.map(([key]) => [key, /** @type {Chart|Heat} */ (this.charts.get(key))]));
     [...this.charts.values()].forEach((chart, i) => this.grid.children[i] === chart.root || this.grid.insertBefore(chart.root, this.grid.children[i] ?? null));
-    this.grid.dataset.count = String(this.charts.size);
+    this.grid.dataset.count = String(this.charts.size - Number(this.charts.has("cores")));
     const lacking = Object.entries(layout.missing).filter(([key]) => this.groups.has(key) && (layout.asked || !this.charts.size));
     this.note.textContent = lacking.length ? lacking.map(([key, why]) => `${new Map(GROUPS).get(key)}: ${why}`).join(" · ") : this.charts.size ? "" : "No chart is chosen";
     this.note.hidden = !this.note.textContent;

@@ -55,6 +55,7 @@ PURPLE = Ink("#A8518A", "#DB8FBE")
 AMBER = Ink("#A87400", "#E69F00")
 GREY = Ink("#8C9196", "#7D848B")
 DEVICE_INKS = (VERMILLION, BLUE, PURPLE)
+_INKS = {"cpu": BLUE, "memory": GREEN, "io": BLUE, "net": BLUE}
 
 
 class Line(NamedTuple):
@@ -173,8 +174,8 @@ def panels(
 def _panel(key: str, title: str, lines: tuple[Line, ...], limit: float | None) -> PanelSpec | None:
     if not lines:
         return None
-    if lines[0].role != "main":  # the kernel's own numbers are not there: what is there takes their place
-        lines = (lines[0]._replace(role="main"), *lines[1:])
+    if lines[0].role != "main":  # the first choice is not recorded: what is takes its place
+        lines = (lines[0]._replace(role="main", ink=_INKS[key]), *lines[1:])
     return PanelSpec(key, title, METRICS[lines[0].metric].unit, lines, limit)
 
 
@@ -421,15 +422,35 @@ def decimate(time: Floats, values: Floats, most_rows: int) -> tuple[Floats, Floa
     if rows <= most_rows or buckets < 1:
         return time, values
     edges = np.arange(buckets + 1) * rows // buckets
-    new_values = np.empty((buckets, 2, columns))
-    low_filled, high_filled = np.nan_to_num(values, nan=np.inf), np.nan_to_num(values, nan=-np.inf)
-    for index, (low, high) in enumerate(itertools.pairwise(edges)):
-        least, most = low_filled[low:high], high_filled[low:high]
-        falling = most.argmax(0) < least.argmin(0)
-        ends = np.where(falling, (most.max(0), least.min(0)), (least.min(0), most.max(0)))
-        new_values[index] = np.where(np.isinf(ends), np.nan, ends)
+    new_values = np.stack([_extremes(values[low:high]) for low, high in itertools.pairwise(edges)])
     new_time = np.column_stack([time[edges[:-1]], time[edges[1:] - 1]]).ravel()
     return new_time, new_values.reshape(buckets * 2, columns)
+
+
+def thinned(time: Floats, values: Floats, seconds: float) -> tuple[Floats, Floats]:
+    """Rows of which at most two are left in each ``seconds`` of time, with the extremes of every column.
+
+    Doing it again changes nothing, and an extreme moves by less than that time: so a recording that grows can be thinned again
+    and again, all of it alike, by doubling ``seconds`` as it needs to.
+    """
+    import numpy as np
+
+    cuts = np.flatnonzero(np.diff(np.floor(time / seconds))) + 1
+    times, rows = [time[:0]], [values[:0]]
+    for low, high in itertools.pairwise([0, *cuts.tolist(), len(time)]):
+        times.append(time[[low, high - 1]] if high - low > 1 else time[low:high])
+        rows.append(_extremes(values[low:high]) if high - low > 2 else values[low:high])
+    return np.concatenate(times), np.concatenate(rows)
+
+
+def _extremes(values: Floats) -> Floats:
+    """The least and the greatest of each column (2 × k), in their order; NaN where all are unknown."""
+    import numpy as np
+
+    least, most = np.nan_to_num(values, nan=np.inf), np.nan_to_num(values, nan=-np.inf)
+    falling = most.argmax(0) < least.argmin(0)
+    ends = np.where(falling, (most.max(0), least.min(0)), (least.min(0), most.max(0)))
+    return np.where(np.isinf(ends), np.nan, ends)
 
 
 def frame_of(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAULT_GROUPS) -> Frame:

@@ -50,7 +50,7 @@ MOST_CORE_ROWS = (
     3_600  # kept in the kernel: an hour; of longer cells the page gets the last hour when it is loaded anew
 )
 KEPT_FOR_RATES = 32  # records: half an interval and more at any rate
-STILL_BYTES = 14_500  # of the static output in the notebook's JSON
+STILL_BYTES = 14_200  # of the static output in the notebook's JSON, its 500 bytes of markup not counted
 STILL_ROWS = 180  # of its readings, or as many as there is room for
 LEAST_ROWS = 16
 _LEVELS = 1022  # of a packed reading: 0.1 % of its range, a quarter of a pixel; one more means unknown
@@ -256,6 +256,7 @@ class Feed:
         self._width = 1 + sum(len(spec.lines) for spec in self.panels)
         self._rows = np.empty((256, self._width))
         self._count = 0
+        self._seconds = 0.5  # in which two of the older rows are left
         self._before: tuple[tuple[Column, ...], NDArray[Any]] | None = None
         self._events: list[Event] = []
         self.started_ns: int | None = None
@@ -312,10 +313,20 @@ class Feed:
         self._count = needed
         self.next += len(rows)
         if self._count > MOST_ROWS:
-            half = self._count // 2
-            few, values = charts.decimate(self._rows[:half, 0], self._rows[:half, 1:], half // 4)
-            thinned = np.concatenate([np.column_stack([few, values]), self._rows[half : self._count]])
-            self._rows, self._count = thinned, len(thinned)
+            self._thin()
+
+    def _thin(self) -> None:
+        """The newer half stays, of the rest as many rows as make a quarter at most, all of it alike."""
+        import numpy as np
+
+        newer = MOST_ROWS // 2
+        older = self._rows[: self._count - newer]
+        few = charts.thinned(older[:, 0], older[:, 1:], self._seconds)
+        while len(few[0]) > max(2, newer // 2):
+            self._seconds *= 2
+            few = charts.thinned(older[:, 0], older[:, 1:], self._seconds)
+        thinned = np.concatenate([np.column_stack(few), self._rows[self._count - newer : self._count]])
+        self._rows, self._count = thinned, len(thinned)
 
     def rows(self) -> Floats:
         """All rows that are kept: rows × (time, lines)."""
@@ -644,7 +655,7 @@ def still(
     if not len(frame.time):
         return {"text/plain": f"{text} · no samples"}, {}
     drawn = picture.draw(seen, facts.seconds) if seen.panels else None
-    room = STILL_BYTES - 2 * len(json.dumps(text)) - (len(drawn.image) * 4 // 3 if drawn else 0)
+    room = STILL_BYTES - 3 * len(json.dumps(text)) - (len(drawn.image) * 4 // 3 if drawn else 0)
     packed = base64.b64encode(pack(frame, facts, shown, room * 3 // 4)).decode()
     return {"text/plain": text, "text/html": _still_html(text, drawn, packed, name)}, {}
 

@@ -1,9 +1,8 @@
 """A cell's charts as a picture: what stays in the notebook where no script runs.
 
 Palette colours with an alpha of their own, so that it can be read on white and on dark ground. A line is drawn as the band
-between its least and its greatest reading in each step of three pixels: every spike is there, and what is jittery compresses.
-It is WebP, which every browser shows, at up to 1.5 times the size it is shown in, and fewer where much is drawn: the notebook
-keeps it.
+between its least and its greatest reading in each step of a few pixels: every spike is there, and what is jittery compresses.
+It is WebP, which every browser shows, at up to 1.5 times the size it is shown in, and less where much is drawn.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from cellmeter.charts import (
     Line,
     PanelSpec,
     axis_of,
-    decimate,
     format_peak,
     hidden_peak,
     highest,
@@ -36,12 +34,11 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 WIDTH = 760  # CSS pixels
-SCALES = (1.5, 1.25, 1.0)  # image pixels per CSS pixel: the first at which the picture is no larger than it may be
-MOST_BYTES = 8_000
-_STEP = 3  # image pixels
+# Image pixels per CSS pixel, and in a step of a line: the first at which the picture is no larger than it may be.
+FINENESS = ((1.5, 3), (1.25, 3), (1.0, 4), (1.0, 6))
+MOST_BYTES = 7_500
 _LEFT, _RIGHT, _TOP, _BOTTOM, _BETWEEN = 54, 8, 20, 18, 10
 _TEXT_LEVELS = 3
-_ROWS = 700  # of a line: two for each of its steps and more
 _TEXT = (118, 124, 131)  # 4:1 on white and on JupyterLab's dark ground
 _GRID = (128, 128, 128)
 
@@ -58,19 +55,19 @@ class Picture(NamedTuple):
 def draw(frame: Frame, seconds: float) -> Picture:
     """Draws the panels of a cell that ran for ``seconds``; ``frame.time`` begins with the cell."""
     likely = 0 if sum(len(spec.lines) for spec in frame.panels) < 12 else 1
-    for scale in SCALES[likely:]:
-        drawn = _draw(frame, seconds, scale)
+    for scale, step in FINENESS[likely:]:
+        drawn = _draw(frame, seconds, scale, step)
         if len(drawn.image) <= MOST_BYTES:
             break
     return drawn
 
 
-def _draw(frame: Frame, seconds: float, scale: float) -> Picture:
+def _draw(frame: Frame, seconds: float, scale: float, step: int) -> Picture:
     per_row = max(1, len(frame.panels)) if len(frame.panels) <= 3 else 2
     rows = [frame.panels[at : at + per_row] for at in range(0, len(frame.panels), per_row)]
     heights = [max(spec.height for spec in row) + _TOP - 4 for row in rows]
     height = sum(heights) + _BETWEEN * (len(rows) - 1) if rows else 1
-    canvas = Canvas(WIDTH, height, scale)
+    canvas = Canvas(WIDTH, height, scale, step)
     y = 0.0
     for row, row_height in zip(rows, heights, strict=True):
         width = (WIDTH - _BETWEEN * (per_row - 1)) / per_row
@@ -86,7 +83,7 @@ def _panel(
     import numpy as np
 
     x, y, width, height = box
-    time, values = decimate(frame.time, frame.of(spec), _ROWS)
+    time, values = frame.time, frame.of(spec)
     peaks = [float(p) for p in np.fmax.reduce(values)] if len(values) else [math.nan] * len(spec.lines)
     top = scale_top(spec, peaks)
     plot = _Plot(x + _LEFT, y + _TOP, width - _LEFT - _RIGHT, height - _TOP - _BOTTOM, max(seconds, 1e-3), top)
@@ -103,21 +100,21 @@ def _panel(
         if not shown[index]:
             continue
         floor = len(spec.lines) - 1 - index if spec.lanes else 0
-        points = plot.points(time, drawn[:, index])
+        steps = canvas.steps(plot.x_at(time), plot.y_at(drawn[:, index]))
         if line.role == "main" and (spec.lanes or mains == 1):
-            canvas.area(points, plot.y_at(floor), line)
-        canvas.line(points, line)
+            canvas.area(steps, float(plot.y_at(floor)), line)
+        canvas.line(steps, line)
     if spec.limit and not spec.lanes and spec.unit != "%" and spec.limit <= top:
-        canvas.dashes(plot.left, plot.y_at(spec.limit), plot.left + plot.width)
+        canvas.dashes(plot.left, float(plot.y_at(spec.limit)), plot.left + plot.width)
     if exact := hidden_peak(spec, peaks):
-        canvas.dashes(plot.left, plot.y_at(exact), plot.left + plot.width, spec.lines[0])
+        canvas.dashes(plot.left, float(plot.y_at(exact)), plot.left + plot.width, spec.lines[0])
 
 
 def _axes(canvas: Canvas, plot: _Plot, spec: PanelSpec, top: float) -> None:
     for tick, label in zip(*axis_of(spec, top), strict=True):
         if not spec.lanes:
-            canvas.rule(plot.left, plot.y_at(tick), plot.left + plot.width)
-        canvas.text(plot.left - 6, plot.y_at(tick), label, anchor="rm")
+            canvas.rule(plot.left, float(plot.y_at(tick)), plot.left + plot.width)
+        canvas.text(plot.left - 6, float(plot.y_at(tick)), label, anchor="rm")
     most = max(2, int(plot.width // 60))
     for tick, label in time_ticks(0, plot.seconds, most):
         x = plot.left + plot.width * tick / plot.seconds
@@ -148,30 +145,32 @@ class _Plot(NamedTuple):
     seconds: float
     scale: float
 
-    def y_at(self, value: float) -> float:
-        return self.top + self.height * (1 - min(value / self.scale, 1.0))
+    def x_at(self, time: Floats) -> Floats:
+        across: Floats = self.left + self.width * (time / self.seconds).clip(0, 1)
+        return across
 
-    def points(self, time: Floats, values: Floats) -> list[list[tuple[float, float]]]:
-        """Runs of points without a gap, in CSS pixels."""
+    def y_at(self, value: Any) -> Any:
         import numpy as np
 
-        x = self.left + self.width * np.clip(time / self.seconds, 0, 1)
-        y = self.top + self.height * (1 - np.minimum(values / self.scale, 1.0))
-        there = ~np.isnan(y)
-        cuts = np.flatnonzero(np.diff(there.astype(np.int8))) + 1
-        parts = zip(np.split(x, cuts), np.split(y, cuts), strict=True)
-        return [
-            list(zip(px.tolist(), py.tolist(), strict=True)) for px, py in parts if len(py) and not math.isnan(py[0])
-        ]
+        return self.top + self.height * (1 - np.minimum(value / self.scale, 1.0))
+
+
+class Step(NamedTuple):
+    """What a line does within a few pixels' width. Image pixels, all edges included."""
+
+    left: int
+    high: int
+    right: int
+    low: int
 
 
 class Canvas:
     """A palette image drawn in CSS pixels. Colours are entered as they come: 16 of them make 4 bits a pixel."""
 
-    def __init__(self, width: int, height: int, scale: float) -> None:
+    def __init__(self, width: int, height: int, scale: float, step: int) -> None:
         from PIL import Image, ImageDraw
 
-        self.width, self.height, self._scale = width, height, scale
+        self.width, self.height, self._scale, self._step = width, height, scale, step
         self._image = Image.new("P", (int(width * scale), int(height * scale)), 0)
         self._draw = ImageDraw.Draw(self._image)
         self._letters = Image.new("L", self._image.size, 0)
@@ -192,38 +191,38 @@ class Canvas:
     def _scaled(self, x: float, y: float) -> tuple[int, int]:
         return round(x * self._scale), round(y * self._scale)
 
-    def _steps(self, run: Sequence[tuple[float, float]]) -> list[tuple[int, int, int]]:
-        """Left edge, top and bottom of each step that a run of points goes through; neighbours touch."""
-        steps: list[tuple[int, int, int]] = []
-        for x, y in run:
-            across, down = self._scaled(x, y)
-            left = across // _STEP * _STEP
-            if steps and steps[-1][0] == left:
-                _, high, low = steps.pop()
-                steps.append((left, min(high, down), max(low, down)))
-                continue
-            high = low = down
-            if steps:
-                before, above, below = steps[-1]
-                steps += [(between, above, below) for between in range(before + _STEP, left, _STEP)]
-                high, low = min(high, below), max(low, above)
-            steps.append((left, high, low))
-        return steps
+    def steps(self, x: Floats, y: Floats) -> list[Step]:
+        """The steps of a line through points (CSS pixels, left to right). Neighbours touch, but not across a gap (NaN)."""
+        import numpy as np
 
-    def area(self, runs: Sequence[Sequence[tuple[float, float]]], floor: float, line: Line) -> None:
-        """Fills between runs of points and a floor."""
-        bottom = self._scaled(0, floor)[1]
-        for run in runs:
-            for left, high, _ in self._steps(run):
-                if high <= bottom:
-                    self._draw.rectangle((left, high, left + _STEP - 1, bottom), fill=self._ink(line, 44))
+        there = ~np.isnan(y)
+        if not there.any():
+            return []
+        column = (np.round(x * self._scale) // self._step).astype(np.int64)
+        gaps = np.cumsum(~there)[there]
+        column, down = column[there], np.round(y[there] * self._scale).astype(np.int64)
+        starts = np.flatnonzero(np.diff(column, prepend=-1) | np.diff(gaps, prepend=-1))
+        least, most = np.minimum.reduceat(down, starts), np.maximum.reduceat(down, starts)
+        joined = np.diff(gaps[starts], prepend=-1) == 0
+        high = np.where(joined, np.minimum(least, np.roll(most, 1)), least)
+        low = np.where(joined, np.maximum(most, np.roll(least, 1)), most)
+        left = column[starts] * self._step
+        after = np.append(left[1:], left[-1] + self._step)
+        right = np.where(np.append(joined[1:], False), np.maximum(after, left + 1), left + self._step) - 1
+        return [Step(*step) for step in np.column_stack([left, high, right, low]).tolist()]
 
-    def line(self, runs: Sequence[Sequence[tuple[float, float]]], line: Line) -> None:
-        """Draws runs of points; one that stands alone is a dot."""
-        wide = 1 if line.role == "faint" else 2
-        for run in runs:
-            for left, high, low in self._steps(run):
-                self._draw.rectangle((left, high - wide + 1, left + _STEP - 1, low), fill=self._ink(line, 255))
+    def area(self, steps: Sequence[Step], floor: float, line: Line) -> None:
+        """Fills between a line and a floor."""
+        bottom, ink = self._scaled(0, floor)[1], self._ink(line, 44)
+        for left, high, right, _ in steps:
+            if high <= bottom:
+                self._draw.rectangle((left, high, right, bottom), fill=ink)
+
+    def line(self, steps: Sequence[Step], line: Line) -> None:
+        """Draws a line."""
+        ink, more = self._ink(line, 255), 0 if line.role == "faint" else 1
+        for left, high, right, low in steps:
+            self._draw.rectangle((left, high - more, right, low), fill=ink)
 
     def rule(self, left: float, y: float, right: float) -> None:
         """A grid line."""
@@ -272,7 +271,7 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-@lru_cache(maxsize=len(SCALES))
+@lru_cache(maxsize=len(FINENESS))
 def _font(scale: float) -> Any:
     from PIL import ImageFont
 

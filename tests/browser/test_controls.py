@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from browser.driver import ACTION_MS, Book
+from browser.driver import ACTION_MS, Book, wait_until
 
 SYNTHETIC = Path(__file__).with_name("synthetic.py")
 LOAD = "%load_ext cellmeter"
@@ -61,15 +61,18 @@ def span(book: Book) -> tuple[float, float]:
     return float(start), float(end)
 
 
+DRAWN = """() => {
+    const canvases = (node) => [...node.querySelectorAll("*")].flatMap((x) =>
+        x.matches("canvas") ? [x] : x.shadowRoot ? canvases(x.shadowRoot) : []);
+    const inked = (el) => el.width &&
+        new Uint32Array(el.getContext("2d").getImageData(0, 0, el.width, el.height).data.buffer).some(Boolean);
+    const panel = document.querySelector(".cellmeter [data-panel=KEY]");
+    return panel && canvases(panel).some(inked); }"""
+
+
 def drawn_with(book: Book, key: str) -> None:
     """Waits until a chart has its canvas, and something on it."""
-    wait_for(
-        book,
-        """[...el.querySelectorAll(`[data-panel=${arg}] canvas`)].concat([...el.querySelectorAll(`[data-panel=${arg}] .bk-Plot, [data-panel=${arg}] *`)]
-        .flatMap((x) => x.shadowRoot ? [...x.shadowRoot.querySelectorAll('*')] : []).flatMap((x) => x.shadowRoot ? [...x.shadowRoot.querySelectorAll('canvas')] : x.matches('canvas') ? [x] : []))
-        .some((c) => c.width && new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer).some(Boolean))""",
-        key,
-    )
+    book.page.wait_for_function(DRAWN.replace("KEY", key), timeout=ACTION_MS)
 
 
 @pytest.fixture
@@ -98,9 +101,7 @@ def finish(book: Book, cell: int = 1) -> None:
 def test_all_controls_work_while_the_cell_holds_the_gil(running: Callable[..., Book]) -> None:
     book = running("holding", cell=HOLDING)
     held, released = (book.path.with_name(name) for name in ("held", "released"))
-    book.page.wait_for_timeout(0)
-    while not held.exists():
-        book.page.wait_for_timeout(20)
+    wait_until(held.exists, "the cell to hold the GIL")
     press(book, "Charts")
     press(book, "Disk")
     press(book, "Cores")
@@ -126,7 +127,7 @@ def test_a_paused_view_stands_still_and_recording_goes_on(running: Callable[...,
     still, time = points(book), book.page.locator(".cm-time").inner_text()
     wait_for(book, "el.querySelector('.cm-time').textContent !== arg", time)
     book.page.wait_for_timeout(600)
-    assert points(book) == still
+    assert points(book) == still, "of two and more updates none was drawn"
     press(book, "Resume the view")
     wait_for(book, "+el.dataset.points > arg + 10", still)
     assert book.page.locator(".cm-state").inner_text() == "Recording"
@@ -185,7 +186,8 @@ def test_the_chart_goes_on_in_the_static_output_with_all_it_has(running: Callabl
     # Whatever the page paints between the live chart and the one that stays would show up here.
     book.page.evaluate("""() => { window.gaps = []; const look = () => {
         const el = document.querySelector('.cellmeter[data-mark]');
-        if (!el || !el.offsetHeight || document.querySelector('.cellmeter-still img')?.offsetHeight) window.gaps.push(performance.now());
+        const picture = document.querySelector('.cellmeter-still img');
+        if (!el?.offsetHeight || picture?.offsetHeight) window.gaps.push(performance.now());
         window.looking = requestAnimationFrame(look); }; look(); }""")
     finish(book)
     assert book.page.evaluate("() => { cancelAnimationFrame(window.looking); return window.gaps.length; }") == 0
@@ -246,9 +248,7 @@ def test_gpus_that_are_asked_for_and_not_there_are_said_to_be_missing(running: C
 
 
 @pytest.mark.parametrize(("cores", "width", "dark"), [(2, 1400, False), (192, 1400, True), (192, 500, False)])
-def test_cores_can_be_read_at_2_and_at_192(
-    open_book: Callable[..., Book], cores: int, width: int, dark: bool
-) -> None:
+def test_cores_can_be_read_at_2_and_at_192(open_book: Callable[..., Book], cores: int, width: int, dark: bool) -> None:
     book = open_book(f"cores-{cores}-{width}", [LOAD, f"%run {SYNTHETIC} 1 {cores}"], width=width, dark=dark)
     book.command("application:toggle-left-area")
     book.path.with_name("go").unlink(missing_ok=True)
