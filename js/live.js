@@ -171,22 +171,6 @@ export function timeSpan(last, end, window) {
 
 // ---- readings -------------------------------------------------------------------------------------------------------
 
-/** At most `most` rows that draw the same picture, see charts.decimate. @param {Rows} rows @param {number} most @returns {Rows} */
-export function decimate(rows, most) {
-  const count = rows.time.length;
-  const buckets = Math.floor(most / 2);
-  if (count <= most || buckets < 1) return rows;
-  const time = new Float64Array(buckets * 2);
-  const columns = rows.columns.map(() => new Float64Array(buckets * 2));
-  for (let b = 0; b < buckets; b++) {
-    const [low, high] = [Math.floor((b * count) / buckets), Math.floor(((b + 1) * count) / buckets)];
-    time[2 * b] = rows.time[low];
-    time[2 * b + 1] = rows.time[high - 1];
-    rows.columns.forEach((column, c) => columns[c].set(extremes(column, low, high), 2 * b));
-  }
-  return { time, columns };
-}
-
 /** Least and greatest, in their order. @param {Float64Array} column @param {number} low @param {number} high */
 function extremes(column, low, high) {
   let [least, most] = [-1, -1];
@@ -202,7 +186,8 @@ function extremes(column, low, high) {
 
 /**
  * Rows of which at most two are left in each `seconds` of time, with the extremes of all columns; see charts.thinned. Doing it
- * again changes nothing, and a spike moves by less than that time. @param {Rows} rows @param {number} seconds @returns {Rows}
+ * again changes nothing, and a spike moves by less than that time: so old rows can be thinned again and again, and a chart draws
+ * two rows a pixel, the same ones while its window moves. @param {Rows} rows @param {number} seconds @returns {Rows}
  */
 export function thinned(rows, seconds) {
   const count = rows.time.length;
@@ -805,7 +790,8 @@ class Chart {
     const { panel, first, figure } = this;
     const { samples } = this.view.record;
     const rows = between(samples, first, panel.lines.length, start, Math.min(end, until));
-    const few = decimate(rows, Math.min(MOST_DRAWN, 2 * Math.max(100, this.box.clientWidth)));
+    const most = Math.min(MOST_DRAWN, 2 * Math.max(100, this.box.clientWidth));
+    const few = rows.time.length > most ? thinned(rows, (2 * (end - start)) / most) : rows;
     const peaks = peaksOf(few.columns);
     this.top = scaleTop(panel, peaks);
     if (figure.y_range.end !== this.top) {

@@ -69,14 +69,16 @@ test("the row at a time", () => {
   assert.deepEqual([-0.5, 0, 1.5, 99].map((at) => samples.before(at)), [-1, 0, 1, 2]);
 });
 
-test("decimation keeps extremes in their order, and gaps", () => {
+test("thinning keeps extremes in their order, gaps, and what is sparse; doing it again changes nothing", () => {
   const column = Float64Array.from({ length: 1000 }, (_, i) => (i === 501 ? 100 : i === 507 ? -100 : i >= 600 && i < 700 ? NaN : 1));
-  const few = live.decimate({ time: Float64Array.from(column, (_, i) => i), columns: [column] }, 100);
-  assert.equal(few.time.length, 100);
+  const rows = { time: Float64Array.from(column, (_, i) => (i < 990 ? i : i * 1000)), columns: [column] };
+  const few = live.thinned(rows, 20);
+  assert.equal(few.time.length, 100 + 10);
   const [up, down] = [few.columns[0].indexOf(100), few.columns[0].indexOf(-100)];
   assert.equal(down, up + 1);
   assert.equal(few.columns[0].filter(Number.isNaN).length, 10);
-  assert.deepEqual([few.time[0], few.time[99]], [0, 999]);
+  assert.deepEqual([few.time[0], few.time[1], few.time[109]], [0, 19, 999000]);
+  assert.deepEqual(live.thinned(few, 20), few);
 });
 
 test("lanes are stacked from the top, and a gap falls to the lane's ground", () => {
@@ -122,7 +124,8 @@ test("a day of samples at 10 Hz with 8 GPUs is bounded, in rows and in time", ()
   }
   assert.equal(samples.next, rows);
   assert.ok(samples.size <= 24000 && samples.parts[0].length <= 48000);
-  const all = live.decimate(live.between(samples, 0, 1, 0, 86400), 1600);
+  const all = live.thinned(live.between(samples, 0, 1, 0, 86400), 108);
+  assert.ok(all.time.length > 1500 && all.time.length <= 1602);
   const at = all.columns[0].indexOf(1e6);
   assert.ok(Math.abs(all.time[at] - spike / 10) < 130, "the spike stands where it was, to two pixels");
   const early = live.between(samples, 0, 1, 0, 3600).time.length;

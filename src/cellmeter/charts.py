@@ -410,21 +410,18 @@ def lane_values(spec: PanelSpec, values: Floats) -> Floats:
 
 
 def decimate(time: Floats, values: Floats, most_rows: int) -> tuple[Floats, Floats]:
-    """At most ``most_rows`` rows that draw the same picture: the extremes of every column in each bucket, in their order.
+    """At most ``most_rows`` rows that draw the same picture: the extremes of every column in equal times, in their order.
 
     All columns share the times, the first and the last of each bucket, so an extreme moves by less than a bucket's width.
     ``values`` is n × k; a gap (NaN) stays where it fills a bucket.
     """
     import numpy as np
 
-    rows, columns = values.shape
     buckets = most_rows // 2
-    if rows <= most_rows or buckets < 1:
+    if len(time) <= most_rows or buckets < 1 or time[-1] <= time[0]:
         return time, values
-    edges = np.arange(buckets + 1) * rows // buckets
-    new_values = np.stack([_extremes(values[low:high]) for low, high in itertools.pairwise(edges)])
-    new_time = np.column_stack([time[edges[:-1]], time[edges[1:] - 1]]).ravel()
-    return new_time, new_values.reshape(buckets * 2, columns)
+    part = (time - time[0]) / (time[-1] - time[0]) * buckets
+    return _bucketed(time, values, np.minimum(np.floor(part), buckets - 1))
 
 
 def thinned(time: Floats, values: Floats, seconds: float) -> tuple[Floats, Floats]:
@@ -435,7 +432,13 @@ def thinned(time: Floats, values: Floats, seconds: float) -> tuple[Floats, Float
     """
     import numpy as np
 
-    cuts = np.flatnonzero(np.diff(np.floor(time / seconds))) + 1
+    return _bucketed(time, values, np.floor(time / seconds))
+
+
+def _bucketed(time: Floats, values: Floats, part: Floats) -> tuple[Floats, Floats]:
+    import numpy as np
+
+    cuts = np.flatnonzero(np.diff(part)) + 1
     times, rows = [time[:0]], [values[:0]]
     for low, high in itertools.pairwise([0, *cuts.tolist(), len(time)]):
         times.append(time[[low, high - 1]] if high - low > 1 else time[low:high])
