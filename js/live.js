@@ -732,8 +732,7 @@ class Chart {
       const value = make("span");
       return { line, value, item: make("span", "cm-line", { title: line.about ?? line.label }, make("i"), line.label, value) };
     });
-    const step = (panel.height - FRAME_TOP - FRAME_BOTTOM) / panel.lines.length;
-    this.lanes = panel.lanes ? panel.lines.map((_, i) => make("span", "cm-lane", { style: `top:${FRAME_TOP + (i + 0.58) * step - 6}px` })) : [];
+    this.lanes = panel.lanes ? panel.lines.map(() => make("span", "cm-lane")) : [];
     this.peak = make("span", "cm-peak");
     this.box = make("div", "cm-fig", { role: "img", style: `height:${panel.height}px` }, make("div", "", { id: this.id }), ...this.lanes);
     const name = make("span", "cm-name", {}, make("b", "", {}, panel.title));
@@ -806,6 +805,13 @@ class Chart {
     if (range.start !== start || range.end !== end) range.setv({ start, end });
     this.setting = false;
     this.timeAxis(start, end);
+    if (this.lanes.length) this.#placeLanes();
+  }
+
+  /** Each lane's number at its middle, wherever Bokeh has put the lanes. */
+  #placeLanes() {
+    const { top, height } = this.views.roots[0].frame.bbox;
+    this.lanes.forEach((lane, i) => (lane.style.top = `${top + ((i + 1 - LANE_FILL / 2) * height) / this.lanes.length - 6}px`));
   }
 
   #valueAxis() {

@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 UPDATE_SECONDS = 0.25
 LAST_SAMPLE_SECONDS = 0.06  # the longest a cell's end waits for its last sample
 MOST_ROWS = 36_000  # kept in the kernel: an hour at 10 Hz; older ones are thinned out, spikes stay
-MOST_CORE_ROWS = (
-    3_600  # kept in the kernel: an hour; of longer cells the page gets the last hour when it is loaded anew
-)
+MOST_CORE_ROWS = 3_600  # an hour of the cores' loads: what a page that is loaded anew gets of a longer cell
 KEPT_FOR_RATES = 32  # records: half an interval and more at any rate
 STILL_BYTES = 14_200  # of the static output in the notebook's JSON, its 500 bytes of markup not counted
 STILL_ROWS = 180  # of its readings, or as many as there is room for
@@ -132,9 +130,8 @@ class _AtMostASecond(threading.Event):
 class Stage:
     """What one shell has on its pages: the runtime widget and the thread that fills it. None where no comm is."""
 
-    def __init__(self, shell: Any, folder: Path) -> None:
+    def __init__(self, shell: Any) -> None:
         self._shell = weakref.ref(shell)
-        self._folder = folder
         self._told: set[str] = set()
         self.panels: set[Panel] = set()
         self._last: Panel | None = None
@@ -219,15 +216,13 @@ class Stage:
 _stages: weakref.WeakKeyDictionary[Any, Stage] = weakref.WeakKeyDictionary()
 
 
-def prepare(shell: Any, folder: Path) -> None:
+def prepare(shell: Any) -> None:
     """At ``%load_ext``: sends the page its code, and gets ready in the background what the first panel needs.
-
-    ``folder`` is the run's, which its recorder is about to fill.
 
     Cheap (10 ms), and does nothing in terminal IPython. Raises MissingExtra where anywidget is not installed.
     """
     if shell not in _stages:
-        _stages[shell] = Stage(shell, folder)
+        _stages[shell] = Stage(shell)
 
 
 def forget(shell: Any) -> None:
@@ -416,7 +411,7 @@ class Panel:
         Without ``chart`` nothing is shown until the cell ends, and a line of text then.
         Raises RunUnreadable if the run folder cannot be read, MissingExtra where the widgets' packages are not there.
         """
-        prepare(shell, folder)
+        prepare(shell)
         panel = cls(_stages[shell], Feed(folder, seq, groups), title)
         if chart and panel._stage.widget is not None:
             panel._show()

@@ -137,7 +137,7 @@ class Session:
         from cellmeter import live
 
         if self.recording is not None:
-            live.prepare(self.shell, self.recording.folder)
+            live.prepare(self.shell)
 
     def start(self, rate_hz: float | None = None) -> Recording:
         """Starts a run, or gives back the one there is. Raises CellmeterError."""
