@@ -4,19 +4,28 @@
 // Above: pure functions, tested in Node and held to the same answers as charts.py by format_cases.json.
 // Below: the panel itself. Bokeh draws; what is drawn, from where to where and in which colours is decided here.
 
-/** @typedef {{column: string, label: string, role: "main"|"second"|"faint", ink: [string, string], top: number|null}} Line */
+/** @typedef {{label: string, role: "main"|"second"|"faint", ink: [string, string], top: number|null, about?: string}} Line */
 /** @typedef {{key: string, title: string, unit: string, limit: number|null, exact?: number|null, lanes: boolean, height: number, lines: Line[]}} Panel */
-/** @typedef {{panels: Panel[], doc: string, prefix: string, title: string, notes?: string[], status?: string, end?: number, bounds?: [number, number][]}} Layout */
-/** @typedef {{seq: number, title: string, line: string, id: string|null, status: string, start: number, end: number|null}} Band a cell of the run */
+/** @typedef {{status: string, word: string, end: number, notes: string[]}} Ending */
+/** @typedef {{panels: Panel[], shown: string[], asked: boolean, missing: Record<string, string>, cores?: string[], prefix: string, title: string} & Partial<Ending>} Layout */
 /** @typedef {{time: Float64Array, columns: Float64Array[]}} Rows */
+/** @typedef {{groups: string[]|null, window: number}} Choice */
+/** @typedef {{layout: Layout, samples: Samples, cores: Cores}} Recorded a cell's readings, as the page has them */
 /** @typedef {{get: (name: string) => any, send: (content: any) => void, on: Function, off: Function, comm_live?: boolean, widget_manager?: any}} Model */
+/** @typedef {{seq: number, title: string, line: string, id: string|null, status: string, start: number, end: number|null}} Band a cell of the run */
 
 const MOST_ROWS = 24000; // kept in the page: 40 minutes at 10 Hz in full; older ones are thinned out, spikes stay
+const MOST_ROWS_ENDED = 6000; // of a cell that has ended
+const MOST_CORE_ROWS = 3600; // an hour in full
+const MOST_ENDED = 40; // cells whose readings the page keeps after their end
 const MOST_DRAWN = 1600;
 const LANE_FILL = 0.84; // as in charts.py
 const FRAME_LEFT = 58; // as in charts.py
 const FRAME_RIGHT = 10;
+const FRAME_TOP = 4;
+const FRAME_BOTTOM = 18;
 const SILENT_MS = 2500;
+const ADOPT_MS = 3000; // how long a chart waits for the static output that takes it over
 
 // ---- numbers for people ---------------------------------------------------------------------------------------------
 
@@ -85,7 +94,7 @@ const LEAST_TOP = { "{cpu}": 1, By: 64 * 2 ** 20, "%": 100, W: 50, "By/s": 2 ** 
 export function scaleTop(panel, peaks) {
   if (panel.lanes) return panel.lines.length;
   if (panel.unit === "%") return 104;
-  let top = LEAST_TOP[panel.unit] ?? 1;
+  let top = Math.max(LEAST_TOP[panel.unit] ?? 1, panel.exact ?? 0);
   panel.lines.forEach((line, i) => {
     if (line.role !== "faint" && peaks[i] > top) top = peaks[i];
   });
@@ -153,23 +162,15 @@ export function spanFor(last) {
   return SPANS.find((s) => s >= last) ?? Math.ceil(last / 1800) * 1800;
 }
 
-// ---- readings -------------------------------------------------------------------------------------------------------
-
-/** At most `most` rows that draw the same picture, see charts.decimate. @param {Rows} rows @param {number} most @returns {Rows} */
-export function decimate(rows, most) {
-  const count = rows.time.length;
-  const buckets = Math.floor(most / 2);
-  if (count <= most || buckets < 1) return rows;
-  const time = new Float64Array(buckets * 2);
-  const columns = rows.columns.map(() => new Float64Array(buckets * 2));
-  for (let b = 0; b < buckets; b++) {
-    const [low, high] = [Math.floor((b * count) / buckets), Math.floor(((b + 1) * count) / buckets)];
-    time[2 * b] = rows.time[low];
-    time[2 * b + 1] = rows.time[high - 1];
-    rows.columns.forEach((column, c) => columns[c].set(extremes(column, low, high), 2 * b));
-  }
-  return { time, columns };
+/** From where to where the time axis goes. @param {number} last time there is @param {number|undefined} end of the cell
+ * @param {number} window seconds; 0: all of it @returns {[number, number]} */
+export function timeSpan(last, end, window) {
+  if (!window) return [0, end ?? spanFor(last)];
+  const stop = Math.max(end ?? last, window);
+  return [stop - window, stop];
 }
+
+// ---- readings -------------------------------------------------------------------------------------------------------
 
 /** Least and greatest, in their order. @param {Float64Array} column @param {number} low @param {number} high */
 function extremes(column, low, high) {
@@ -184,6 +185,29 @@ function extremes(column, low, high) {
   return least <= most ? [column[least], column[most]] : [column[most], column[least]];
 }
 
+/**
+ * Rows of which at most two are left in each `seconds` of time, with the extremes of all columns; see charts.thinned. Doing it
+ * again changes nothing, and a spike moves by less than that time: so old rows can be thinned again and again, and a chart draws
+ * two rows a pixel, the same ones while its window moves. @param {Rows} rows @param {number} seconds @returns {Rows}
+ */
+export function thinned(rows, seconds) {
+  const count = rows.time.length;
+  const out = { time: new Float64Array(count), columns: rows.columns.map(() => new Float64Array(count)) };
+  let size = 0;
+  for (let low = 0, high = 0; low < count; low = high) {
+    const part = Math.floor(rows.time[low] / seconds);
+    while (high < count && Math.floor(rows.time[high] / seconds) === part) high++;
+    const last = high - low > 1 ? size + 1 : size;
+    out.time[size] = rows.time[low];
+    out.time[last] = rows.time[high - 1];
+    rows.columns.forEach((column, c) =>
+      out.columns[c].set(high - low > 2 ? extremes(column, low, high) : column.subarray(low, high), size),
+    );
+    size = last + 1;
+  }
+  return { time: out.time.subarray(0, size), columns: out.columns.map((column) => column.subarray(0, size)) };
+}
+
 /** The readings of one cell, bounded however long it runs. Rows are counted from 0; a message says which it begins with. */
 export class Samples {
   /** @param {number} width columns without the time @param {number} [most] rows kept */
@@ -192,6 +216,7 @@ export class Samples {
     this.most = most;
     this.next = 0;
     this.size = 0;
+    this.seconds = 0.5; // in which two of the older rows are left
     /** @type {Float64Array[]} */
     this.parts = Array.from({ length: width + 1 }, () => new Float64Array(256));
     /** @type {number[]} */
@@ -242,18 +267,31 @@ export class Samples {
     });
   }
 
-  /** The older half is reduced to a quarter of its rows. */
+  /** The newer half stays, of the rest as many rows as make a quarter at most: two in equal times, whatever their age. */
   #thin() {
-    const half = this.size >> 1;
-    const old = { time: this.parts[0].subarray(0, half), columns: this.parts.slice(1).map((p) => p.subarray(0, half)) };
-    const few = decimate(old, half >> 2);
+    const [newer, older] = [this.most >> 1, this.size - (this.most >> 1)];
+    const old = { time: this.parts[0].subarray(0, older), columns: this.parts.slice(1).map((p) => p.subarray(0, older)) };
+    let few = thinned(old, this.seconds);
+    while (few.time.length > Math.max(2, newer >> 1)) few = thinned(old, (this.seconds *= 2));
     const kept = [few.time, ...few.columns];
     this.parts.forEach((part, c) => {
-      const recent = part.slice(half, this.size);
+      const recent = part.slice(older, this.size);
       part.set(kept[c]);
       part.set(recent, few.time.length);
     });
-    this.size += few.time.length - half;
+    this.size += few.time.length - older;
+  }
+
+  /** Fewer rows from here on, and no more room than they need. @param {number} most */
+  shrink(most) {
+    this.most = most;
+    while (this.size > most) this.#thin();
+    this.parts = this.parts.map((part) => part.slice(0, Math.max(1, this.size)));
+  }
+
+  /** The time of the last row; 0: there is none. */
+  get last() {
+    return this.size ? this.parts[0][this.size - 1] : 0;
   }
 
   /** @returns {Rows} views, not copies */
@@ -274,44 +312,225 @@ export class Samples {
   }
 }
 
+/** Rows from a time to another, and one more at either side, as far as there is one. @param {Samples} samples
+ * @param {number} first column @param {number} count of columns @param {number} start @param {number} end @returns {Rows} */
+export function between(samples, first, count, start, end) {
+  const low = Math.max(0, samples.before(start));
+  const high = Math.min(samples.size, samples.before(end) + 2);
+  const [time, ...columns] = [samples.parts[0], ...samples.parts.slice(1 + first, 1 + first + count)];
+  return { time: time.subarray(low, high), columns: columns.map((column) => column.subarray(low, high)) };
+}
+
+/** The greatest of each column; NaN: none is known. @param {Float64Array[]} columns @returns {number[]} */
+export function peaksOf(columns) {
+  return columns.map((column) => {
+    let most = NaN;
+    for (const x of column) if (!(x <= most) && !Number.isNaN(x)) most = x;
+    return most;
+  });
+}
+
 /**
- * What Bokeh draws of a panel: a column a line, and one a filled area, in which a gap falls to the ground.
- * @param {Panel} panel @param {Rows} rows @param {number} first column of its first line
- * @param {number[]} peaks @returns {Record<string, Float64Array>}
+ * How busy each core was, a byte a core and second: 0 to 250, 255 unknown. A row stands for the time since the row before it.
+ * Bounded: the older half is merged by twos to its mean, again and again.
  */
-export function drawn(panel, rows, first, peaks) {
+export class Cores {
+  /** @param {number} width cores @param {number} [most] rows kept */
+  constructor(width, most = MOST_CORE_ROWS) {
+    this.width = width;
+    this.most = most;
+    this.next = 0;
+    this.began = 0;
+    /** @type {number[]} */
+    this.times = [];
+    /** @type {Uint8Array[]} */
+    this.loads = [];
+  }
+
+  /** As `Samples.put`: whether no rows are missing before these. @param {number} start @param {Float64Array} times
+   * @param {Uint8Array} loads row after row @returns {boolean} */
+  put(start, times, loads) {
+    if (start > this.next) return false;
+    if (!this.times.length && times.length) this.began = Math.max(0, times[0] - 1);
+    for (let i = this.next - start; i < times.length; i++) {
+      this.times.push(times[i]);
+      this.loads.push(loads.slice(i * this.width, (i + 1) * this.width));
+    }
+    this.next = Math.max(this.next, start + times.length);
+    if (this.times.length > this.most) this.#merge();
+    return true;
+  }
+
+  /** Begins anew, the next row being number `next`. @param {number} next @param {Float64Array} times @param {Uint8Array} loads */
+  reset(next, times, loads) {
+    [this.times, this.loads, this.next] = [[], [], 0];
+    this.put(0, times, loads);
+    this.next = next;
+  }
+
+  #merge() {
+    const half = (this.times.length >> 2) * 2;
+    const [times, loads] = [/** @type {number[]} */ ([]), /** @type {Uint8Array[]} */ ([])];
+    for (let i = 0; i < half; i += 2) {
+      const [one, other] = [this.loads[i], this.loads[i + 1]];
+      times.push(this.times[i + 1]);
+      loads.push(one.map((x, c) => (x === 255 ? other[c] : other[c] === 255 ? x : (x + other[c] + 1) >> 1)));
+    }
+    this.times = times.concat(this.times.slice(half));
+    this.loads = loads.concat(this.loads.slice(half));
+  }
+
+  /** The row that stands for a time; undefined: none. @param {number} at @returns {Uint8Array|undefined} */
+  at(at) {
+    let [low, high] = [0, this.times.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.times[middle] < at) low = middle + 1;
+      else high = middle;
+    }
+    return this.loads[low];
+  }
+
+  /** Mean load of each core in each of `columns` equal parts of a span, part after part; 255 where nothing is known.
+   * @param {number} start @param {number} end @param {number} columns @returns {Uint8Array} */
+  heat(start, end, columns) {
+    const { width, times } = this;
+    const [sums, counts] = [new Float64Array(columns * width), new Uint32Array(columns * width)];
+    const part = (/** @type {number} */ time) => Math.floor(((time - start) / (end - start)) * columns);
+    for (let row = 0; row < times.length; row++) {
+      const since = row ? times[row - 1] : this.began;
+      if (times[row] <= start || since >= end) continue;
+      const low = Math.max(0, part(since));
+      for (let c = low, high = Math.min(columns - 1, Math.max(low, part(times[row]) - 1)); c <= high; c++) {
+        this.loads[row].forEach((x, core) => {
+          if (x === 255) return;
+          sums[c * width + core] += x;
+          counts[c * width + core]++;
+        });
+      }
+    }
+    return Uint8Array.from(sums, (sum, i) => (counts[i] ? Math.round(sum / counts[i]) : 255));
+  }
+}
+
+/**
+ * What Bokeh draws of a panel: the time `t`, a column a line (`c0`, `c1`, …), and one a filled area, in which a gap falls to
+ * the ground. @param {Panel} panel @param {Rows} rows of its lines @param {number[]} peaks @returns {Record<string, Float64Array>}
+ */
+export function drawn(panel, rows, peaks) {
   const count = panel.lines.length;
-  const most = Math.max(1e-9, ...peaks.slice(first, first + count).filter((x) => !Number.isNaN(x)));
+  const most = Math.max(1e-9, ...peaks.filter((x) => !Number.isNaN(x)));
   /** @type {Record<string, Float64Array>} */
-  const out = {};
+  const out = { t: rows.time.slice() };
   panel.lines.forEach((line, i) => {
     const base = panel.lanes ? count - 1 - i : 0;
-    const column = rows.columns[first + i];
     const top = line.top || most;
     const values = panel.lanes
-      ? column.map((x) => base + Math.min(1, Math.max(0, x / top)) * LANE_FILL)
-      : column.slice(); // a view would change under Bokeh's hands
-    out[line.column] = values;
-    out[line.column + "a"] = values.map((x) => (Number.isNaN(x) ? base : x));
+      ? rows.columns[i].map((x) => base + Math.min(1, Math.max(0, x / top)) * LANE_FILL)
+      : rows.columns[i].slice(); // a view would change under Bokeh's hands
+    out[`c${i}`] = values;
+    out[`c${i}a`] = values.map((x) => (Number.isNaN(x) ? base : x));
   });
   return out;
 }
 
+const LEVELS = 1022; // of a packed reading; one more: unknown
+
 /**
- * The static picture's data: u32 length of the JSON, the JSON, then 16-bit columns scaled between the bounds the JSON gives.
+ * The static output's data, see `pack` in live.py: u32 length of the JSON, the JSON, then a 16-bit level a reading, column
+ * after column, as the difference from the one before; all low bytes, then all high bytes.
  * @param {ArrayBuffer} buffer @returns {{layout: Layout, rows: Rows}}
  */
 export function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
-  const layout = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
-  const words = new Uint16Array(buffer.slice(4 + length));
-  const count = words.length / layout.bounds.length;
-  const columns = layout.bounds.map((/** @type {[number, number]} */ [low, high], /** @type {number} */ c) =>
-    Float64Array.from(words.subarray(c * count, (c + 1) * count), (w) =>
-      w === 65535 ? NaN : low + ((high - low) * w) / 65534,
-    ),
-  );
+  const { bounds, ...layout } = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+  const bytes = new Uint8Array(buffer, 4 + length);
+  const words = bytes.length / 2;
+  const count = words / bounds.length;
+  const columns = bounds.map((/** @type {[number, number]} */ [low, high], /** @type {number} */ c) => {
+    const levels = c ? LEVELS : 65535;
+    let level = 0;
+    return Float64Array.from({ length: count }, (_, i) => {
+      level = (level + bytes[c * count + i] + 256 * bytes[words + c * count + i]) & 65535;
+      return c && level > LEVELS ? NaN : low + ((high - low) * level) / levels;
+    });
+  });
   return { layout, rows: { time: columns[0], columns: columns.slice(1) } };
+}
+
+// ---- what is looked at ----------------------------------------------------------------------------------------------
+
+/** @type {[string, string][]} */
+const GROUPS = [["cpu", "CPU"], ["cores", "Cores"], ["memory", "Memory"], ["gpu", "GPU"], ["io", "Disk"], ["net", "Network"], ["power", "Power"]];
+/** @type {[number, string][]} */
+const WINDOWS = [[30, "30 s"], [300, "5 min"], [0, "All"]];
+const KEPT = "cellmeter.view";
+
+/** A choice as a page has kept it, or the one to begin with. @param {string|null} text @returns {Choice} */
+export function readChoice(text) {
+  let kept = null;
+  try {
+    kept = JSON.parse(text ?? "null");
+  } catch {} // somebody else's
+  const groups = Array.isArray(kept?.groups) ? GROUPS.map(([key]) => key).filter((key) => kept.groups.includes(key)) : null;
+  return { groups, window: WINDOWS.some(([seconds]) => seconds === kept?.window) ? kept.window : 0 };
+}
+
+/** The groups a panel begins with: those that the cell asks for, else those chosen last. @param {Layout} layout
+ * @param {Choice} choice @returns {string[]} */
+export function firstGroups(layout, choice) {
+  return layout.asked || !choice.groups ? layout.shown : choice.groups;
+}
+
+/** @param {string} key of a panel */
+const groupOf = (key) => key.split("-")[0];
+
+/** A panel as a Bokeh document: one figure, whose colours, ticks and readings come later.
+ * @param {Panel} panel @param {string} id begins all ids in it @param {string} version BokehJS's @returns {any} */
+export function documentOf(panel, id, version) {
+  let count = 0;
+  const model = (/** @type {string} */ name, /** @type {any} */ attributes = {}) => ({ type: "object", name, id: `${id}-${count++}`, attributes });
+  const ref = (/** @type {any} */ one) => ({ id: one.id });
+  const field = (/** @type {string} */ name) => ({ type: "field", field: name });
+  const names = ["t", ...panel.lines.flatMap((_, i) => [`c${i}`, `c${i}a`])];
+  const source = model("ColumnDataSource", { name: "samples", data: { type: "map", entries: names.map((name) => [name, []]) } });
+  const mains = panel.lines.filter((line) => line.role === "main").length;
+  const renderers = panel.lines.flatMap((line, i) => {
+    const [wide, dash] = [line.role === "faint" ? 1.1 : panel.lanes ? 1.3 : 1.8, line.role === "second" && panel.key === "memory" ? [4, 3] : []];
+    const stroke = { x: field("t"), y: field(`c${i}`), line_width: wide, line_dash: dash, line_join: "round" };
+    const ground = panel.lanes ? panel.lines.length - 1 - i : 0;
+    const fill = { x: field("t"), y1: { type: "value", value: ground }, y2: field(`c${i}a`), fill_alpha: 0.16 };
+    const filled = line.role === "main" && (panel.lanes || mains === 1);
+    return [
+      model("GlyphRenderer", { name: `c${i}`, data_source: ref(source), glyph: model("Line", stroke) }),
+      ...(filled ? [model("GlyphRenderer", { name: `c${i}a`, data_source: ref(source), glyph: model("VArea", fill) })] : []),
+    ];
+  }).reverse();
+  renderers[0].attributes.data_source = source; // where a model is first met it is spelt out
+  const axis = () => model("LinearAxis", {
+    ticker: model("FixedTicker", { ticks: [], minor_ticks: [] }), formatter: model("BasicTickFormatter"), major_label_policy: model("AllLabels"),
+    major_label_text_font_size: "10px", axis_line_color: null, major_tick_line_color: null, minor_tick_line_color: null,
+  });
+  const [left, below] = [axis(), axis()];
+  const mark = (/** @type {string} */ name, /** @type {any} */ more) => model("Span", { name, dimension: "width", level: "underlay", ...more });
+  const marks = [
+    ...(panel.limit && !panel.lanes && panel.unit !== "%" ? [mark("limit", { location: panel.limit, line_color: "#D55E00", line_dash: [2, 3], line_width: 1.2 })] : []),
+    ...(panel.key === "memory" ? [mark("exact", { location: panel.exact ?? 0, visible: false, line_dash: [6, 3], line_width: 1 })] : []),
+  ];
+  const overlay = model("BoxAnnotation", {
+    syncable: false, visible: false, level: "overlay", fill_color: "#808080", fill_alpha: 0.25, line_color: null,
+    ...Object.fromEntries(["left", "right", "top", "bottom"].flatMap((edge) => [[edge, { type: "number", value: "nan" }], [`${edge}_units`, "canvas"]])),
+  });
+  const figure = model("Plot", {
+    name: panel.key, height: panel.height, sizing_mode: "stretch_width", toolbar_location: null,
+    x_range: model("Range1d", { end: 10 }), y_range: model("Range1d"), x_scale: model("LinearScale"), y_scale: model("LinearScale"),
+    toolbar: model("Toolbar", { tools: [model("BoxZoomTool", { dimensions: "width", overlay })] }),
+    renderers, left: [left], below: [below],
+    center: [model("Grid", { axis: ref(below), grid_line_color: null }), model("Grid", { dimension: 1, axis: ref(left) }), ...marks],
+    background_fill_color: null, border_fill_color: null, outline_line_color: null,
+    min_border_left: FRAME_LEFT, min_border_right: FRAME_RIGHT, min_border_top: FRAME_TOP, min_border_bottom: FRAME_BOTTOM,
+  });
+  return { version, title: "", roots: [figure] };
 }
 
 // ---- the page -------------------------------------------------------------------------------------------------------
@@ -354,13 +573,20 @@ function onScreen(el, signal) {
   });
 }
 
-/** Whether an element stands on a dark ground. @param {Element} el @returns {boolean} */
-function isDark(el) {
+/** The colour an element stands on. @param {Element} el @returns {string} */
+function groundOf(el) {
   for (let at = /** @type {Element|null} */ (el); at; at = at.parentElement ?? host(at)) {
-    const parts = getComputedStyle(at).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [];
-    if (parts.length === 3 || parts[3] > 0.5) return 0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2] < 128;
+    const colour = getComputedStyle(at).backgroundColor;
+    const parts = colour.match(/[\d.]+/g)?.map(Number) ?? [];
+    if (parts.length === 3 || parts[3] > 0.5) return colour;
   }
-  return matchMedia("(prefers-color-scheme: dark)").matches;
+  return matchMedia("(prefers-color-scheme: dark)").matches ? "rgb(17, 17, 17)" : "rgb(255, 255, 255)";
+}
+
+/** @param {string} colour @returns {boolean} */
+function isDark(colour) {
+  const [red, green, blue] = (colour.match(/[\d.]+/g) ?? []).map(Number);
+  return 0.299 * red + 0.587 * green + 0.114 * blue < 128;
 }
 
 /** @param {Node} node @returns {Element|null} */
@@ -374,9 +600,11 @@ const STYLE = `
   font: 12px/1.35 var(--jp-ui-font-family, var(--vscode-font-family, system-ui, sans-serif));
   color: var(--jp-ui-font-color1, var(--vscode-foreground, inherit)); font-variant-numeric: tabular-nums; }
 .cellmeter * { box-sizing: border-box; }
-.cm-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px 12px; padding: 0 10px 5px 2px;
-  border-bottom: 1px solid rgb(128 128 128 / .22); }
-.cm-state { display: inline-flex; align-items: center; gap: 6px; font-weight: 600; }
+.cellmeter [hidden] { display: none; }
+.cm-head { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 2px 16px; padding: 0 10px 5px 2px; border-bottom: 1px solid rgb(128 128 128 / .22); }
+.cm-said, .cm-sum { display: flex; align-items: baseline; min-width: 0; padding-top: 1px; }
+.cm-said { flex: 1; gap: 8px; }
+.cm-state { display: inline-flex; align-items: center; gap: 6px; font-weight: 600; white-space: nowrap; }
 .cm-state i { width: 8px; height: 8px; border-radius: 50%; background: #8C9196; }
 .cellmeter[data-state=recording] .cm-state i { background: #D6423B; animation: cm-pulse 1.6s ease-in-out infinite; }
 .cellmeter[data-state=silent] .cm-state i { background: #E69F00; }
@@ -384,12 +612,28 @@ const STYLE = `
 .cellmeter[data-state=error] .cm-state i, .cellmeter[data-state=died] .cm-state i { background: #D6423B; border-radius: 1px; }
 @keyframes cm-pulse { 50% { opacity: .35; } }
 @media (prefers-reduced-motion: reduce) { .cm-state i { animation: none !important; } }
-.cm-title { font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 24em; }
-.cm-muted, .cm-time { opacity: .68; }
-.cm-sum { margin-left: auto; display: flex; flex-wrap: wrap; gap: 2px 16px; }
+.cm-title { font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 24em; min-width: 2em; }
+.cm-time, .cm-missing { opacity: .68; }
+.cm-time { white-space: nowrap; }
+.cm-missing { padding-top: 7px; }
+.cm-sum { flex: 1; flex-wrap: wrap; gap: 2px 16px; }
 .cm-sum b { font-weight: 600; }
 .cm-sum span span { opacity: .68; }
-.cm-grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 6px 22px; padding-top: 7px; }
+.cm-tools, .cm-picks, .cm-window { display: flex; align-items: center; gap: 1px; }
+.cm-tools { flex: none; gap: 4px; margin-left: auto; }
+.cm-sum { order: 1; flex-basis: 100%; }
+@container (min-width: 860px) { .cm-head { flex-wrap: nowrap; } .cm-said { flex: none; gap: 12px; } .cm-sum { order: 0; flex-basis: 0; } }
+.cm-picks { flex-wrap: wrap; gap: 2px; padding: 4px 10px 0 0; justify-content: flex-end; }
+.cellmeter button { font: inherit; font-size: 11px; line-height: 16px; min-width: 20px; height: 18px; padding: 0 6px; border: 0; border-radius: 4px;
+  background: none; color: inherit; opacity: .62; cursor: pointer; }
+.cellmeter button:hover { background: rgb(128 128 128 / .14); opacity: 1; }
+.cellmeter button[aria-pressed=true], .cellmeter button[aria-expanded=true] { background: rgb(128 128 128 / .2); opacity: 1; }
+.cellmeter button:focus-visible { outline: 2px solid var(--jp-brand-color1, #0072B2); outline-offset: 1px; opacity: 1; }
+.cellmeter button:disabled { opacity: .3; background: none; cursor: default; }
+.cellmeter button svg { display: block; width: 10px; height: 10px; margin: 0 auto; fill: currentColor; }
+.cm-grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 6px 22px; padding-top: 7px;
+  grid-auto-flow: dense; }
+.cm-grid > [data-panel=cores] { grid-column: 1 / -1; }
 @container (min-width: 720px) { .cm-grid { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .cm-grid[data-count="1"] { grid-template-columns: minmax(0, 1fr); }
   .cm-grid[data-count="3"] > :first-child { grid-column: 1 / -1; } }
@@ -402,10 +646,12 @@ const STYLE = `
 .cm-legend { display: flex; flex-wrap: wrap; gap: 0 12px; height: 17px; overflow: hidden; min-width: 0; }
 .cm-line { display: inline-flex; align-items: baseline; gap: 5px; white-space: nowrap; }
 .cm-line i { width: 10px; height: 3px; border-radius: 2px; background: var(--ink); transform: translateY(-3px); }
-.cm-line[hidden] { display: none; }
 .cm-peak { margin-left: auto; opacity: .68; white-space: nowrap; }
 .cm-fig { position: relative; overflow: hidden; }
 .cm-fig canvas { cursor: crosshair; }
+.cm-heat { position: absolute; inset: 0; width: 100%; height: 100%; }
+.cm-lane { position: absolute; right: ${FRAME_RIGHT + 3}px; font-size: 10px; line-height: 12px; pointer-events: none;
+  padding: 0 2px; border-radius: 3px; background: color-mix(in srgb, var(--cm-ground, #fff) 72%, transparent); }
 .cm-cursor { position: absolute; top: 4px; bottom: 18px; width: 1px; background: currentColor; opacity: .55; pointer-events: none; }
 .cm-cursor::after { content: attr(data-at); position: absolute; top: 100%; left: 0; transform: translate(-50%, 2px);
   padding: 0 4px; border-radius: 3px; font-size: 10px; line-height: 14px; white-space: nowrap; color: #fff; background: #4A5057; }
@@ -432,16 +678,51 @@ function make(tag, name = "", attributes = {}, ...children) {
   return el;
 }
 
-/** @type {Record<string, string>} */
-const STATES = {
-  recording: "Recording",
-  silent: "No news from the kernel",
-  gone: "Kernel gone",
-  ok: "Done",
-  error: "Failed",
-  interrupted: "Interrupted",
-  died: "Kernel died",
+/** @param {string} text @param {string} about @param {() => void} press @param {Record<string, string>} [attributes] */
+function button(text, about, press, attributes = {}) {
+  // JupyterLab would take Enter and Space for its own
+  const el = /** @type {HTMLButtonElement} */ (make("button", "", { type: "button", title: about, "data-lm-suppress-shortcuts": "true", ...attributes }, text));
+  el.addEventListener("click", press);
+  return el;
+}
+
+/** @param {string} path @returns {SVGSVGElement} */
+function icon(path) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", "0 0 10 10");
+  svg.setAttribute("aria-hidden", "true");
+  svg.append(document.createElementNS("http://www.w3.org/2000/svg", "path"));
+  svg.firstElementChild?.setAttribute("d", path);
+  return svg;
+}
+
+/** What this page's user chose last. */
+const kept = {
+  /** @type {Choice|null} */
+  choice: null,
+  /** @returns {Choice} */
+  read() {
+    let text = null;
+    try {
+      text = localStorage.getItem(KEPT);
+    } catch {} // a page that may keep nothing
+    return (this.choice ??= readChoice(text));
+  },
+  /** @param {Partial<Choice>} change */
+  write(change) {
+    this.choice = { ...this.read(), ...change };
+    try {
+      localStorage.setItem(KEPT, JSON.stringify(this.choice));
+    } catch {} // as above
+  },
 };
+
+/** @type {Record<string, string>} the rest comes with the cell's end */
+const STATES = { recording: "Recording", silent: "No news from the kernel", gone: "Kernel gone" };
+
+let serial = 0;
+
+// ---- the cells of a run --------------------------------------------------------------------------------------------
 
 const LEAST_BAND = 2; // CSS pixels: narrower cells are not drawn
 const LEAST_NAME = 34; // narrower ones have no name written in them
@@ -459,13 +740,11 @@ export function bandsWithin(cells, start, end, width) {
 
 /** The cells of a run as bands over its charts; the first chart names them, and a name leads to its cell where the page allows. */
 class Bands {
-  /** @param {HTMLElement[]} boxes of the figures @param {(a: HTMLElement, id: string) => boolean} lead */
-  constructor(boxes, lead) {
+  /** @param {(a: HTMLElement, id: string) => boolean} lead */
+  constructor(lead) {
     this.lead = lead;
-    this.layers = boxes.map((box) => box.appendChild(make("div", "cm-bands")));
     /** @type {Map<number, Band>} */
     this.cells = new Map();
-    this.shown = "";
     this.version = 0;
   }
 
@@ -475,14 +754,16 @@ class Bands {
     this.version++;
   }
 
-  /** @param {number} start @param {number} end of the time axis */
-  place(start, end) {
-    const width = this.layers[0].clientWidth;
-    const shown = `${this.version} ${start} ${end} ${width}`;
-    if (shown === this.shown) return;
-    this.shown = shown;
-    const found = bandsWithin([...this.cells.values()], start, end, width);
-    this.layers.forEach((layer, n) => layer.replaceChildren(...found.map((band) => this.#band(band, n === 0))));
+  /** @param {HTMLElement[]} boxes of the charts @param {number} start @param {number} end of the time axis */
+  place(boxes, start, end) {
+    boxes.forEach((box, n) => {
+      const layer = /** @type {HTMLElement} */ (box.querySelector(".cm-bands") ?? box.appendChild(make("div", "cm-bands")));
+      const shown = `${this.version} ${start} ${end} ${layer.clientWidth} ${n === 0}`;
+      if (layer.dataset.shown === shown) return;
+      layer.dataset.shown = shown;
+      const found = bandsWithin([...this.cells.values()], start, end, layer.clientWidth);
+      layer.replaceChildren(...found.map((band) => this.#band(band, n === 0)));
+    });
   }
 
   /** @param {{cell: Band, left: number, width: number}} band @param {boolean} named */
@@ -508,91 +789,43 @@ function leadToCell(model, a, id) {
   return true;
 }
 
-/** One panel on the page: header, captions, figures. */
-class View {
-  /**
-   * @param {HTMLElement} el @param {Layout} layout @param {Samples} samples
-   * @param {() => Promise<any>} bokeh @param {AbortSignal} signal
-   */
-  constructor(el, layout, samples, bokeh, signal) {
-    this.layout = layout;
-    this.samples = samples;
-    this.signal = signal;
-    /** @type {any[]} */
-    this.figures = [];
+// ---- one chart ------------------------------------------------------------------------------------------------------
+
+/** A panel drawn by Bokeh, with its caption. */
+class Chart {
+  /** @param {View} view @param {Panel} panel @param {number} first column of its first line */
+  constructor(view, panel, first) {
+    this.view = view;
+    this.panel = panel;
+    this.first = first;
     /** @type {any} */
-    this.source = null;
-    /** @type {Bands|null} */
-    this.bands = null;
-    /** @type {number|null} */
-    this.cursor = null;
-    this.zoomed = false;
-    this.queued = false;
-    this.opened = performance.now();
-    this.heard = performance.now();
-    this.state = layout.status ?? "recording";
+    this.figure = null;
+    /** @type {any} */
+    this.views = null;
+    this.setting = false;
+    this.top = NaN;
     /** @type {[number, string][]} */
     this.ticks = [];
-    this.stateText = make("span");
-    this.time = make("span", "cm-time");
-    this.sum = make("span", "cm-sum");
-    this.grid = make("div", "cm-grid", { "data-count": String(layout.panels.length) });
-    this.captions = layout.panels.map((panel, p) => this.#panel(panel, p));
-    const head = make("div", "cm-head", {},
-      make("span", "cm-state", {}, make("i"), this.stateText),
-      make("span", "cm-title", {}, layout.title),
-      this.time,
-      this.sum,
-    );
-    const about = { "data-state": this.state, role: "group", "aria-label": `Resource use of ${layout.title}` };
-    this.root = make("div", "cellmeter", about, head, this.grid);
-    el.append(make("style", "", {}, STYLE), this.root);
-    this.#text();
-    if (!layout.status) this.#tick();
-    /** Resolves when the charts are there. */
-    this.drawn = this.#embed(bokeh).catch((error) => {
-      if (!signal.aborted) this.grid.replaceChildren(`Charts cannot be drawn here: ${error?.message ?? error}`);
-    });
-  }
-
-  /** @param {Panel} panel @param {number} p */
-  #panel(panel, p) {
-    const legend = panel.lanes ? [] : panel.lines.map((line) => {
+    this.id = `${view.record.layout.prefix}f${serial++}`;
+    this.legend = panel.lanes ? [] : panel.lines.map((line) => {
       const value = make("span");
-      return { line, value, item: make("span", "cm-line", { title: line.label }, make("i"), line.label, value) };
+      return { line, value, item: make("span", "cm-line", { title: line.about ?? line.label }, make("i"), line.label, value) };
     });
-    const peak = make("span", "cm-peak");
-    const figure = make("div", "cm-fig", { id: `${this.layout.prefix}f${p}`, style: `height:${panel.height}px` });
-    const items = make("span", "cm-legend", {}, ...legend.map((x) => x.item));
-    const name = make("span", "cm-name", {}, make("b", "", {}, panel.title), items);
-    const caption = make("div", "cm-cap", {}, name, peak);
-    this.grid.append(make("section", "cm-panel", { "data-panel": panel.key }, caption, figure));
-    return { legend, peak, figure };
+    this.lanes = panel.lanes ? panel.lines.map(() => make("span", "cm-lane")) : [];
+    this.peak = make("span", "cm-peak");
+    this.box = make("div", "cm-fig", { role: "img", style: `height:${panel.height}px` }, make("div", "", { id: this.id }), ...this.lanes);
+    const name = make("span", "cm-name", {}, make("b", "", {}, panel.title));
+    if (this.legend.length) name.append(make("span", "cm-legend", {}, ...this.legend.map((x) => x.item)));
+    this.root = make("section", "cm-panel", { "data-panel": panel.key }, make("div", "cm-cap", {}, name, this.peak), this.box);
   }
 
-  /** @param {() => Promise<any>} bokeh */
-  async #embed(bokeh) {
-    await onScreen(this.root, this.signal);
-    const Bokeh = await bokeh();
-    await onScreen(this.root, this.signal);
-    const doc = JSON.parse(this.layout.doc);
-    const ids = doc.roots.map((/** @type {any} */ root) => root.id);
-    const roots = Object.fromEntries(ids.map((/** @type {string} */ id, /** @type {number} */ p) => [id, this.captions[p].figure.id]));
-    const item = { docid: "d", roots, root_ids: ids };
-    const [views] = await Bokeh.embed.embed_items({ d: doc }, [item]);
-    const models = views.roots.map((/** @type {any} */ view) => view.model);
-    this.figures = ids.map((/** @type {string} */ id) => models.find((/** @type {any} */ m) => m.id === id));
-    this.source = this.figures[0].document.get_model_by_name("samples");
-    this.signal.addEventListener("abort", () => views.clear?.());
-    this.figures.forEach((figure, p) => this.#prepare(figure, this.layout.panels[p], p));
-    this.#follow();
-    this.#theme();
-    this.#draw();
-    this.root.dataset.drawn = String(Math.round(performance.now() - this.opened));
-  }
-
-  /** @param {any} figure @param {Panel} panel @param {number} p */
-  #prepare(figure, panel, p) {
+  /** @param {any} Bokeh */
+  async embed(Bokeh) {
+    const doc = documentOf(this.panel, `${this.id}m`, Bokeh.version);
+    const root = doc.roots[0].id;
+    [this.views] = await Bokeh.embed.embed_items({ d: doc }, [{ docid: "d", roots: { [root]: this.id }, root_ids: [root] }]);
+    const figure = this.views.roots[0].model;
+    const { panel } = this;
     const rows = panel.lines.length;
     figure.left[0].formatter.doFormat = (/** @type {number[]} */ ticks) =>
       ticks.map((x) => (panel.lanes ? panel.lines[rows - 1 - Math.floor(x)].label : axisLabel(x, panel.unit)));
@@ -600,53 +833,483 @@ class View {
       const labels = new Map(this.ticks);
       return ticks.map((x) => labels.get(x) ?? "");
     };
-    const box = this.captions[p].figure;
-    box.addEventListener("mousemove", (event) => this.#point(box, event));
-    box.addEventListener("mouseleave", () => this.#unpoint());
-    if (p === 0) {
-      const range = figure.x_range;
-      const moved = () => {
-        const [start, end] = this.#span();
-        this.zoomed = Math.abs(range.start - start) + Math.abs(range.end - end) > 1e-6;
-        this.#timeAxis();
-      };
-      for (const name of ["start", "end"]) range.properties[name].change.connect(moved);
+    const range = figure.x_range;
+    const moved = () => this.setting || this.view.zoomTo([range.start, range.end]);
+    for (const name of ["start", "end"]) range.properties[name].change.connect(moved);
+    this.source = figure.document.get_model_by_name("samples");
+    this.figure = figure;
+  }
+
+  close() {
+    this.views?.clear?.();
+    this.root.remove();
+  }
+
+  /** @param {boolean} dark */
+  theme(dark) {
+    for (const { line, item } of this.legend) item.style.setProperty("--ink", line.ink[Number(dark)]);
+    if (!this.figure) return;
+    const { panel, figure } = this;
+    const [text, grid] = dark ? ["#A3AAB1", "rgba(255,255,255,0.11)"] : ["#666D74", "rgba(0,0,0,0.10)"];
+    for (const axis of [figure.left[0], figure.below[0]]) axis.major_label_text_color = text;
+    for (const line of figure.center) {
+      if ("grid_line_color" in line) line.grid_line_color = line.dimension && !panel.lanes ? grid : null;
+      else if (line.name === "exact") line.line_color = panel.lines[0].ink[Number(dark)];
+    }
+    for (const { name, glyph } of figure.renderers) {
+      const ink = panel.lines[parseInt(name.slice(1))].ink[Number(dark)];
+      glyph[name.endsWith("a") ? "fill_color" : "line_color"] = ink;
     }
   }
 
-  /** @returns {[number, number]} */
-  #span() {
-    const last = this.samples.size ? this.samples.parts[0][this.samples.size - 1] : 0;
-    return [0, this.layout.end ?? spanFor(last)];
+  /** The readings from `start` to `end`, those after `until` left out. @param {number} start @param {number} end @param {number} until */
+  draw(start, end, until) {
+    if (!this.figure) return;
+    const { panel, first, figure } = this;
+    const { samples } = this.view.record;
+    const rows = between(samples, first, panel.lines.length, start, Math.min(end, until));
+    const most = Math.min(MOST_DRAWN, 2 * Math.max(100, this.box.clientWidth));
+    const few = rows.time.length > most ? thinned(rows, (2 * (end - start)) / most) : rows;
+    const peaks = peaksOf(few.columns);
+    this.top = scaleTop(panel, peaks);
+    if (figure.y_range.end !== this.top) {
+      figure.y_range.end = this.top;
+      figure.left[0].ticker.ticks = this.#valueAxis();
+    }
+    const exact = figure.center.find((/** @type {any} */ x) => x.name === "exact");
+    if (exact) exact.setv({ visible: hiddenPeak(panel, peaks), location: panel.exact ?? 0 });
+    this.source.data = drawn(panel, few, panel.lanes ? samples.peaks.slice(first, first + panel.lines.length) : peaks);
+    const range = figure.x_range;
+    this.setting = true;
+    if (range.start !== start || range.end !== end) range.setv({ start, end });
+    this.setting = false;
+    this.timeAxis(start, end);
+    if (this.lanes.length) this.#placeLanes();
+  }
+
+  /** Each lane's number at its middle, wherever Bokeh has put the lanes. */
+  #placeLanes() {
+    const { top, height } = this.views.roots[0].frame.bbox;
+    this.lanes.forEach((lane, i) => (lane.style.top = `${top + ((i + 1 - LANE_FILL / 2) * height) / this.lanes.length - 6}px`));
+  }
+
+  #valueAxis() {
+    const { panel, top } = this;
+    if (panel.lanes) return panel.lines.map((_, i) => i + LANE_FILL / 2);
+    return panel.unit === "%" ? [0, 50, 100] : valueTicks(top, panel.unit);
+  }
+
+  /** @param {number} start @param {number} end */
+  timeAxis(start, end) {
+    this.ticks = timeTicks(start, end, mostTicks(this.box));
+    const places = this.ticks.map(([at]) => at);
+    const ticker = this.figure.below[0].ticker;
+    if (String(ticker.ticks) !== String(places)) ticker.ticks = places;
+  }
+
+  /** Caption: what is in a row (-1: none), or after the end the peaks. @param {number} row @param {boolean} overall
+   * @returns {Node} the panel's part in the header line */
+  say(row, overall) {
+    const { panel, first } = this;
+    const { samples } = this.view.record;
+    const now = panel.lines.map((_, i) => (row < 0 ? NaN : samples.parts[first + i + 1][row]));
+    const peaks = samples.peaks.slice(first, first + panel.lines.length);
+    const one = panel.lines.filter((line) => line.role === "main").length === 1; // its peak stands beside the legend
+    const value = (/** @type {number} */ i) => (overall ? `peak ${formatValue(peaks[i], panel.unit)}` : formatValue(now[i], panel.unit));
+    this.legend.forEach(({ line, item, value: el }, i) => {
+      el.textContent = samples.size === 0 || (overall && one && line.role === "main") ? "" : value(i).replace(/ cores$/, "");
+      item.hidden = samples.size > 0 && !worthSaying(panel, line, peaks[i], peaks, this.top);
+    });
+    this.lanes.forEach((lane, i) => (lane.textContent = samples.size ? value(i) : ""));
+    this.peak.textContent = samples.size ? peakText(panel, peaks) : "";
+    const chip = chipText(panel, now);
+    this.box.setAttribute("aria-label", `${panel.title} over time: now ${chip}, ${peakText(panel, peaks)}`);
+    const peak = panel.key === "memory" ? ` ${peakText(panel, peaks)}` : "";
+    return make("span", "", {}, make("span", "", {}, `${panel.title} `), make("b", "", {}, chip), make("span", "", {}, peak));
+  }
+}
+
+/** How many labels a time axis has room for. @param {HTMLElement} box */
+const mostTicks = (box) => Math.max(2, Math.min(8, Math.floor((box.clientWidth - FRAME_LEFT - FRAME_RIGHT) / 62)));
+
+/** Whether the exact peak is one that no sample has seen. @param {Panel} panel @param {number[]} peaks */
+const hiddenPeak = (panel, peaks) => Boolean(panel.exact && panel.exact > 1.02 * peaks[0]);
+
+/** As charts.worth_drawing: not what is off the scale, nor the kernel's memory where it is all there is.
+ * @param {Panel} panel @param {Line} line @param {number} peak @param {number[]} peaks @param {number} top */
+export function worthSaying(panel, line, peak, peaks, top) {
+  if (panel.key !== "memory" || line.role === "main") return true;
+  return line.role === "second" ? peaks[0] > 1.01 * peak : !(peak > top);
+}
+
+/** @param {Panel} panel @param {number[]} peaks */
+function peakText(panel, peaks) {
+  const known = peaks.filter((x, i) => !Number.isNaN(x) && panel.lines[i].role !== "faint");
+  if (panel.exact) known.push(panel.exact);
+  return formatPeak(known.length ? Math.max(...known) : NaN, panel);
+}
+
+/** A panel's numbers now, in short: up to four devices each by itself. @param {Panel} panel @param {number[]} now @returns {string} */
+export function chipText(panel, now) {
+  const mine = now.filter((_, i) => panel.lines[i].role === "main");
+  const known = mine.filter((x) => !Number.isNaN(x));
+  if (mine.length < 2 || !known.length) return formatValue(known[0], panel.unit);
+  if (panel.unit === "%" && mine.length <= 4) {
+    return `${mine.map((x) => (Number.isNaN(x) ? "?" : formatValue(x, "1"))).join(" · ")} %`;
+  }
+  const sum = known.reduce((total, x) => total + x, 0);
+  return panel.unit === "%" ? `${formatValue(sum / known.length, "%")} mean of ${known.length}` : `${formatValue(sum, panel.unit)} in ${known.length}`;
+}
+
+// ---- the cores ------------------------------------------------------------------------------------------------------
+
+/** How busy each core is, a row a core, from 2 to hundreds of them. */
+class Heat {
+  /** @param {View} view */
+  constructor(view) {
+    this.view = view;
+    this.names = view.record.layout.cores ?? [];
+    this.step = Math.max(1, Math.min(16, Math.floor(200 / this.names.length)));
+    this.canvas = /** @type {HTMLCanvasElement} */ (make("canvas", "cm-heat"));
+    this.value = make("span", "cm-peak");
+    const height = this.step * this.names.length + FRAME_TOP + FRAME_BOTTOM;
+    this.box = make("div", "cm-fig", { role: "img", style: `height:${height}px` }, this.canvas);
+    const name = make("span", "cm-name", {}, make("b", "", {}, "Cores"));
+    this.root = make("section", "cm-panel", { "data-panel": "cores" }, make("div", "cm-cap", {}, name, this.value), this.box);
+    /** @type {number|null} */
+    this.pointed = null;
+    this.box.addEventListener("mousemove", (event) => {
+      const core = Math.floor((event.clientY - this.box.getBoundingClientRect().top - FRAME_TOP) / this.step);
+      this.pointed = core >= 0 && core < this.names.length ? core : null;
+    });
+    this.box.addEventListener("mouseleave", () => (this.pointed = null));
+  }
+
+  async embed() {}
+
+  close() {
+    this.root.remove();
+  }
+
+  theme() {}
+
+  /** @param {number} start @param {number} end @param {number} until */
+  draw(start, end, until) {
+    const { canvas, names, step, box } = this;
+    const [ratio, wide, high] = [devicePixelRatio || 1, box.clientWidth, box.clientHeight];
+    if (canvas.width !== Math.round(wide * ratio)) [canvas.width, canvas.height] = [Math.round(wide * ratio), Math.round(high * ratio)];
+    const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, wide, high);
+    const plot = Math.max(1, Math.floor(wide - FRAME_LEFT - FRAME_RIGHT));
+    const columns = Math.max(1, Math.min(plot, Math.ceil(end - start)));
+    const few = new OffscreenCanvas(columns, names.length);
+    const brush = /** @type {OffscreenCanvasRenderingContext2D} */ (few.getContext("2d"));
+    brush.putImageData(this.#image(start, end, until, columns), 0, 0);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(few, FRAME_LEFT, FRAME_TOP, plot, step * names.length);
+    if (step >= 6) for (let i = 1; i < names.length; i++) pen.clearRect(FRAME_LEFT, FRAME_TOP + i * step, plot, 1);
+    this.#labels(pen, start, end, plot);
+  }
+
+  /** @param {number} start @param {number} end @param {number} until @param {number} columns */
+  #image(start, end, until, columns) {
+    const { names, view } = this;
+    const heat = view.record.cores.heat(start, end, columns);
+    const image = new ImageData(columns, names.length);
+    const ink = view.dark ? [86, 180, 233] : [0, 114, 178];
+    for (let c = 0; c < columns; c++) {
+      if (start + (c * (end - start)) / columns > until) break;
+      for (let i = 0; i < names.length; i++) {
+        const load = heat[c * names.length + i];
+        if (load !== 255) image.data.set([...ink, 14 + (load / 250) * 241], 4 * (i * columns + c));
+      }
+    }
+    return image;
+  }
+
+  /** @param {CanvasRenderingContext2D} pen @param {number} start @param {number} end @param {number} plot */
+  #labels(pen, start, end, plot) {
+    const { names, step } = this;
+    pen.font = "10px Helvetica, Arial, sans-serif";
+    pen.fillStyle = this.view.dark ? "#A3AAB1" : "#666D74";
+    pen.textAlign = "right";
+    pen.textBaseline = "middle";
+    const every = Math.max(1, 2 ** Math.ceil(Math.log2(12 / step)));
+    for (let i = 0; i < names.length; i += every) pen.fillText(names[i], FRAME_LEFT - 6, FRAME_TOP + i * step + Math.max(step / 2, 4));
+    pen.textAlign = "center";
+    pen.textBaseline = "top";
+    for (const [at, text] of timeTicks(start, end, mostTicks(this.box))) {
+      pen.fillText(text, FRAME_LEFT + (plot * (at - start)) / (end - start), FRAME_TOP + step * names.length + 6);
+    }
+  }
+
+  /** @param {number} row @param {boolean} overall @returns {Node|null} */
+  say(row, overall) {
+    const { names, pointed, view } = this;
+    const at = view.cursor ?? (row < 0 ? 0 : view.record.samples.parts[0][row]);
+    const { cores } = view.record;
+    const loads = overall ? undefined : cores.at(at) ?? cores.loads.at(-1);
+    const busy = loads?.reduce((count, x) => count + Number(x > 125 && x !== 255), 0);
+    const one = pointed === null || !loads ? "" : `${names[pointed]} ${loads[pointed] === 255 ? "unknown" : formatValue(loads[pointed] / 2.5, "%")} · `;
+    this.value.textContent = loads ? `${one}${busy} of ${names.length} more than half busy` : "";
+    this.box.setAttribute("aria-label", `Load of each of ${names.length} cores over time. ${this.value.textContent}`);
+    return null;
+  }
+}
+
+// ---- the panel ------------------------------------------------------------------------------------------------------
+
+/** One panel on the page: header, controls, charts. */
+class View {
+  /**
+   * @param {HTMLElement} el @param {Recorded} record @param {() => Promise<any>} bokeh
+   * @param {boolean} [apart] begin out of sight, over what `el` holds
+   */
+  constructor(el, record, bokeh, apart = false) {
+    const { layout } = record;
+    this.record = record;
+    this.bokeh = bokeh;
+    this.life = new AbortController();
+    /** @type {Map<string, Chart|Heat>} */
+    this.charts = new Map();
+    /** @type {number|null} */
+    this.cursor = null;
+    /** @type {[number, number]|null} */
+    this.zoom = null;
+    /** @type {number|null} the last time shown while the view is paused */
+    this.paused = null;
+    this.window = kept.read().window;
+    this.groups = new Set(firstGroups(layout, kept.read()));
+    this.queued = false;
+    /** @type {Bands|null} */
+    this.bands = null;
+    this.seen = false;
+    this.dark = false;
+    this.opened = performance.now();
+    this.heard = performance.now();
+    this.state = layout.status ?? "recording";
+    this.stateText = make("span", "", { role: "status" });
+    this.time = make("span", "cm-time");
+    this.sum = make("span", "cm-sum");
+    this.picks = make("div", "cm-picks", { role: "group", "aria-label": "Charts shown", id: `${layout.prefix}k${serial++}`, hidden: "" });
+    this.grid = make("div", "cm-grid");
+    this.note = make("div", "cm-missing");
+    this.unzoom = button("Reset zoom", "Back to the whole window (or double-click a chart)", () => this.zoomTo(null));
+    this.pause = button("", "", () => this.#pause());
+    this.windows = WINDOWS.map(([seconds, text]) => {
+      const about = seconds ? `Show the last ${text}` : "Show the whole cell";
+      return { seconds, el: button(text, about, () => this.#look(seconds)) };
+    });
+    this.more = button("Charts", "Choose the charts", () => this.#unfold(), { "aria-controls": this.picks.id });
+    const said = make("div", "cm-said", {},
+      make("span", "cm-state", {}, make("i"), this.stateText), make("span", "cm-title", { title: layout.title }, layout.title), this.time);
+    const about = { "data-state": this.state, role: "group", "aria-label": `Resource use of ${layout.title}` };
+    this.root = make("div", "cellmeter", about, make("style", "", {}, STYLE), make("div", "cm-head", {}, said, this.sum, this.#tools()), this.picks, this.note, this.grid);
+    if (apart) this.root.style.cssText = "position:absolute;inset:0 0 auto 0;visibility:hidden";
+    el.append(this.root);
+    this.#press();
+    this.#follow();
+    if (this.live) this.#tick();
+    /** Resolves when the charts are there. */
+    this.drawn = this.#arrange();
+  }
+
+  get live() {
+    return this.state === "recording" || this.state === "silent";
+  }
+
+  close() {
+    this.life.abort(new Error("closed"));
+    for (const chart of this.charts.values()) chart.close();
+    this.root.remove();
+  }
+
+  /** To another place on the page. @param {HTMLElement} el */
+  move(el) {
+    el.append(this.root);
+    requestAnimationFrame(() => this.#theme(true));
+  }
+
+  // ---- controls
+
+  #tools() {
+    const group = make("span", "cm-window", { role: "group", "aria-label": "Time window" }, ...this.windows.map((x) => x.el));
+    return make("div", "cm-tools", { role: "group", "aria-label": "View" }, this.unzoom, this.pause, group, this.more);
+  }
+
+  /** @param {string} key @returns {string} why a group has nothing to draw; empty: it has */
+  #lack(key) {
+    const { layout, cores } = this.record;
+    if (key === "cores") return cores.width && (this.live || cores.next) ? "" : "not kept with this cell";
+    return layout.panels.some((panel) => groupOf(panel.key) === key) ? "" : (layout.missing[key] ?? "not kept with this cell");
+  }
+
+  /** Buttons as things stand. */
+  #press() {
+    const { pause, windows, unzoom, more } = this;
+    const end = this.record.layout.end ?? Infinity;
+    pause.hidden = !this.live;
+    const name = this.paused === null ? "Pause the view" : "Resume the view";
+    pause.title = `${name}; recording goes on`;
+    pause.setAttribute("aria-label", name);
+    pause.setAttribute("aria-pressed", String(this.paused !== null));
+    pause.replaceChildren(icon(this.paused === null ? "M1.5 0h2.5v10H1.5zM6 0h2.5v10H6z" : "M2 0l7 5-7 5z"));
+    for (const { seconds, el } of windows) {
+      el.hidden = seconds >= end || end <= WINDOWS[0][0];
+      el.setAttribute("aria-pressed", String(seconds === this.window));
+    }
+    unzoom.hidden = this.zoom === null;
+    more.setAttribute("aria-expanded", String(!this.picks.hidden));
+    const had = /** @type {HTMLElement|null} */ (this.picks.querySelector(":focus"))?.dataset.group;
+    this.picks.replaceChildren(...GROUPS.map(([key, text]) => {
+      const lack = this.#lack(key);
+      const el = button(text, lack ? `${text}: ${lack}` : `Show or hide ${text}`, () => this.#pick(key),
+        { "data-group": key, "aria-pressed": String(this.groups.has(key) && !lack) });
+      el.disabled = Boolean(lack);
+      return el;
+    }));
+    if (had) /** @type {HTMLElement|null} */ (this.picks.querySelector(`[data-group=${had}]`))?.focus();
+  }
+
+  #unfold() {
+    this.picks.hidden = !this.picks.hidden;
+    this.#press();
+  }
+
+  #pause() {
+    this.paused = this.paused === null ? this.record.samples.last : null;
+    this.#press();
+    this.#text();
+    this.#draw();
+  }
+
+  /** @param {number} seconds */
+  #look(seconds) {
+    this.window = seconds;
+    kept.write({ window: seconds });
+    this.zoomTo(null);
+  }
+
+  /** @param {string} key */
+  #pick(key) {
+    this.groups.has(key) ? this.groups.delete(key) : this.groups.add(key);
+    kept.write({ groups: [...this.groups] });
+    this.#press();
+    void this.#arrange();
+  }
+
+  /** @param {[number, number]|null} span */
+  zoomTo(span) {
+    this.zoom = span;
+    this.#press();
+    this.#text();
+    this.#draw();
+  }
+
+  // ---- charts
+
+  /** Has the chosen charts there, in their order, and no others. */
+  async #arrange() {
+    const { layout } = this.record;
+    /** @type {[string, () => Chart|Heat][]} */
+    const wanted = [];
+    let first = 0;
+    for (const panel of layout.panels) {
+      const at = first;
+      first += panel.lines.length;
+      if (this.groups.has(groupOf(panel.key))) wanted.push([panel.key, () => new Chart(this, panel, at)]);
+      if (panel.key === "cpu" && this.groups.has("cores") && !this.#lack("cores")) wanted.push(["cores", () => new Heat(this)]);
+    }
+    for (const [key, chart] of this.charts) {
+      if (wanted.some(([other]) => other === key)) continue;
+      chart.close();
+      this.charts.delete(key);
+    }
+    const fresh = wanted.filter(([key]) => !this.charts.has(key)).map(([key, build]) => {
+      const chart = build();
+      this.charts.set(key, chart);
+      this.#point(chart.box);
+      return chart;
+    });
+    this.charts = new Map(wanted.map(([key]) => [key, /** @type {Chart|Heat} */ (this.charts.get(key))]));
+    [...this.charts.values()].forEach((chart, i) => this.grid.children[i] === chart.root || this.grid.insertBefore(chart.root, this.grid.children[i] ?? null));
+    this.grid.dataset.count = String(this.charts.size - Number(this.charts.has("cores")));
+    const lacking = Object.entries(layout.missing).filter(([key]) => this.groups.has(key) && (layout.asked || !this.charts.size));
+    this.note.textContent = lacking.length ? lacking.map(([key, why]) => `${new Map(GROUPS).get(key)}: ${why}`).join(" · ") : this.charts.size ? "" : "No chart is chosen";
+    this.note.hidden = !this.note.textContent;
+    this.#text();
+    await this.#embed(fresh);
+  }
+
+  /** @param {(Chart|Heat)[]} charts */
+  async #embed(charts) {
+    const { signal } = this.life;
+    try {
+      await onScreen(this.root, signal);
+      const Bokeh = charts.some((chart) => chart instanceof Chart) ? await this.bokeh() : null;
+      await onScreen(this.root, signal);
+      for (const chart of charts) if (chart.root.isConnected) await chart.embed(Bokeh);
+      if (signal.aborted) return;
+      this.#theme(true);
+      this.#draw();
+      this.root.dataset.drawn ??= String(Math.round(performance.now() - this.opened));
+    } catch (error) {
+      if (!signal.aborted) this.grid.replaceChildren(`Charts cannot be drawn here: ${/** @type {any} */ (error)?.message ?? error}`);
+    }
   }
 
   #follow() {
+    const { signal } = this.life;
     const again = () => requestAnimationFrame(() => this.#theme());
     const watch = new MutationObserver(again);
     watch.observe(document.body, { attributes: true });
     watch.observe(document.documentElement, { attributes: true });
-    const media = matchMedia("(prefers-color-scheme: dark)");
-    media.addEventListener("change", again);
-    this.signal.addEventListener("abort", () => (watch.disconnect(), media.removeEventListener("change", again)));
-    new ResizeObserver(() => this.#timeAxis()).observe(this.root);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again, { signal });
+    const resized = new ResizeObserver(() => this.#draw());
+    resized.observe(this.root);
+    const scrolled = new IntersectionObserver((entries) => {
+      this.seen = entries[entries.length - 1].isIntersecting;
+      if (this.seen) this.#draw();
+    });
+    scrolled.observe(this.root);
+    signal.addEventListener("abort", () => [watch, resized, scrolled].forEach((one) => one.disconnect()));
   }
 
-  #theme() {
-    const dark = isDark(this.root);
-    if (this.root.dataset.theme === String(dark)) return;
+  /** @param {boolean} [anew] */
+  #theme(anew = false) {
+    if (!this.root.isConnected) return;
+    const ground = groundOf(this.root);
+    const dark = isDark(ground);
+    if (!anew && this.root.dataset.theme === String(dark)) return;
     this.root.dataset.theme = String(dark);
-    const [text, grid] = dark ? ["#A3AAB1", "rgba(255,255,255,0.11)"] : ["#666D74", "rgba(0,0,0,0.10)"];
-    this.layout.panels.forEach((panel, p) => {
-      const figure = this.figures[p];
-      for (const axis of [figure.left[0], figure.below[0]]) axis.major_label_text_color = text;
-      for (const line of figure.center) if ("grid_line_color" in line) line.grid_line_color = line.dimension && !panel.lanes ? grid : null;
-      for (const { name, glyph } of figure.renderers) {
-        const line = panel.lines.find((x) => name === x.column || name === `${x.column}a`);
-        if (!line) continue;
-        glyph[name.endsWith("a") ? "fill_color" : "line_color"] = line.ink[Number(dark)];
-      }
-      for (const { line, item } of this.captions[p].legend) item.style.setProperty("--ink", line.ink[Number(dark)]);
-    });
+    this.root.style.setProperty("--cm-ground", ground);
+    this.dark = dark;
+    for (const chart of this.charts.values()) chart.theme(dark);
+    this.#draw();
+  }
+
+  /** @returns {[number, number]} */
+  #span() {
+    return this.zoom ?? timeSpan(this.paused ?? this.record.samples.last, this.record.layout.end, this.window);
+  }
+
+  #draw() {
+    if (!this.root.isConnected || !this.seen) return;
+    const [start, end] = this.#span();
+    for (const chart of this.charts.values()) chart.draw(start, end, this.paused ?? Infinity);
+    this.bands?.place([...this.charts.values()].map((chart) => chart.box), start, end);
+    this.root.dataset.points = String(this.record.samples.next);
+    this.root.dataset.span = `${start} ${end}`;
+  }
+
+  // ---- news
+
+  /** @param {Band[]} cells of the run @param {(a: HTMLElement, id: string) => boolean} lead */
+  band(cells, lead) {
+    this.bands ??= new Bands(lead);
+    this.bands.take(cells);
+    this.#draw();
   }
 
   /** New readings are there. */
@@ -657,9 +1320,9 @@ class View {
     this.queued = true;
     requestAnimationFrame(() => {
       this.queued = false;
-      if (this.signal.aborted) return;
+      if (this.life.signal.aborted) return;
       this.#text();
-      this.#draw();
+      if (this.paused === null) this.#draw();
     });
   }
 
@@ -669,148 +1332,84 @@ class View {
     this.#text();
   }
 
+  /** The cell has ended: how, and what it took, stands in the layout. */
+  finish() {
+    this.state = this.record.layout.status ?? this.state;
+    this.paused = null;
+    if (this.window >= (this.record.layout.end ?? Infinity)) this.window = 0;
+    this.#press();
+    this.#text();
+    this.#draw();
+  }
+
   #tick() {
     const timer = setInterval(() => {
-      if (this.signal.aborted || !["recording", "silent"].includes(this.state)) return clearInterval(timer);
+      if (this.life.signal.aborted || !this.live) return clearInterval(timer);
       if (performance.now() - this.heard > SILENT_MS) this.state = "silent";
       this.#text();
     }, 1000);
   }
 
-  #draw() {
-    if (!this.source) return;
-    const rows = decimate(this.samples.rows(), MOST_DRAWN);
-    let first = 0;
-    /** @type {Record<string, Float64Array>} */
-    const data = { t: rows.time.slice() };
-    this.layout.panels.forEach((panel, p) => {
-      Object.assign(data, drawn(panel, rows, first, this.samples.peaks));
-      const figure = this.figures[p];
-      const top = scaleTop(panel, this.samples.peaks.slice(first, first + panel.lines.length));
-      if (figure.y_range.end !== top) {
-        figure.y_range.end = top;
-        figure.left[0].ticker.ticks = this.#valueAxis(panel, top);
-      }
-      first += panel.lines.length;
-    });
-    this.source.data = data;
-    if (!this.zoomed) {
-      const range = this.figures[0].x_range;
-      const [start, end] = this.#span();
-      if (range.start !== start || range.end !== end) range.setv({ start, end });
-    }
-    this.#timeAxis();
-    this.root.dataset.points = String(this.samples.next);
-  }
-
-  /** @param {Panel} panel @param {number} top */
-  #valueAxis(panel, top) {
-    if (panel.lanes) return panel.lines.map((_, i) => i + LANE_FILL / 2);
-    return panel.unit === "%" ? [0, 50, 100] : valueTicks(top, panel.unit);
-  }
-
-  #timeAxis() {
-    if (!this.figures.length) return;
-    const { start, end } = this.figures[0].x_range;
-    const width = this.captions[0].figure.clientWidth - FRAME_LEFT - FRAME_RIGHT;
-    this.ticks = timeTicks(start, end, Math.max(2, Math.min(8, Math.floor(width / 62))));
-    const places = this.ticks.map(([at]) => at);
-    for (const figure of this.figures) {
-      const ticker = figure.below[0].ticker;
-      if (String(ticker.ticks) !== String(places)) ticker.ticks = places;
-    }
-    this.bands?.place(start, end);
-  }
-
-  /** @param {Band[]} cells @param {(a: HTMLElement, id: string) => boolean} lead */
-  band(cells, lead) {
-    this.bands ??= new Bands(this.captions.map((caption) => caption.figure), lead);
-    this.bands.take(cells);
-  }
-
   /** Header and captions: what is now, or at the cursor. */
   #text() {
-    const { samples, layout } = this;
-    const live = this.state === "recording" || this.state === "silent";
-    const last = samples.size ? samples.parts[0][samples.size - 1] : 0;
-    const since = live && samples.size ? (performance.now() - this.heard) / 1000 : 0;
+    const { samples, layout } = this.record;
+    const since = this.live && samples.size ? (performance.now() - this.heard) / 1000 : 0;
     this.root.dataset.state = this.state;
-    this.stateText.textContent = STATES[this.state] ?? this.state;
-    this.time.textContent = formatDuration(layout.end ?? last + (since > 0.9 ? since : 0));
-    const row = this.cursor === null ? samples.size - 1 : samples.before(this.cursor);
-    let first = 0;
-    const chips = layout.panels.map((panel, p) => {
-      const now = panel.lines.map((_, i) => (row < 0 ? NaN : samples.parts[first + i + 1][row]));
-      const peaks = samples.peaks.slice(first, first + panel.lines.length);
-      first += panel.lines.length;
-      const { legend, peak } = this.captions[p];
-      legend.forEach(({ item, value }, i) => {
-        const shown = live || this.cursor !== null ? now[i] : peaks[i];
-        value.textContent = samples.size === 0 ? "" : formatValue(shown, panel.unit).replace(/ cores$/, "");
-        item.hidden = samples.size > 0 && !worthSaying(panel, i, peaks);
-      });
-      peak.textContent = samples.size ? peakText(panel, peaks) : "";
-      return chip(panel, now, peaks);
-    });
+    const said = STATES[this.state] ?? (layout.word ? layout.word[0].toUpperCase() + layout.word.slice(1) : this.state);
+    const state = this.paused === null ? said : `${said}, view paused`;
+    if (this.stateText.textContent !== state) this.stateText.textContent = state;
+    this.time.textContent = formatDuration(layout.end ?? samples.last + (since > 0.9 ? since : 0));
+    const at = this.cursor ?? this.paused;
+    const row = at === null ? samples.size - 1 : samples.before(at);
+    const chips = [...this.charts.values()].map((chart) => chart.say(row, !this.live && this.cursor === null));
     if (layout.notes) this.sum.replaceChildren(...layout.notes.map((note) => make("span", "", {}, note)));
-    else if (samples.size) this.sum.replaceChildren(...chips);
+    else if (samples.size) this.sum.replaceChildren(.../** @type {Node[]} */ (chips.filter(Boolean)));
   }
 
-  /** @param {HTMLElement} box @param {MouseEvent} event */
-  #point(box, event) {
-    const { left, width } = box.getBoundingClientRect();
-    const plot = width - FRAME_LEFT - FRAME_RIGHT;
-    const share = (event.clientX - left - FRAME_LEFT) / plot;
-    const { start, end } = this.figures[0].x_range;
-    const last = this.samples.size ? this.samples.parts[0][this.samples.size - 1] : 0;
-    if (share < 0 || share > 1) return this.#unpoint();
-    this.cursor = Math.min(start + share * (end - start), last);
-    const at = FRAME_LEFT + ((this.cursor - start) / (end - start)) * plot;
-    for (const { figure } of this.captions) {
-      const mark = figure.querySelector(".cm-cursor") ?? figure.appendChild(make("div", "cm-cursor"));
-      /** @type {HTMLElement} */ (mark).style.left = `${at}px`;
-      if (figure === box) mark.setAttribute("data-at", formatDuration(this.cursor));
-      else mark.removeAttribute("data-at");
-    }
-    this.#text();
+  /** The pointer over one chart is a cursor in all. @param {HTMLElement} box */
+  #point(box) {
+    box.addEventListener("mousemove", (event) => {
+      const { left, width } = box.getBoundingClientRect();
+      const plot = width - FRAME_LEFT - FRAME_RIGHT;
+      const share = (event.clientX - left - FRAME_LEFT) / plot;
+      if (share < 0 || share > 1) return this.#unpoint();
+      const [start, end] = this.#span();
+      this.cursor = Math.min(start + share * (end - start), this.paused ?? this.record.samples.last);
+      const at = FRAME_LEFT + ((this.cursor - start) / (end - start)) * plot;
+      for (const chart of this.charts.values()) {
+        const mark = chart.box.querySelector(".cm-cursor") ?? chart.box.appendChild(make("div", "cm-cursor"));
+        /** @type {HTMLElement} */ (mark).style.left = `${at}px`;
+        if (chart.box === box) mark.setAttribute("data-at", formatDuration(this.cursor));
+        else mark.removeAttribute("data-at");
+      }
+      this.#text();
+    });
+    box.addEventListener("mouseleave", () => this.#unpoint());
+    box.addEventListener("dblclick", () => this.zoomTo(null));
   }
 
   #unpoint() {
     this.cursor = null;
-    for (const { figure } of this.captions) figure.querySelector(".cm-cursor")?.remove();
+    for (const { box } of this.charts.values()) box.querySelector(".cm-cursor")?.remove();
     this.#text();
   }
 }
 
-/** Children's memory that is the kernel's own over again says nothing. @param {Panel} panel @param {number} i @param {number[]} peaks */
-function worthSaying(panel, i, peaks) {
-  return panel.key !== "memory" || panel.lines[i].role !== "second" || peaks[i] > 1.01 * peaks[0];
-}
+// ---- doors ----------------------------------------------------------------------------------------------------------
 
-/** @param {Panel} panel @param {number[]} peaks */
-function peakText(panel, peaks) {
-  const known = peaks.filter((x, i) => !Number.isNaN(x) && panel.lines[i].role !== "faint");
-  if (panel.exact) known.push(panel.exact);
-  return formatPeak(known.length ? Math.max(...known) : NaN, panel);
-}
+/** Readings of cells by their panel's name, so that what stays shows all that was live. @type {Map<string, Recorded>} */
+const records = new Map();
+/** Charts that are on the page, by their panel's name: the static output takes them over. @type {Map<string, Set<View>>} */
+const lives = new Map();
 
-/** A panel in the header line: its name, its number now. @param {Panel} panel @param {number[]} now @param {number[]} peaks */
-function chip(panel, now, peaks) {
-  const mine = now.filter((_, i) => panel.lines[i].role === "main");
-  const known = mine.filter((x) => !Number.isNaN(x));
-  const mean = known.reduce((sum, x) => sum + x, 0) / known.length;
-  const value = panel.unit === "%" ? mean : known.reduce((sum, x) => sum + x, 0);
-  const of = known.length > 1 ? (panel.unit === "%" ? ` mean of ${known.length}` : ` in ${known.length}`) : "";
-  const text = formatValue(known.length ? value : NaN, panel.unit) + of;
-  const peak = panel.key === "memory" ? ` ${peakText(panel, peaks)}` : "";
-  return make("span", "", {}, make("span", "", {}, `${panel.title} `), make("b", "", {}, text), make("span", "", {}, peak));
+/** @param {any} buffer @returns {Uint8Array<ArrayBuffer>} */
+function octets(buffer) {
+  const bytes = ArrayBuffer.isView(buffer) ? new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength) : new Uint8Array(buffer);
+  return new Uint8Array(bytes); // a copy: it begins where a float64 may begin
 }
 
 /** @param {any} buffer @returns {Float64Array} */
-function floats(buffer) {
-  const bytes = ArrayBuffer.isView(buffer) ? buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength) : buffer;
-  return new Float64Array(bytes);
-}
+const floats = (buffer) => new Float64Array(octets(buffer).buffer);
 
 /** @type {() => Promise<any>} */
 let bokeh = async () => Promise.reject(new Error("BokehJS has not arrived"));
@@ -820,82 +1419,125 @@ let bokeh = async () => Promise.reject(new Error("BokehJS has not arrived"));
  * @param {Model} model @param {[any, any[]][]} early messages that came before this code did
  */
 function open(model, early) {
-  /** @type {Layout|null} */
-  let layout = null;
-  let samples = new Samples(0);
+  /** @type {Recorded|null} */
+  let record = null;
   let asked = 0;
   /** @type {Map<number, Band>} */
   const cells = new Map();
   const lead = (/** @type {HTMLElement} */ a, /** @type {string} */ id) => leadToCell(model, a, id);
   /** @type {Set<View>} */
   const views = new Set();
-  /** @type {(layout: Layout) => void} */
+  /** @type {(record: Recorded) => void} */
   let ready = () => {};
-  const opened = /** @type {Promise<Layout>} */ (new Promise((resolve) => (ready = resolve)));
+  const opened = /** @type {Promise<Recorded>} */ (new Promise((resolve) => (ready = resolve)));
   const need = () => {
     if (performance.now() - asked < 1000) return;
     asked = performance.now();
-    model.send({ k: "need", s: samples.next });
+    model.send({ k: "need", s: record?.samples.next ?? 0 });
+  };
+  /** @type {Record<string, (record: Recorded, message: any, buffers: any[]) => boolean|void>} */
+  const takes = {
+    d: ({ samples }, { s }, [rows]) => samples.put(s, floats(rows)),
+    c: ({ cores }, { s }, [times, loads]) => cores.put(s, floats(times), octets(loads)),
+    h: ({ samples, cores }, { n, c }, [rows, times, loads]) => {
+      if (n >= samples.next) samples.reset(n, floats(rows));
+      if (times && c >= cores.next) cores.reset(c, floats(times), octets(loads));
+    },
+    cells: (_, message) => {
+      for (const cell of message.cells) cells.set(cell.seq, cell);
+      for (const view of views) view.band(message.cells, lead);
+    },
+    end: ({ layout }, { ending, panels }) => {
+      Object.assign(layout, ending, { panels });
+      for (const view of views) view.finish();
+    },
   };
   const hear = (/** @type {any} */ message, /** @type {any[]} */ buffers) => {
-    if (message.k === "open" && !layout) {
-      layout = /** @type {Layout} */ (message.layout);
-      samples = new Samples(layout.panels.reduce((sum, panel) => sum + panel.lines.length, 0));
-      ready(layout);
-    } else if (message.k === "d" && layout) {
-      if (!samples.put(message.s, floats(buffers[0]))) need();
-    } else if (message.k === "h" && layout) {
-      if (message.n >= samples.next) samples.reset(message.n, floats(buffers[0]));
-    } else if (message.k === "cells") {
-      for (const cell of message.cells) cells.set(cell.seq, cell);
-      for (const view of views) {
-        view.band(message.cells, lead);
-        if (message.state) view.become(message.state);
-      }
-    } else if (!layout) {
+    if (message.k === "open") {
+      if (record) return;
+      record = recorded(message.layout);
+      ready(record);
+    } else if (!record || takes[message.k]?.(record, message, buffers) === false) {
       need();
     }
     for (const view of views) view.update();
   };
   for (const [message, buffers] of early) hear(message, buffers);
   model.on("msg:custom", hear);
-  if (!layout) setTimeout(() => layout || need(), early.length ? 0 : 400);
+  if (!record) setTimeout(() => record || need(), early.length ? 0 : 400);
   return {
     /** @param {HTMLElement} el @param {AbortSignal} signal */
     async show(el, signal) {
-      const view = new View(el, await opened, samples, () => bokeh(), signal);
+      const view = new View(el, await opened, () => bokeh());
       if (cells.size) view.band([...cells.values()], lead);
+      const alike = lives.get(view.record.layout.prefix) ?? new Set();
+      lives.set(view.record.layout.prefix, alike.add(view));
       views.add(view);
-      const left = () => views.forEach((v) => model.comm_live === false && v.become("gone"));
+      const left = () => views.forEach((v) => model.comm_live === false && v.live && v.become("gone"));
       model.on("comm_live_update", left);
-      signal.addEventListener("abort", () => views.delete(view));
+      // gone with its widget, unless the static output that comes in the widget's place takes it over
+      const end = () => setTimeout(() => alike.delete(view) && (views.delete(view), view.close()), ADOPT_MS);
+      signal.aborted ? end() : signal.addEventListener("abort", end);
     },
   };
 }
 
+/** @param {Layout} layout @returns {Recorded} the page's readings of a cell, those it has already if it has any */
+function recorded(layout) {
+  const known = records.get(layout.prefix);
+  if (known) return known;
+  const width = layout.panels.reduce((sum, panel) => sum + panel.lines.length, 0);
+  const record = { layout, samples: new Samples(width), cores: new Cores(layout.cores?.length ?? 0) };
+  records.set(layout.prefix, record);
+  const ended = [...records].filter(([, one]) => one.layout.status);
+  for (const [name] of ended.slice(0, Math.max(0, ended.length - MOST_ENDED))) records.delete(name);
+  return record;
+}
+
 /**
- * Puts the living chart where a cell's picture stands. Called with every `[script, base64]` that outputs have queued.
- * @param {[HTMLElement, string]} entry
+ * Puts the living chart where a cell's picture stands: the one that was there while the cell ran, else one of the readings
+ * kept in the output. Called with every `[script, base64, name]` that outputs have queued.
+ * @param {[HTMLElement, string, string?]} entry
  */
-async function upgrade([script, packed]) {
+async function upgrade([script, packed, name = ""]) {
   const box = script.closest(".cellmeter-still");
   if (!box || box instanceof HTMLElement === false || box.dataset.upgraded) return;
   box.dataset.upgraded = "waiting";
-  const signal = new AbortController().signal;
-  await onScreen(box, signal);
+  const still = /** @type {HTMLElement[]} */ ([...box.children]);
+  const hide = () => still.forEach((child) => (child.style.display = "none"));
+  const alike = lives.get(name);
+  const [live] = alike ?? [];
   const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+  if (live) {
+    alike?.delete(live);
+    hide(); // before anything is painted
+    live.move(box);
+    const { layout } = unpack(await gunzip(bytes));
+    const { status, word, end, notes } = layout;
+    const exact = new Map(layout.panels.map((panel) => [panel.key, panel.exact]));
+    for (const panel of live.record.layout.panels) panel.exact = exact.get(panel.key) ?? panel.exact;
+    Object.assign(live.record.layout, { status, word, end, notes });
+    live.record.samples.shrink(MOST_ROWS_ENDED);
+    live.finish();
+    box.dataset.upgraded = "done";
+    return;
+  }
+  await onScreen(box, new AbortController().signal);
   const { layout, rows } = unpack(await gunzip(bytes));
   await bokeh();
-  const samples = new Samples(rows.columns.length);
-  const flat = new Float64Array(rows.time.length * (rows.columns.length + 1));
-  [rows.time, ...rows.columns].forEach((column, c) => flat.set(column, c * rows.time.length));
-  samples.reset(rows.time.length, flat);
-  layout.prefix = `cm${Math.random().toString(36).slice(2, 10)}-`;
-  layout.doc = layout.doc.replace(/"p(\d+)"/g, `"${layout.prefix}$1"`);
-  const still = /** @type {HTMLElement[]} */ ([...box.children]);
-  const view = new View(box, layout, samples, bokeh, signal);
-  for (const child of still) child.style.display = "none";
+  let record = records.get(name);
+  if (!record?.layout.status) {
+    const flat = new Float64Array(rows.time.length * (rows.columns.length + 1));
+    [rows.time, ...rows.columns].forEach((column, c) => flat.set(column, c * rows.time.length));
+    record = { layout: { ...layout, prefix: `cm${Math.random().toString(36).slice(2, 10)}` }, samples: new Samples(rows.columns.length), cores: new Cores(0) };
+    record.samples.reset(rows.time.length, flat);
+  }
+  box.style.position = "relative";
+  const view = new View(box, record, bokeh, true);
   await view.drawn;
+  hide();
+  view.root.style.cssText = "";
+  view.finish();
   box.dataset.upgraded = "done";
 }
 
@@ -907,7 +1549,7 @@ function install(bytes) {
   const page = /** @type {any} */ (globalThis);
   const key = Symbol.for("cellmeter.stills");
   const queue = page[key] ?? [];
-  const take = (/** @type {[HTMLElement, string]} */ entry) => void upgrade(entry).catch((error) => console.warn("cellmeter:", error));
+  const take = (/** @type {[HTMLElement, string, string?]} */ entry) => void upgrade(entry).catch((error) => console.warn("cellmeter:", error));
   page[key] = { push: take };
   if (Array.isArray(queue)) queue.forEach(take);
 }

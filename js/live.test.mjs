@@ -69,21 +69,24 @@ test("the row at a time", () => {
   assert.deepEqual([-0.5, 0, 1.5, 99].map((at) => samples.before(at)), [-1, 0, 1, 2]);
 });
 
-test("decimation keeps extremes in their order, and gaps", () => {
+test("thinning keeps extremes in their order, gaps, and what is sparse; doing it again changes nothing", () => {
   const column = Float64Array.from({ length: 1000 }, (_, i) => (i === 501 ? 100 : i === 507 ? -100 : i >= 600 && i < 700 ? NaN : 1));
-  const few = live.decimate({ time: Float64Array.from(column, (_, i) => i), columns: [column] }, 100);
-  assert.equal(few.time.length, 100);
+  const rows = { time: Float64Array.from(column, (_, i) => (i < 990 ? i : i * 1000)), columns: [column] };
+  const few = live.thinned(rows, 20);
+  assert.equal(few.time.length, 100 + 10);
   const [up, down] = [few.columns[0].indexOf(100), few.columns[0].indexOf(-100)];
   assert.equal(down, up + 1);
   assert.equal(few.columns[0].filter(Number.isNaN).length, 10);
-  assert.deepEqual([few.time[0], few.time[99]], [0, 999]);
+  assert.deepEqual([few.time[0], few.time[1], few.time[109]], [0, 19, 999000]);
+  assert.deepEqual(live.thinned(few, 20), few);
 });
 
 test("lanes are stacked from the top, and a gap falls to the lane's ground", () => {
-  const lines = [{ column: "c0", top: 100 }, { column: "c1", top: 100 }];
+  const lines = [{ top: 100 }, { top: 100 }];
   const rows = { time: Float64Array.of(0, 1), columns: [Float64Array.of(100, NaN), Float64Array.of(0, 50)] };
-  const drawn = live.drawn({ lanes: true, lines }, rows, 0, [100, 50]);
+  const drawn = live.drawn({ lanes: true, lines }, rows, [100, 50]);
   const rounded = (column) => Array.from(column, (x) => Math.round(x * 1e6) / 1e6);
+  assert.deepEqual(rounded(drawn.t), [0, 1]);
   assert.deepEqual(rounded(drawn.c0), [1.84, NaN]);
   assert.deepEqual(rounded(drawn.c0a), [1.84, 1]);
   assert.deepEqual(rounded(drawn.c1), [0, 0.42]);
@@ -96,14 +99,128 @@ test("bands are cut to the time shown, and those too narrow to see are left out"
   assert.deepEqual(found, [[1, 0, 20], [3, 40, 60]]);
 });
 
+test("a window of rows begins and ends beyond it, and has the peaks of its own", () => {
+  const samples = new live.Samples(2);
+  samples.put(0, flat(0, [9, 1, 2, NaN, 4], [1, 1, 1, 1, 1]));
+  const rows = live.between(samples, 0, 1, 1.5, 3);
+  assert.deepEqual([...rows.time], [1, 2, 3, 4]);
+  assert.deepEqual(rows.columns.map((x) => [...x]), [[1, 2, NaN, 4]]);
+  assert.deepEqual(live.peaksOf(rows.columns), [4]);
+  assert.equal(samples.last, 4);
+});
+
+test("a cell that has ended takes less room, and keeps its spike", () => {
+  const samples = new live.Samples(1);
+  samples.put(0, flat(0, Array.from({ length: 9000 }, (_, i) => (i === 777 ? 99 : 1))));
+  samples.shrink(1000);
+  assert.ok(samples.size <= 1000 && samples.parts[0].length <= 1000);
+  assert.equal(Math.max(...samples.rows().columns[0]), 99);
+  assert.ok(samples.put(9000, flat(9000, [2])), "and takes its last rows");
+});
+
+test("a day of samples at 10 Hz with 8 GPUs is bounded, in rows and in time", () => {
+  const [width, rows, batch] = [33, 864000, 1000];
+  const samples = new live.Samples(width);
+  const spike = 123_456;
+  for (let at = 0; at < rows; at += batch) {
+    const message = new Float64Array((width + 1) * batch);
+    for (let i = 0; i < batch; i++) message[i] = (at + i) / 10;
+    for (let i = batch; i < message.length; i++) message[i] = (i * 7919) % 97;
+    if (at <= spike && spike < at + batch) message[batch + spike - at] = 1e6;
+    assert.ok(samples.put(at, message));
+  }
+  assert.equal(samples.next, rows);
+  assert.ok(samples.size <= 24000 && samples.parts[0].length <= 48000);
+  const all = live.thinned(live.between(samples, 0, 1, 0, 86400), 108);
+  assert.ok(all.time.length > 1500 && all.time.length <= 1602);
+  const at = all.columns[0].indexOf(1e6);
+  assert.ok(Math.abs(all.time[at] - spike / 10) < 130, "the spike stands where it was, to two pixels");
+  const early = live.between(samples, 0, 1, 0, 3600).time.length;
+  assert.ok(early > 150, "the first hour has its share");
+  const late = live.between(samples, 0, 1, 86370, 86400);
+  assert.ok(late.time.length >= 300, "the last half minute is there in full");
+});
+
+test("the time axis: all of it in steps, or a window that moves", () => {
+  assert.deepEqual(live.timeSpan(12, undefined, 0), [0, 15]);
+  assert.deepEqual(live.timeSpan(12, undefined, 30), [0, 30]);
+  assert.deepEqual(live.timeSpan(100, undefined, 30), [70, 100]);
+  assert.deepEqual(live.timeSpan(99.9, 100, 0), [0, 100]);
+  assert.deepEqual(live.timeSpan(99.9, 100, 30), [70, 100]);
+});
+
+test("loads of cores: gaps are noticed, merging is bounded and keeps the mean", () => {
+  const cores = new live.Cores(2, 8);
+  assert.equal(cores.put(3, Float64Array.of(4), Uint8Array.of(1, 1)), false);
+  for (let i = 0; i < 100; i++) assert.ok(cores.put(i, Float64Array.of(i + 1), Uint8Array.of(i % 2 ? 200 : 100, 255)));
+  assert.ok(cores.times.length <= 8);
+  assert.equal(cores.next, 100);
+  assert.deepEqual(cores.times, cores.times.toSorted((a, b) => a - b));
+  assert.deepEqual([...cores.heat(0, 40, 1)], [150, 255]);
+  assert.deepEqual([...cores.at(100)], [200, 255]);
+});
+
+test("a heat map's columns are means, and what is not known is not drawn", () => {
+  const cores = new live.Cores(1);
+  cores.put(0, Float64Array.of(1, 2, 3, 4), Uint8Array.of(0, 100, 255, 250));
+  assert.deepEqual([...cores.heat(0, 4, 4)], [0, 100, 255, 250]);
+  assert.deepEqual([...cores.heat(0, 4, 2)], [50, 250]);
+  assert.deepEqual([...cores.heat(0, 8, 4)], [50, 250, 255, 255]);
+});
+
+test("what somebody else has left in the page's storage is no choice", () => {
+  const first = { groups: null, window: 0 };
+  for (const text of [null, "", "{", "7", "null", '{"groups": 3, "window": "x"}']) assert.deepEqual(live.readChoice(text), first);
+  const kept = live.readChoice('{"groups": ["io", "nonsense", "cpu"], "window": 30}');
+  assert.deepEqual(kept, { groups: ["cpu", "io"], window: 30 });
+  const layout = { shown: ["cpu", "memory", "gpu"], asked: false };
+  assert.deepEqual(live.firstGroups(layout, first), layout.shown);
+  assert.deepEqual(live.firstGroups(layout, kept), ["cpu", "io"]);
+  assert.deepEqual(live.firstGroups({ ...layout, asked: true }, kept), layout.shown);
+});
+
+const memory = {
+  key: "memory", unit: "By", limit: null, lanes: false, title: "Memory", height: 112,
+  lines: [{ role: "main" }, { role: "second" }, { role: "faint" }].map((line) => ({ ...line, label: line.role, ink: ["#000", "#fff"], top: null })),
+};
+
+test("a legend names no line that is off the scale or says the same as another", () => {
+  const said = (peaks, top) => memory.lines.map((line, i) => live.worthSaying(memory, line, peaks[i], peaks, top));
+  assert.deepEqual(said([100, 100, 150], 160), [true, false, true]);
+  assert.deepEqual(said([100, 90, 500], 160), [true, true, false]);
+});
+
+test("a header says each of a few devices, and the mean of many", () => {
+  const gpus = (count) => ({ unit: "%", lines: Array.from({ length: count }, () => ({ role: "main" })) });
+  assert.equal(live.chipText(gpus(1), [34.4]), "34 %");
+  assert.equal(live.chipText(gpus(2), [34.4, NaN]), "34 · ? %");
+  assert.equal(live.chipText(gpus(8), [0, 0, 0, 0, 100, 100, 100, 100]), "50 % mean of 8");
+  assert.equal(live.chipText(gpus(2), [NaN, NaN]), "unknown");
+});
+
+test("a document for Bokeh spells out every model once", () => {
+  const doc = live.documentOf(memory, "x", "3.9.2");
+  const text = JSON.stringify(doc);
+  const defined = [...text.matchAll(/"name":"[A-Za-z0-9]+","id":"(x-\d+)"/g)].map(([, id]) => id);
+  const met = new Set();
+  JSON.parse(text, (_, value) => {
+    if (value?.id) met.add(value.id);
+    return value;
+  });
+  assert.equal(new Set(defined).size, defined.length);
+  assert.deepEqual(new Set(defined), met);
+  assert.equal(doc.roots.length, 1);
+});
+
 test("the picture's data come back", () => {
   const json = new TextEncoder().encode(JSON.stringify({ bounds: [[0, 10], [5, 6]], title: "é" }));
+  const words = [0, 65535, 511, 1023].map((x, i, all) => (x - (i % 2 ? all[i - 1] : 0)) & 65535);
   const bytes = new Uint8Array(4 + json.length + 8);
   new DataView(bytes.buffer).setUint32(0, json.length, true);
   bytes.set(json, 4);
-  bytes.set(new Uint8Array(Uint16Array.of(0, 65534, 32767, 65535).buffer), 4 + json.length);
+  bytes.set([...words.map((x) => x & 255), ...words.map((x) => x >> 8)], 4 + json.length);
   const { layout, rows } = live.unpack(bytes.buffer);
-  assert.equal(layout.title, "é");
+  assert.deepEqual(layout, { title: "é" });
   assert.deepEqual([[...rows.time], [...rows.columns[0]]], [[0, 10], [5.5, NaN]]);
 });
 

@@ -47,6 +47,12 @@ def test_delivery(tmp_path: Path) -> None:
     assert [line["unit"] for line in lines] == ["%", "ms"] * 2
 
 
+def test_page(tmp_path: Path) -> None:
+    sent, day = _bench("page", tmp_path).values()
+    assert all(line["ours"]["value"] > 100 for line in sent)
+    assert day[-1]["unit"] == "ms"
+
+
 def test_slowdown(tmp_path: Path) -> None:
     assert len(_bench("slowdown", tmp_path)) == 2
 

@@ -54,6 +54,7 @@ def test_axes_are_scaled_as_the_page_does() -> None:
         assert [label for _, label in charts.time_ticks(start, end)] == labels
     for panel, peaks, top in CASES["top"]:
         spec = spec_of(panel["unit"], panel["limit"], tuple(panel["roles"]), panel["lanes"])
+        spec = replace(spec, exact_peak=panel.get("exact"))
         assert charts.scale_top(spec, peaks) == pytest.approx(top)
 
 
@@ -135,13 +136,24 @@ def test_lanes_are_stacked_from_the_top() -> None:
     assert np.isnan(drawn[0, 3])
 
 
-def test_the_layout_is_built_once_and_relabelled() -> None:
-    specs = charts.panels(BASE, {"cpu_cores": Limit(2.0, "cpuset")}, [], ("cpu", "memory"))
-    template = charts.layout_template(specs)
-    one, two = (json.loads(charts.relabelled(template, prefix)) for prefix in ("a-", "b-"))
-    assert len(one["roots"]) == 2
-    assert one["roots"][0]["id"].startswith("a-")
-    assert json.dumps(one).replace('"a-', '"b-') == json.dumps(two)
+def test_thinning_again_changes_nothing_and_a_spike_stays_near() -> None:
+    time, values = np.arange(10_000) / 10, np.ones((10_000, 2))
+    values[5004, 0], values[7000:7800, 1] = 9, NAN
+    few = charts.thinned(time, values, 8)
+    again = charts.thinned(*few, 8)
+    assert len(few[0]) == 250
+    assert all(np.array_equal(one, other, equal_nan=True) for one, other in zip(few, again, strict=True))
+    wider = charts.thinned(*charts.thinned(*few, 16), 32)
+    assert abs(wider[0][wider[1][:, 0].argmax()] - 500.4) < 32
+    assert np.isnan(few[1][:, 1]).sum() == 18, "two in each of the nine parts that it fills"
+
+
+def test_a_peak_that_no_sample_has_seen_is_within_the_scale() -> None:
+    spec = replace(spec_of("By", roles=("main", "faint")), key="memory", exact_peak=4.0 * GIB)
+    assert charts.scale_top(spec, [1.0 * GIB, 1.0 * GIB]) == pytest.approx(4.4 * GIB)
+    assert charts.hidden_peak(spec, [1.0 * GIB, NAN]) == 4 * GIB
+    assert charts.hidden_peak(spec, [3.95 * GIB, NAN]) is None
+    assert charts.hidden_peak(spec, [NAN, NAN]) is None
 
 
 def test_a_runs_figures_are_banded_by_its_cells_and_bounded() -> None:

@@ -159,7 +159,7 @@ def test_a_notebook_headless(cellmeter: Call, home: Path, tmp_path: Path) -> Non
     assert "<title>" in (tmp_path / "good-report.html").read_text()
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     assert executed.cells[3].outputs[0]["text"] == "done\n"
-    assert "image/png" in executed.cells[2].outputs[0]["data"]
+    assert "<img" in executed.cells[2].outputs[0]["data"]["text/html"]
     assert "widgets" not in executed.metadata
     assert len((tmp_path / "out.ipynb").read_text()) < 40_000
     (folder,) = run_folders(home / "runs")

@@ -3,8 +3,11 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 import re
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,13 @@ import pytest
 from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, come_late, hump
 from nbclient import NotebookClient
 
-from cellmeter import charts, layouts, live
+from cellmeter import charts, live
 from cellmeter.run import EDGE_END, EDGE_START, Column
 from cellmeter.store import Writer
 
 COLUMNS = (Column("process.cpu.time", "process", "s"), Column("process.memory.rss", "process", "By"))
 SECOND = 10**9
+MEMORY = 2  # column of a row: the time, CPU, memory
 
 
 class Written:
@@ -43,26 +47,6 @@ def written(tmp_path: Path) -> Written:
 
 def feed_of(written: Written, seq: int = 1) -> live.Feed:
     return live.Feed(written.writer.folder, seq, charts.DEFAULT_GROUPS)
-
-
-def test_only_the_first_kernel_has_a_layout_built_and_by_a_process_apart(
-    written: Written, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, groups = written.writer.folder, ("cpu", "memory")
-    specs = layouts.panels_of(folder, groups)
-    assert layouts.kept(specs, "a-") is None
-    monkeypatch.setattr(charts, "layout_template", lambda specs: pytest.fail("built here"))
-    layouts.build_apart(folder, groups)
-    first = layouts.wait_for(specs, "a-", 30)
-    assert layouts.kept(specs, "b-") == first.replace('"a-', '"b-')
-    assert len(json.loads(first)["roots"]) == 2
-    (kept,) = (home / "layouts").iterdir()
-    monkeypatch.undo()
-    monkeypatch.setenv("CELLMETER_HOME", str(home))
-    layouts._read.cache_clear()
-    kept.unlink()
-    kept.mkdir()
-    assert json.loads(layouts.wait_for(specs, "a-", 0)).keys() == json.loads(first).keys(), "a broken store is no error"
 
 
 def test_rows_begin_with_the_cell_and_end_with_it(written: Written) -> None:
@@ -101,19 +85,70 @@ def test_rows_in_the_kernel_are_bounded_and_no_peak_is_lost(written: Written, mo
             feed.poll()
     assert feed.next == 5000
     assert len(feed.rows()) <= 1000
-    assert feed.rows()[:, 2].max() == 3 * GIB
+    memory = feed.rows()[:, MEMORY]
+    assert memory.max() == 3 * GIB
+    assert feed.rows()[memory.argmax(), 0] == pytest.approx(7.7, abs=5), "it stands where it was"
     assert (np.diff(feed.rows()[:, 0]) >= 0).all()
+
+
+def test_the_page_gets_all_groups_whatever_is_shown(written: Written) -> None:
+    feed = live.Feed(written.writer.folder, 1, ("gpu",))
+    assert [spec.key for spec in feed.panels] == ["cpu", "memory"]
+    assert feed.missing == {
+        "gpu": "no GPU on this machine",
+        "io": "not measured here",
+        "net": "not measured here",
+        "power": "no GPU on this machine",
+    }
+
+
+def test_loads_of_cores_are_those_of_the_cells_own_time(written: Written) -> None:
+    cores = written.writer.add_segment("cores", [Column("core.cpu.time", f"cpu{i}", "s") for i in range(3)])
+    feed = feed_of(written)
+    assert feed.loads.cores == ("cpu0", "cpu1", "cpu2")
+    for at, busy in ((8.0, 1.0), (9.0, 2.0), (10.5, 2.2), (11.5, 2.7), (12.5, 3.7)):
+        written.writer.sample(cores, int(at * SECOND), 1, 0, [busy, 0.0, NAN])
+    written.row(10, 1, EDGE_START)
+    feed.poll()
+    times, loads = feed.loads.since(0)
+    assert np.frombuffer(times) == pytest.approx([1.5, 2.5])
+    assert np.frombuffer(loads, np.uint8).reshape(2, 3).tolist() == [[125, 0, 255], [250, 0, 255]]
+    assert [len(part) for part in feed.loads.since(1)] == [8, 3]
+    assert feed.loads.since(2) == [b"", b""]
+    written.row(12.6, 1, EDGE_END)
+    feed.poll()
+    written.writer.sample(cores, int(13.5 * SECOND), 0, 0, [4.7, 0.0, NAN])
+    feed.poll()
+    assert feed.loads.next == 2
+
+
+def test_loads_of_cores_are_bounded(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MOST_CORE_ROWS", 20)
+    cores = written.writer.add_segment("cores", [Column("core.cpu.time", "cpu0", "s")])
+    feed = feed_of(written)
+    written.row(10, 1, EDGE_START)
+    for n in range(100):
+        written.writer.sample(cores, (10 + n) * SECOND, 1, 0, [n / 2])
+    feed.poll()
+    assert feed.loads.next == 99
+    times = np.frombuffer(feed.loads.since(0)[0])
+    assert len(times) == 21
+    assert times[-1] == 99
 
 
 def a_frame(gpus: int = 0, seconds: float = 60) -> charts.Frame:
     devices = [a_device(f"gpu{i}") for i in range(gpus)]
     cell = a_cell(seconds, rss=lambda t: (1 + t / 60) * GIB, gpu={d.id: GpuWork(50) for d in devices})
-    return charts.frame_of(a_run(cell, devices=devices), 0, seconds)
+    return charts.frame_of(a_run(cell, devices=devices), 0, seconds, charts.GROUPS)
+
+
+def shown(frame: charts.Frame) -> charts.Frame:
+    return frame.only(charts.DEFAULT_GROUPS)
 
 
 def test_the_summary_says_what_a_cell_took() -> None:
     facts = live.Facts("train", "ok", 60.0, int(2.5 * GIB))
-    text = live.summary(live.with_exact_peak(a_frame(1), facts), facts)
+    text = live.summary(shown(live.with_exact_peak(a_frame(1), facts)), facts)
     assert text.startswith("train: done in 1 min 00 s · CPU ")
     assert "memory peak 2.50 " in text
     assert re.search(r"\(\+(988 MiB|1\.00 GiB)\)", text)
@@ -129,30 +164,86 @@ def test_what_is_not_known_is_called_unknown() -> None:
     assert "memory unknown" in text
 
 
-def test_the_static_output_is_small_and_escaped() -> None:
-    data, metadata = live.still(a_frame(1), live.Facts("</script><b>", "ok", 60.0, None))
-    assert set(data) == {"text/plain", "text/html", "image/png"}
-    assert metadata["image/png"]["width"] == 760
+def test_memory_counts_workers_as_cpu_does() -> None:
+    columns = [Column(f"process.{name}memory.rss", "process", "By") for name in ("", "tree.")]
+    specs = charts.panels(columns, {}, [], ("memory",))
+    frame = charts.Frame(specs, np.arange(2.0), np.array([[2.0, 1.0], [6.0, 3.0]]) * GIB)
+    facts = live.Facts("x", "ok", 1.0, int(4.5 * GIB), GIB)
+    assert "memory peak 6.00 GiB (+1.00 GiB), kernel alone 4.50 GiB" in live.summary(
+        live.with_exact_peak(frame, facts), facts
+    )
+    alone = charts.Frame(specs, frame.time, frame.values[:, [1, 1]])
+    text = live.summary(live.with_exact_peak(alone, facts), facts)
+    assert text.endswith("memory peak 4.50 GiB (+1.00 GiB)"), "the exact peak is above all samples"
+
+
+def test_what_is_asked_for_and_not_there_is_said_to_be_missing() -> None:
+    frame = a_frame()
+    facts = live.Facts("x", "ok", 60.0)
+    assert live.summary(frame.only(("gpu",)), facts) == "x: done in 1 min 00 s · GPU: no GPU on this machine"
+    assert "no GPU" not in live.summary(shown(frame), facts), "nobody asked for it"
+    data, _ = live.still(frame, facts, ("gpu",))
+    assert "<img" not in data["text/html"]
+
+
+def test_the_static_output_is_escaped() -> None:
+    data, _ = live.still(a_frame(1), live.Facts("</script><b>", "ok", 60.0, None))
+    assert set(data) == {"text/plain", "text/html"}
     assert "</script><b>" not in data["text/html"]
     assert "alt=" in data["text/html"]
-    assert sum(map(len, data.values())) < 20_000
 
 
-def test_the_static_output_holds_its_readings(home: Path) -> None:
-    frame = a_frame()
-    assert "<script" not in live.still(frame, live.Facts("x", "ok", 60.0))[0]["text/html"], "no layout yet"
-    layouts.wait_for(frame.panels, "p", 0)
-    html = live.still(frame, live.Facts("x", "ok", 60.0, None))[0]["text/html"]
-    packed = re.search(r'currentScript,"([^"]+)"', html)
+def jitter(size: float) -> Callable[[Callable[[float], float]], Callable[[float], float]]:
+    random = np.random.default_rng(1)
+    return lambda signal: lambda t: max(0.0, signal(t) * (1 + size * random.normal()))
+
+
+@pytest.mark.parametrize("groups", [charts.DEFAULT_GROUPS, charts.GROUPS])
+@pytest.mark.parametrize("size", [0.03, 0.3])
+@pytest.mark.parametrize("gpus", [0, 1, 2, 8])
+def test_a_monitored_cell_adds_at_most_15_kb_to_the_notebook(gpus: int, size: float, groups: Any) -> None:
+    noisy = jitter(size)
+    work = {
+        f"gpu{i}": GpuWork(
+            noisy(lambda t, i=i: 55 + 40 * math.sin(t / 3 + i)),
+            memory=lambda t, i=i: (20 + i + t / 9) * GIB,
+            power=noisy(lambda t: 400 + 200 * math.sin(t / 3)),
+        )
+        for i in range(gpus)
+    }
+    plan = a_cell(300, rss=noisy(lambda t: (1 + t / 60) * GIB), cores=noisy(lambda t: 4 + 3 * math.sin(t)), gpu=work)
+    run = a_run(replace(plan, disk_read=noisy(lambda t: 1e8)), devices=[a_device(name) for name in work])
+    frame = charts.frame_of(run, 2, 302, charts.GROUPS)
+    facts = live.Facts("train the model", "ok", 300.0, 7 * GIB)
+    data, metadata = live.still(frame, facts, groups, "cm0123456789ab")
+    output = nbformat.v4.new_output("display_data", data=data, metadata=metadata)
+    assert len(json.dumps(output, indent=1)) <= 15_000
+    layout, columns = unpacked(data["text/html"])
+    assert len(columns[0]) >= 16, "readings are left to draw"
+    assert len(layout["panels"]) == len(frame.panels)
+
+
+def unpacked(text: str) -> tuple[dict[str, Any], Any]:
+    """Layout and columns of a static output, as ``unpack`` in live.js reads them."""
+    packed = re.search(r'currentScript,"([^"]+)"', text)
     assert packed is not None
     content = gzip.decompress(base64.b64decode(packed[1]))
     length = int.from_bytes(content[:4], "little")
     layout = json.loads(content[4 : 4 + length])
-    words = np.frombuffer(content[4 + length :], "<u2").reshape(len(layout["bounds"]), -1)
+    low, high = np.frombuffer(content[4 + length :], np.uint8).astype(int).reshape(2, len(layout["bounds"]), -1)
+    levels = np.cumsum(low + 256 * high, axis=1) & 0xFFFF
+    return layout, levels
+
+
+def test_the_static_output_holds_its_readings() -> None:
+    frame = a_frame()
+    layout, levels = unpacked(live.still(frame, live.Facts("x", "ok", 60.0, None))[0]["text/html"])
     memory = 1 + len(frame.panels[0].lines)
     low, high = layout["bounds"][memory]
-    readings = low + (high - low) * words[memory] / 65534
-    assert readings.max() == pytest.approx(2 * GIB, rel=0.02)
+    readings = low + (high - low) * levels[memory] / 1022
+    assert readings.max() == pytest.approx(frame.of(frame.panels[1]).max(), rel=1e-6)
+    assert (np.diff(levels[0]) >= 0).all()
+    assert layout["word"] == "done"
 
 
 def test_a_cell_without_samples_says_so() -> None:
@@ -210,7 +301,8 @@ def executed(home: Path) -> Any:
 
 def test_a_client_without_a_browser_gets_the_picture_and_no_code(executed: Any) -> None:
     (output,) = executed.cells[1].outputs
-    assert set(output.data) == {"text/plain", "text/html", "image/png"}
+    assert set(output.data) == {"text/plain", "text/html"}
+    assert len(json.dumps(output, indent=1)) <= 15_000
     assert output.data["text/plain"].startswith("load: done in")
     state = json.dumps(executed.metadata.get("widgets", {}))
     assert len(state) < 12_000

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,18 +19,43 @@ def a_frame(gpus: int = 1, seconds: float = 60) -> charts.Frame:
     return charts.frame_of(a_run(cell, devices=devices), 0, seconds)
 
 
-@pytest.mark.parametrize(("gpus", "most_bytes"), [(0, 5_000), (1, 9_000), (8, 17_000)])
-def test_the_picture_is_small_and_as_large_as_it_says(gpus: int, most_bytes: int) -> None:
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_the_picture_is_small_and_as_large_as_it_says(gpus: int) -> None:
     drawn = picture.draw(a_frame(gpus), 60)
-    image = Image.open(io.BytesIO(drawn.png))
-    assert image.mode == "P"
-    assert image.size == (drawn.width * picture.SCALE, drawn.height * picture.SCALE)
-    assert len(drawn.png) < most_bytes
-    assert Image.open(io.BytesIO(drawn.web)).size == image.size
+    image = Image.open(io.BytesIO(drawn.image))
+    assert drawn.type == "image/webp"
+    assert image.width / drawn.width == image.height / drawn.height
+    assert image.width / drawn.width in {scale for scale, _ in picture.FINENESS}
+    assert len(drawn.image) <= picture.MOST_BYTES
+
+
+def test_no_spike_is_lost_between_two_steps() -> None:
+    frame = a_frame(0)
+    flat, spiked = frame.values * 0 + 1.0, frame.values * 0 + 1.0
+    spiked[301, 0] = 8.0
+    one, other = (picture.draw(replace(frame, values=values), 60).image for values in (spiked, flat * [4.0, 1.0]))
+    pictures = [np.asarray(Image.open(io.BytesIO(image)).convert("RGBA")) for image in (one, other)]
+    tops = [np.flatnonzero((image[:, 200:540, 2] > 150) & (image[:, 200:540, 3] == 255)).min() for image in pictures]
+    assert tops[0] < tops[1]
+
+
+def test_a_peak_that_no_sample_has_seen_is_drawn() -> None:
+    frame = a_frame(0)
+    memory = replace(frame.panels[1], exact_peak=9.0 * GIB)
+    with_peak = replace(frame, panels=(frame.panels[0], memory))
+    assert dashes(with_peak) > dashes(frame) + 20
+
+
+def dashes(frame: charts.Frame) -> int:
+    """Pixels of the memory chart's colour in the upper fifth of its plot."""
+    image = np.asarray(Image.open(io.BytesIO(picture.draw(frame, 60).image)).convert("RGBA"))
+    upper = image[35:60, image.shape[1] // 2 + 90 :]
+    green = (upper[..., 1] > upper[..., 0] + 60) & (upper[..., 3] == 255)
+    return int(green.sum())
 
 
 def test_it_can_be_read_on_white_and_on_dark_ground() -> None:
-    image = Image.open(io.BytesIO(picture.draw(a_frame(), 60).png)).convert("RGBA")
+    image = Image.open(io.BytesIO(picture.draw(a_frame(), 60).image)).convert("RGBA")
     colours = {rgba[:3] for _, rgba in image.getcolors(4096) or [] if rgba[3] == 255}
     assert image.getpixel((0, 0))[3] == 0  # type: ignore[index]
     for ground in ((255, 255, 255), (17, 17, 17)):
@@ -52,4 +78,4 @@ def test_nothing_known_and_a_single_reading_can_be_drawn() -> None:
     unknown = charts.Frame(frame.panels, frame.time, np.full_like(frame.values, NAN))
     picture.draw(unknown, 5)
     picture.draw(charts.Frame(frame.panels, frame.time[:1], frame.values[:1]), 0.0)
-    assert picture.draw(charts.Frame((), np.empty(0), np.empty((0, 0))), 1.0).png
+    assert picture.draw(charts.Frame((), np.empty(0), np.empty((0, 0))), 1.0).image

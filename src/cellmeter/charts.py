@@ -8,12 +8,11 @@ The live panel, the picture left behind in the notebook and the report all draw 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from cellmeter.metrics import METRICS, RATE_OF, Group
 from cellmeter.run import Column, Device, Limit, Run, Series, rate_of
@@ -26,6 +25,16 @@ if TYPE_CHECKING:
 
 Role = Literal["main", "second", "faint"]
 DEFAULT_GROUPS: tuple[Group, ...] = ("cpu", "memory", "gpu")
+GROUPS: tuple[Group, ...] = ("cpu", "memory", "gpu", "io", "net", "power")
+_TITLES: dict[Group, str] = {
+    "cpu": "CPU",
+    "memory": "memory",
+    "gpu": "GPU",
+    "io": "disk",
+    "net": "network",
+    "power": "GPU power",
+}
+_TREE = "the kernel and its worker processes"
 MOST_LINES = 3  # more devices than that get a lane each: eight lines in one chart cannot be told apart
 MOST_POINTS = 2000  # of a line in a report: about one minimum and maximum per pixel of a wide screen
 LANE_FILL = 0.84  # of a lane's height, so that full lanes do not touch
@@ -46,10 +55,14 @@ PURPLE = Ink("#A8518A", "#DB8FBE")
 AMBER = Ink("#A87400", "#E69F00")
 GREY = Ink("#8C9196", "#7D848B")
 DEVICE_INKS = (VERMILLION, BLUE, PURPLE)
+_INKS = {"cpu": BLUE, "memory": GREEN, "io": BLUE, "net": BLUE}
 
 
 class Line(NamedTuple):
-    """One quantity in a panel. ``top`` is what fills its lane, in the panel's unit; None outside of lanes."""
+    """One quantity in a panel. ``top`` is what fills its lane, in the panel's unit; None outside of lanes.
+
+    ``about`` says what the label is short for.
+    """
 
     metric: str
     subject: str
@@ -57,6 +70,7 @@ class Line(NamedTuple):
     role: Role
     ink: Ink
     top: float | None = None
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,11 @@ class PanelSpec:
     """Known otherwise than by samples, which may have missed it."""
 
     @property
+    def group(self) -> Group:
+        """What ``--show`` calls it."""
+        return cast("Group", self.key.partition("-")[0])
+
+    @property
     def height(self) -> int:
         """Of the chart without its heading, in CSS pixels."""
         return 26 + 18 * len(self.lines) if self.lanes else 112
@@ -80,11 +99,27 @@ class PanelSpec:
 
 @dataclass(frozen=True)
 class Frame:
-    """Readings to draw: ``time`` in seconds (n), ``values`` n × lines of all panels in their order; NaN where unknown."""
+    """Readings to draw: ``time`` in seconds (n), ``values`` n × lines of all panels in their order; NaN where unknown.
+
+    ``missing`` says why a group has no panel.
+    """
 
     panels: tuple[PanelSpec, ...]
     time: Floats
     values: Floats
+    missing: Mapping[Group, str] = field(default_factory=dict)
+
+    def only(self, groups: Sequence[Group]) -> Frame:
+        """The panels of these groups, and what is missing of them, if they are not those that everybody gets."""
+        kept = tuple(spec for spec in self.panels if spec.group in groups)
+        if kept == self.panels:
+            values = self.values
+        else:
+            import numpy as np
+
+            values = np.column_stack([self.of(spec) for spec in kept]) if kept else self.values[:, :0]
+        asked = () if tuple(groups) == DEFAULT_GROUPS else groups
+        return Frame(kept, self.time, values, {group: why for group, why in self.missing.items() if group in asked})
 
     def of(self, panel: PanelSpec) -> Floats:
         """The values of one panel, n × its lines."""
@@ -102,21 +137,21 @@ def panels(
     """The panels that a run with these columns can fill, in the order cpu, memory, gpu, io, net, power."""
     recorded = {(column.metric, column.subject) for column in columns}
 
-    def line(metric: str, subject: str, label: str, role: Role, ink: Ink) -> tuple[Line, ...]:
+    def line(metric: str, subject: str, label: str, role: Role, ink: Ink, about: str = "") -> tuple[Line, ...]:
         there = (RATE_OF.get(metric, metric), subject) in recorded
-        return (Line(metric, subject, label, role, ink),) if there else ()
+        return (Line(metric, subject, label, role, ink, about=about),) if there else ()
 
     gpus = [d for d in devices if d.mine is not False]
     cores, memory = limits.get("cpu_cores"), limits.get("memory_bytes")
     made: list[PanelSpec | None] = []
     if "cpu" in groups:
-        drawn = line("process.cpu.usage", "process", "kernel", "main", BLUE)
-        drawn += line("host.cpu.usage", "host", "machine", "faint", GREY)
+        drawn = line("process.cpu.usage", "process", "with workers", "main", BLUE, _TREE)
+        drawn += line("host.cpu.usage", "host", "machine", "faint", GREY, "all processes of the machine")
         made.append(_panel("cpu", "CPU", drawn, cores.value if cores else None))
     if "memory" in groups:
-        drawn = line("process.memory.rss", "process", "kernel", "main", GREEN)
-        drawn += line("process.tree.memory.rss", "process", "with children", "second", AMBER)
-        drawn += line("host.memory.used", "host", "machine", "faint", GREY)
+        drawn = line("process.tree.memory.rss", "process", "with workers", "main", GREEN, _TREE)
+        drawn += line("process.memory.rss", "process", "kernel", "second", AMBER, "the kernel process alone")
+        drawn += line("host.memory.used", "host", "machine", "faint", GREY, "all processes of the machine")
         made.append(_panel("memory", "Memory", drawn, memory.value if memory else None))
     if "gpu" in groups:
         made.append(_device_panel("gpu", "GPU", "gpu.utilization", gpus, recorded, [100.0] * len(gpus)))
@@ -139,8 +174,8 @@ def panels(
 def _panel(key: str, title: str, lines: tuple[Line, ...], limit: float | None) -> PanelSpec | None:
     if not lines:
         return None
-    if lines[0].role != "main":  # the kernel's own numbers are not there: what is there takes their place
-        lines = (lines[0]._replace(role="main"), *lines[1:])
+    if lines[0].role != "main":  # the first choice is not recorded: what is takes its place
+        lines = (lines[0]._replace(role="main", ink=_INKS[key]), *lines[1:])
     return PanelSpec(key, title, METRICS[lines[0].metric].unit, lines, limit)
 
 
@@ -178,9 +213,22 @@ def _device_ink(key: str, index: int, count: int) -> Ink:
     return {"gpu": VERMILLION, "gpu-memory": PURPLE}.get(key, AMBER)
 
 
+def missing(specs: Sequence[PanelSpec], devices: Sequence[Device]) -> dict[Group, str]:
+    """Why a group has no panel, for each that has none."""
+    there = {spec.group for spec in specs}
+    gpu = "not measured here" if devices else "no GPU on this machine"
+    if devices and all(device.mine is False for device in devices):
+        gpu = "none of this machine's GPUs is yours"
+    return {group: gpu if group in ("gpu", "power") else "not measured here" for group in GROUPS if group not in there}
+
+
+def title_of(group: Group) -> str:
+    """A group's name within a sentence."""
+    return _TITLES[group]
+
+
 def spec_for_page(specs: Sequence[PanelSpec]) -> list[dict[str, Any]]:
-    """The panels as ``js/live.js`` wants them; ``column`` is the name of a line's column in its data source."""
-    names = (f"c{index}" for index in range(1000))
+    """The panels as ``js/live.js`` wants them."""
     return [
         {
             "key": spec.key,
@@ -191,7 +239,8 @@ def spec_for_page(specs: Sequence[PanelSpec]) -> list[dict[str, Any]]:
             "exact": spec.exact_peak,
             "height": spec.height,
             "lines": [
-                {"column": next(names), "label": x.label, "role": x.role, "ink": list(x.ink), "top": x.top}
+                {"label": x.label, "role": x.role, "ink": list(x.ink), "top": x.top}
+                | ({"about": x.about} if x.about else {})
                 for x in spec.lines
             ],
         }
@@ -271,7 +320,7 @@ def scale_top(spec: PanelSpec, peaks: Sequence[float]) -> float:
         return float(len(spec.lines))
     if spec.unit == "%":
         return 104.0
-    top = _LEAST_TOP.get(spec.unit, 1.0)
+    top = max(_LEAST_TOP.get(spec.unit, 1.0), spec.exact_peak or 0.0)
     pairs = [(line.role, peak) for line, peak in zip(spec.lines, peaks, strict=True) if not math.isnan(peak)]
     top = max([top, *(peak for role, peak in pairs if role != "faint")])
     wide = max([top, *(peak for role, peak in pairs if role == "faint" and peak <= 2 * top)])
@@ -289,14 +338,20 @@ def highest(spec: PanelSpec, peaks: Sequence[float]) -> float | None:
 
 
 def worth_drawing(spec: PanelSpec, peaks: Sequence[float], top: float) -> tuple[bool, ...]:
-    """Which lines say something: not those off the scale, nor children's memory that is the kernel's own over again."""
+    """Which lines say something: not those off the scale, nor the kernel's memory where it is all there is."""
     first = peaks[0] if peaks else math.nan
     return tuple(
-        line.role == "main" or (line.role == "faint" and peak <= top) or (line.role == "second" and peak > 1.01 * first)
+        line.role == "main" or (line.role == "faint" and peak <= top) or (line.role == "second" and first > 1.01 * peak)
         if spec.key == "memory"
         else not math.isnan(peak)
         for line, peak in zip(spec.lines, peaks, strict=True)
     )
+
+
+def hidden_peak(spec: PanelSpec, peaks: Sequence[float]) -> float | None:
+    """The exact peak, where no sample has seen it."""
+    exact = spec.exact_peak
+    return exact if exact and peaks and exact > 1.02 * peaks[0] else None
 
 
 def value_ticks(top: float, unit: str) -> list[float]:
@@ -355,27 +410,50 @@ def lane_values(spec: PanelSpec, values: Floats) -> Floats:
 
 
 def decimate(time: Floats, values: Floats, most_rows: int) -> tuple[Floats, Floats]:
-    """At most ``most_rows`` rows that draw the same picture: the extremes of every column in each bucket, in their order.
+    """At most ``most_rows`` rows that draw the same picture: the extremes of every column in equal times, in their order.
 
     All columns share the times, the first and the last of each bucket, so an extreme moves by less than a bucket's width.
     ``values`` is n × k; a gap (NaN) stays where it fills a bucket.
     """
     import numpy as np
 
-    rows, columns = values.shape
     buckets = most_rows // 2
-    if rows <= most_rows or buckets < 1:
+    if len(time) <= most_rows or buckets < 1 or time[-1] <= time[0]:
         return time, values
-    edges = np.arange(buckets + 1) * rows // buckets
-    new_values = np.empty((buckets, 2, columns))
-    low_filled, high_filled = np.nan_to_num(values, nan=np.inf), np.nan_to_num(values, nan=-np.inf)
-    for index, (low, high) in enumerate(itertools.pairwise(edges)):
-        least, most = low_filled[low:high], high_filled[low:high]
-        falling = most.argmax(0) < least.argmin(0)
-        ends = np.where(falling, (most.max(0), least.min(0)), (least.min(0), most.max(0)))
-        new_values[index] = np.where(np.isinf(ends), np.nan, ends)
-    new_time = np.column_stack([time[edges[:-1]], time[edges[1:] - 1]]).ravel()
-    return new_time, new_values.reshape(buckets * 2, columns)
+    part = (time - time[0]) / (time[-1] - time[0]) * buckets
+    return _bucketed(time, values, np.minimum(np.floor(part), buckets - 1))
+
+
+def thinned(time: Floats, values: Floats, seconds: float) -> tuple[Floats, Floats]:
+    """Rows of which at most two are left in each ``seconds`` of time, with the extremes of every column.
+
+    Doing it again changes nothing, and an extreme moves by less than that time: so a recording that grows can be thinned again
+    and again, all of it alike, by doubling ``seconds`` as it needs to.
+    """
+    import numpy as np
+
+    return _bucketed(time, values, np.floor(time / seconds))
+
+
+def _bucketed(time: Floats, values: Floats, part: Floats) -> tuple[Floats, Floats]:
+    import numpy as np
+
+    cuts = np.flatnonzero(np.diff(part)) + 1
+    times, rows = [time[:0]], [values[:0]]
+    for low, high in itertools.pairwise([0, *cuts.tolist(), len(time)]):
+        times.append(time[[low, high - 1]] if high - low > 1 else time[low:high])
+        rows.append(_extremes(values[low:high]) if high - low > 2 else values[low:high])
+    return np.concatenate(times), np.concatenate(rows)
+
+
+def _extremes(values: Floats) -> Floats:
+    """The least and the greatest of each column (2 × k), in their order; NaN where all are unknown."""
+    import numpy as np
+
+    least, most = np.nan_to_num(values, nan=np.inf), np.nan_to_num(values, nan=-np.inf)
+    falling = most.argmax(0) < least.argmin(0)
+    ends = np.where(falling, (most.max(0), least.min(0)), (least.min(0), most.max(0)))
+    return np.where(np.isinf(ends), np.nan, ends)
 
 
 def frame_of(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAULT_GROUPS) -> Frame:
@@ -390,7 +468,7 @@ def frame_of(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAU
     values = np.full((len(time), len(lines)), np.nan)
     for index, one in enumerate(series):
         values[time.searchsorted(one.time), index] = one.values
-    return Frame(specs, time, values)
+    return Frame(specs, time, values, missing(specs, run.devices))
 
 
 def values_of(
@@ -473,37 +551,6 @@ def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, to
     return fig
 
 
-def plain(specs: Sequence[PanelSpec]) -> tuple[PanelSpec, ...]:
-    """The panels without what is one cell's own: the same for all cells, so that one layout serves them all."""
-    return tuple(replace(spec, exact_peak=None) for spec in specs)
-
-
-def layout_template(specs: Sequence[PanelSpec]) -> str:
-    """A Bokeh document as JSON: one root a panel, one data source ``samples`` for all, one time range.
-
-    Imports bokeh (half a second) and takes 100 ms more: keep it, and give its models new ids with :func:`relabelled`.
-    """
-    from bokeh.document import Document
-
-    models = _models()
-    names = [line["column"] for spec in spec_for_page(specs) for line in spec["lines"]]
-    source = models.ColumnDataSource(
-        {name: [] for name in ("t", *names, *(name + AREA for name in names))}, name="samples"
-    )
-    x_range, document = models.Range1d(0, 10), Document()
-    for spec, page in zip(specs, spec_for_page(specs), strict=True):
-        columns = [line["column"] for line in page["lines"]]
-        fig = _figure(spec, source, columns, x_range, "xbox_zoom,reset")
-        fig.xaxis.ticker = models.FixedTicker(ticks=[])
-        document.add_root(fig)
-    return json.dumps(document.to_json(deferred=False), separators=(",", ":"))
-
-
-def relabelled(template: str, prefix: str) -> str:
-    """A template whose model ids begin with ``prefix``, which must be unique on the page."""
-    return re.sub(r'"p(\d+)"', rf'"{prefix}\1"', template)
-
-
 def run_figures(run: Run, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
     """A Bokeh layout of the whole run: its panels above each other, banded by cells. Raises nothing on an empty run."""
     return window_figures(run, 0.0, run.duration, groups)
@@ -520,7 +567,7 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
     for spec in frame.panels:
         time, values = decimate(frame.time, frame.of(spec), MOST_POINTS)
         drawn = lane_values(spec, values) if spec.lanes else values
-        names = [line["column"] for line in spec_for_page([spec])[0]["lines"]]
+        names = [f"c{index}" for index in range(len(spec.lines))]
         shown = [[format_value(float(x), spec.unit) for x in values[:, i]] for i in range(len(names))]
         source = models.ColumnDataSource(
             {"t": time}

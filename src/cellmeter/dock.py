@@ -73,7 +73,7 @@ class Dock(live.Panel):
     @classmethod
     def show(cls, shell: Any, folder: Path) -> Dock:
         """Opens it beside the notebook, or in the output of the cell that runs. Raises BadUsage where no page is."""
-        live.prepare(shell, folder)
+        live.prepare(shell)
         dock = cls(live.stage_of(shell), WholeRun(folder, charts.DEFAULT_GROUPS), TITLE)
         if dock._stage.widget is None:
             raise BadUsage("%monitor dock needs a notebook's page; `cellmeter watch` shows the run in a terminal")
@@ -110,7 +110,6 @@ class Dock(live.Panel):
     def finish(self, ended_ns: int) -> None:
         """The recording has stopped: a picture takes the panel's place."""
         self._feed.ended = True
-        self._widget.send({"k": "cells", "cells": [], "state": "ok"})  # a page loaded anew hears of no picture
         self.close(TITLE, "ok", self._feed.run_ns, ended_ns)
 
     def abandon(self) -> None:

@@ -5,7 +5,9 @@ once a kernel; a ``Stage`` for each cell, which streams rows; and the static out
 the runtime. Code and rows travel as custom messages, never as widget state: JupyterLab and nbclient save state in notebooks.
 
 Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
-``h`` (all rows, the next being number ``n``). Page to kernel: ``need``. Rows are float64 columns, the time first.
+``c`` (loads of the cores from ``s`` on), ``h`` (all there is, the next row being number ``n``, the next load ``c``), ``end``
+(how the cell ended). Page to kernel: ``need``. Rows are float64 columns, the time first; loads are float64 times, and a byte a
+core and time. The page gets the rows of all groups, so that what it shows is its own choice.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from cellmeter import charts, layouts, widget
 from cellmeter.errors import CellmeterError
 from cellmeter.run import EDGE_END, Cell, Column, Run
-from cellmeter.store import HEADER, Tail
+from cellmeter.store import Tail
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,12 +44,14 @@ if TYPE_CHECKING:
     Event = Mapping[str, Any]
 
 UPDATE_SECONDS = 0.25
-BUILD_SECONDS = 4.0  # a process apart builds a layout in one
-READY_SECONDS = 10.0
 LAST_SAMPLE_SECONDS = 0.06  # the longest a cell's end waits for its last sample
 MOST_ROWS = 36_000  # kept in the kernel: an hour at 10 Hz; older ones are thinned out, spikes stay
+MOST_CORE_ROWS = 3_600  # an hour of the cores' loads: what a page that is loaded anew gets of a longer cell
 KEPT_FOR_RATES = 32  # records: half an interval and more at any rate
-STILL_ROWS = 180  # of the static output
+STILL_BYTES = 14_200  # of the static output in the notebook's JSON, its 500 bytes of markup not counted
+STILL_ROWS = 180  # of its readings, or as many as there is room for
+LEAST_ROWS = 16
+_LEVELS = 1022  # of a packed reading: 0.1 % of its range, a quarter of a pixel; one more means unknown
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 # Both widgets' module. The page keeps one slot a version of the code, shared by all widgets of all notebooks in it; a
@@ -126,9 +130,8 @@ class _AtMostASecond(threading.Event):
 class Stage:
     """What one shell has on its pages: the runtime widget and the thread that fills it. None where no comm is."""
 
-    def __init__(self, shell: Any, folder: Path) -> None:
+    def __init__(self, shell: Any) -> None:
         self._shell = weakref.ref(shell)
-        self._folder = folder
         self._told: set[str] = set()
         self.panels: set[Panel] = set()
         self._last: Panel | None = None
@@ -165,19 +168,10 @@ class Stage:
 
     def _warm_up(self) -> None:
         self._send_code()
-        self._build_layout()
         import PIL.Image
         import PIL.ImageDraw
         import PIL.ImageFont
         import PIL.WebPImagePlugin  # noqa: F401
-
-    def _build_layout(self) -> None:
-        until = time.monotonic() + READY_SECONDS
-        while not (self._folder / HEADER).exists():
-            if time.monotonic() > until:
-                return
-            time.sleep(0.02)
-        layouts.build_apart(self._folder, charts.DEFAULT_GROUPS)
 
     def _send_code(self) -> None:
         self.widget.send({"k": "code"}, buffers=_code_buffers())
@@ -222,15 +216,13 @@ class Stage:
 _stages: weakref.WeakKeyDictionary[Any, Stage] = weakref.WeakKeyDictionary()
 
 
-def prepare(shell: Any, folder: Path) -> None:
+def prepare(shell: Any) -> None:
     """At ``%load_ext``: sends the page its code, and gets ready in the background what the first panel needs.
-
-    ``folder`` is the run's, which its recorder is about to fill.
 
     Cheap (10 ms), and does nothing in terminal IPython. Raises MissingExtra where anywidget is not installed.
     """
     if shell not in _stages:
-        _stages[shell] = Stage(shell, folder)
+        _stages[shell] = Stage(shell)
 
 
 def stage_of(shell: Any) -> Stage:
@@ -249,20 +241,22 @@ def forget(shell: Any) -> None:
 
 
 class Feed:
-    """A cell's rows out of a run folder's tail. Not thread-safe."""
+    """A cell's rows out of a run folder's tail: of all groups, whichever are ``shown`` first. Not thread-safe."""
 
-    def __init__(self, folder: Path, seq: int, groups: Sequence[Group]) -> None:
+    def __init__(self, folder: Path, seq: int, shown: Sequence[Group]) -> None:
         import numpy as np
 
         self.seq = seq
-        self.folder = folder
-        self.groups = tuple(groups)
+        self.shown = tuple(shown)
         self._tail = Tail(folder, newest=0)  # the cell is yet to start
         self._rate_hz = float(self._tail.header()["rate_hz"])
-        self.panels = layouts.panels_of(folder, groups)
+        self.panels = layouts.panels_of(folder)
+        self.missing = layouts.missing_in(folder, self.panels)
+        self.loads = CoreLoads(folder)
         self._width = 1 + sum(len(spec.lines) for spec in self.panels)
         self._rows = np.empty((256, self._width))
         self._count = 0
+        self._seconds = 0.5  # in which two of the older rows are left
         self._before: tuple[tuple[Column, ...], NDArray[Any]] | None = None
         self._events: list[Event] = []
         self.started_ns: int | None = None
@@ -280,6 +274,8 @@ class Feed:
                 fresh.append(self._taken(columns, records))
         rows = np.concatenate(fresh)
         self._keep(rows)
+        if self.started_ns is not None:
+            self.loads.poll(self.started_ns, self.ended)
         return rows
 
     def _taken(self, columns: tuple[Column, ...], records: NDArray[Any]) -> Floats:
@@ -317,10 +313,20 @@ class Feed:
         self._count = needed
         self.next += len(rows)
         if self._count > MOST_ROWS:
-            half = self._count // 2
-            few, values = charts.decimate(self._rows[:half, 0], self._rows[:half, 1:], half // 4)
-            thinned = np.concatenate([np.column_stack([few, values]), self._rows[half : self._count]])
-            self._rows, self._count = thinned, len(thinned)
+            self._thin()
+
+    def _thin(self) -> None:
+        """The newer half stays, of the rest as many rows as make a quarter at most, all of it alike."""
+        import numpy as np
+
+        newer = MOST_ROWS // 2
+        older = self._rows[: self._count - newer]
+        few = charts.thinned(older[:, 0], older[:, 1:], self._seconds)
+        while len(few[0]) > max(2, newer // 2):
+            self._seconds *= 2
+            few = charts.thinned(older[:, 0], older[:, 1:], self._seconds)
+        thinned = np.concatenate([np.column_stack(few), self._rows[self._count - newer : self._count]])
+        self._rows, self._count = thinned, len(thinned)
 
     def rows(self) -> Floats:
         """All rows that are kept: rows × (time, lines)."""
@@ -330,12 +336,53 @@ class Feed:
         """The rows, with times since ``started_ns``."""
         rows = self.rows()
         shift = ((self.started_ns or started_ns) - started_ns) * 1e-9
-        return charts.Frame(self.panels, rows[:, 0] + shift, rows[:, 1:])
+        return charts.Frame(self.panels, rows[:, 0] + shift, rows[:, 1:], self.missing)
 
     def edges(self) -> dict[str, Event]:
         """The cell's edges as the kernel sent them, ``cell_start`` and ``cell_end``, as far as they have been written."""
         self._events += [e for e in self._tail.events() if e.get("seq") == self.seq]
         return {event["event"]: event for event in self._events}
+
+
+class CoreLoads:
+    """How busy each core was while a cell ran, once a second. Not thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        import numpy as np
+
+        self.cores = layouts.cores_of(folder)
+        self._tail = Tail(folder, layouts.CORES, newest=0)
+        self._before: tuple[float, Floats] | None = None
+        self._ended = False
+        self._times: Floats = np.empty(0)
+        self._loads: NDArray[np.uint8] = np.empty((0, len(self.cores)), np.uint8)
+        self.next = 0
+        """Number of the next row."""
+
+    def poll(self, started_ns: int, ended: bool) -> None:
+        """Takes in what the cell's time has brought: from ``started_ns`` on, and nothing after the poll that saw its end."""
+        import numpy as np
+
+        if self._ended or not self.cores:
+            return
+        self._ended = ended
+        for _, records in self._tail.samples():
+            for at, busy in zip((records["t"] - started_ns) * 1e-9, records["v"], strict=True):
+                if self._before is not None and at > self._before[0] and busy.shape == self._before[1].shape:
+                    share = (busy - self._before[1]) / (at - self._before[0])
+                    load = np.where(np.isnan(share), 255, np.round(np.clip(share, 0, 1) * 250)).astype(np.uint8)
+                    self._times = np.append(self._times[-MOST_CORE_ROWS:], at)
+                    self._loads = np.vstack([self._loads[-MOST_CORE_ROWS:], load])
+                    self.next += 1
+                if at >= 0:  # what came before is the cell before
+                    self._before = at, busy
+
+    def since(self, number: int) -> list[bytes]:
+        """The rows from a number on, as buffers: float64 times, and a byte a core and row (0 to 250, 255 unknown)."""
+        count = min(self.next - number, len(self._times))
+        if count <= 0:
+            return [b"", b""]
+        return [self._times[-count:].tobytes(), self._loads[-count:].tobytes()]
 
 
 def column_major(rows: Floats) -> bytes:
@@ -350,6 +397,7 @@ class Panel:
         self._stage = stage
         self._feed = feed
         self._title = title
+        self._loads_sent = 0
         self._id = "cm" + os.urandom(6).hex()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -360,14 +408,17 @@ class Panel:
         stage.panels.add(self)
 
     @classmethod
-    def open(cls, shell: Any, folder: Path, seq: int, title: str, groups: tuple[Group, ...]) -> Panel:
+    def open(
+        cls, shell: Any, folder: Path, seq: int, title: str, groups: tuple[Group, ...], *, chart: bool = True
+    ) -> Panel:
         """Shows the panel under the cell that has just begun; 4 updates a second from here on.
 
+        Without ``chart`` nothing is shown until the cell ends, and a line of text then.
         Raises RunUnreadable if the run folder cannot be read, MissingExtra where the widgets' packages are not there.
         """
-        prepare(shell, folder)
+        prepare(shell)
         panel = cls(stage_of(shell), Feed(folder, seq, groups), title)
-        if panel._stage.widget is not None:
+        if chart and panel._stage.widget is not None:
             panel._show()
         return panel
 
@@ -397,12 +448,13 @@ class Panel:
             self._update()
 
     def _stream(self) -> None:
-        specs = self._feed.panels
-        if layouts.kept(specs, "p") is None:
-            layouts.build_apart(self._feed.folder, self._feed.groups)
+        feed = self._feed
         self._layout = {
-            "panels": charts.spec_for_page(specs),
-            "doc": layouts.wait_for(specs, self._id + "-", BUILD_SECONDS),
+            "panels": charts.spec_for_page(feed.panels),
+            "shown": feed.shown,
+            "asked": feed.shown != charts.DEFAULT_GROUPS,
+            "missing": feed.missing,
+            "cores": feed.loads.cores,
             "prefix": self._id,
             "title": self._title,
         }
@@ -417,37 +469,62 @@ class Panel:
             rows = self._feed.poll()
             if self._again:
                 self._again = False
-                rows, start = self._feed.rows(), -1
+                rows, start, self._loads_sent = self._feed.rows(), -1, 0
+            sent, self._loads_sent = self._loads_sent, self._feed.loads.next
+            loads = self._feed.loads.since(sent)
+        self._send(rows, start, loads, sent)
+
+    def _send(self, rows: Floats, start: int, loads: list[bytes], sent: int) -> None:
         if start < 0:
             self._widget.send({"k": "open", "layout": self._layout})
-            self._widget.send({"k": "h", "n": self._feed.next}, buffers=[column_major(rows)])
-        elif len(rows):
+            numbers = {"n": self._feed.next, "c": self._feed.loads.next}
+            self._widget.send({"k": "h", **numbers}, buffers=[column_major(rows), *loads])
+            return
+        if len(rows):
             self._widget.send({"k": "d", "s": start}, buffers=[column_major(rows)])
+        if loads[0]:
+            self._widget.send({"k": "c", "s": sent}, buffers=loads)
 
     def close(self, title: str, status: str, start_ns: int, end_ns: int) -> None:
         """Puts the static output in the panel's place. Waits up to 60 ms for the cell's last sample."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(1)
-        deadline = time.monotonic() + LAST_SAMPLE_SECONDS
-        while True:
-            with self._lock:
-                self._feed.poll()
-            if self._feed.ended or time.monotonic() > deadline:
-                break
-            time.sleep(0.004)
+        start, rows = self._feed.next, self._last_rows()
         frame = self._feed.frame(start_ns)
         facts = facts_of(title, status, (end_ns - start_ns) * 1e-9, self._feed.edges())
         frame = with_exact_peak(frame, facts)
         if self._widget is None:
-            print(summary(frame, facts))
+            print(summary(frame.only(self._feed.shown), facts))
             return self.abandon()
         try:
-            self._replace(*still(frame, facts))
+            self._end(frame, facts, start, rows)
+            self._replace(*still(frame, facts, self._feed.shown, self._id))
         finally:
-            if self._layout is not None:
-                self._layout |= {"panels": charts.spec_for_page(frame.panels), **_ending(frame, facts)}
             self._stage.outlive(self)
+
+    def _last_rows(self) -> Floats:
+        """The rows since the last update, the cell's last sample among them if it comes in time."""
+        import numpy as np
+
+        deadline = time.monotonic() + LAST_SAMPLE_SECONDS
+        fresh = []
+        while True:
+            with self._lock:
+                fresh.append(self._feed.poll())
+            if self._feed.ended or time.monotonic() > deadline:
+                return np.concatenate(fresh)
+            time.sleep(0.004)
+
+    def _end(self, frame: charts.Frame, facts: Facts, start: int, rows: Floats) -> None:
+        """Tells the page how the cell ended, whose chart goes on in the static output."""
+        if self._layout is None:
+            return
+        ending, specs = _ending(frame.only(self._feed.shown), facts), charts.spec_for_page(frame.panels)
+        self._layout |= {"panels": specs, **ending}
+        self._send(rows, start, self._feed.loads.since(self._loads_sent), self._loads_sent)
+        self._loads_sent = self._feed.loads.next
+        self._widget.send({"k": "end", "panels": specs, "ending": ending})
 
     def abandon(self) -> None:
         """Ends the stream; what is shown stays."""
@@ -483,17 +560,19 @@ def facts_of(title: str, status: str, seconds: float, edges: Mapping[str, Event]
     return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cpu)
 
 
-_ENDED = {"ok": "done in", "error": "failed after", "interrupted": "interrupted after", "died": "kernel died after"}
+ENDINGS = {"ok": "done", "error": "failed", "interrupted": "interrupted", "died": "kernel died", "running": "running"}
 
 
 def summary(frame: charts.Frame, facts: Facts) -> str:
     """One line: how it ended, CPU, memory and its growth, GPUs."""
-    head = f"{facts.title}: {_ENDED.get(facts.status, facts.status)} {charts.format_duration(facts.seconds)}"
+    how = ENDINGS.get(facts.status, facts.status)
+    after = {"ok": "in", "running": "for"}.get(facts.status, "after")
+    head = f"{facts.title}: {how} {after} {charts.format_duration(facts.seconds)}"
     return " · ".join([head, *_numbers(frame, facts)])
 
 
 def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
-    parts = []
+    parts = [f"{charts.title_of(group)}: {why}" for group, why in frame.missing.items()]
     for spec in frame.panels:
         values = frame.of(spec)
         mains = [i for i, line in enumerate(spec.lines) if line.role == "main"]
@@ -522,21 +601,20 @@ def _cpu(spec: charts.PanelSpec, mean_cores: float | None, facts: Facts) -> str:
 
 
 def _memory(spec: charts.PanelSpec, values: Floats, facts: Facts) -> str:
-    """Peak of the kernel, exact where it is known; its growth; and what it was with its children, if that is more."""
+    """Peak of the kernel and its workers, no less than the kernel's own, which is exact where it is known; its growth."""
     import numpy as np
 
-    rss = values[:, 0][~np.isnan(values[:, 0])]
-    if not len(rss):
+    main = values[:, 0][~np.isnan(values[:, 0])]
+    if not len(main):
         return f"memory {charts.UNKNOWN}"
-    own = max(float(rss.max()), spec.exact_peak or 0.0)
-    growth = float(rss[-1] - rss[0]) if facts.growth_bytes is None else facts.growth_bytes
+    peaks = [float(peak) for peak in np.fmax.reduce(values)]
+    kernel = [i for i, line in enumerate(spec.lines) if line.role == "second"]
+    own = max(peaks[kernel[0]] if kernel else peaks[0], spec.exact_peak or 0.0)
+    growth = float(main[-1] - main[0]) if facts.growth_bytes is None else facts.growth_bytes
     sign = "+" if growth >= 0 else "−"
-    text = f"memory {charts.format_peak(own, spec)} ({sign}{charts.format_value(abs(growth), 'By')})"
-    peaks = np.fmax.reduce(values)
-    for line, peak in zip(spec.lines, peaks, strict=True):
-        if line.role == "second" and peak > max(own, 1.01 * rss.max()):
-            text += f", {charts.format_value(float(peak), 'By')} {line.label}"
-    return text
+    text = f"memory {charts.format_peak(max(own, peaks[0]), spec)} ({sign}{charts.format_value(abs(growth), 'By')})"
+    alone = kernel and peaks[0] > 1.01 * own
+    return f"{text}, kernel alone {charts.format_value(own, 'By')}" if alone else text
 
 
 def _peak(values: Floats, unit: str) -> str:
@@ -568,71 +646,84 @@ def with_exact_peak(frame: charts.Frame, facts: Facts) -> charts.Frame:
     return replace(frame, panels=panels)
 
 
-def still(frame: charts.Frame, facts: Facts) -> tuple[dict[str, str], dict[str, Any]]:
-    """The static output's MIME bundle and metadata: PNG, HTML that comes to life in a page with the runtime, and text."""
+def still(
+    frame: charts.Frame, facts: Facts, shown: Sequence[Group] = charts.DEFAULT_GROUPS, name: str = ""
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The static output's MIME bundle and metadata: HTML, whose picture comes to life in a page with the runtime, and text.
+
+    ``shown``: the groups in the picture and the text. ``name``: the live panel's, whose chart goes on in its place.
+    """
     from cellmeter import picture
 
-    text = summary(frame, facts)
+    seen = frame.only(shown)
+    text = summary(seen, facts)
     if not len(frame.time):
         return {"text/plain": f"{text} · no samples"}, {}
-    drawn = picture.draw(frame, facts.seconds)
-    data = {
-        "text/plain": text,
-        "image/png": base64.b64encode(drawn.png).decode(),
-        "text/html": _still_html(frame, facts, text, drawn),
-    }
-    return data, {"image/png": {"width": drawn.width, "height": drawn.height}}
+    drawn = picture.draw(seen, facts.seconds) if seen.panels else None
+    room = STILL_BYTES - 3 * len(json.dumps(text)) - (len(drawn.image) * 4 // 3 if drawn else 0)
+    packed = base64.b64encode(pack(frame, facts, shown, room * 3 // 4)).decode()
+    return {"text/plain": text, "text/html": _still_html(text, drawn, packed, name)}, {}
 
 
-def _still_html(frame: charts.Frame, facts: Facts, text: str, drawn: Any) -> str:
-    content = pack(frame, facts)
-    comes_to_life = ""
-    if content is not None:
-        packed = base64.b64encode(gzip.compress(content, 9)).decode()
-        push = f'(globalThis[Symbol.for("cellmeter.stills")]??=[]).push([document.currentScript,"{packed}"])'
-        comes_to_life = f"<script>{push}</script>"
+def _still_html(text: str, drawn: Any, packed: str, name: str) -> str:
     said = html.escape(text)
+    image = ""
+    if drawn is not None:
+        image = (
+            f'<img alt="Charts of {said}" style="max-width:100%" width="{drawn.width}" '
+            f'src="data:{drawn.type};base64,{base64.b64encode(drawn.image).decode()}">'
+        )
     return (
         '<div class="cellmeter-still">'
-        f'<div style="font-size:12px;padding:2px 0 6px;opacity:.8">{said}</div>'
-        f'<img alt="Charts of {said}" style="max-width:100%" width="{drawn.width}" '
-        f'src="data:{drawn.web_type};base64,{base64.b64encode(drawn.web).decode()}">'
-        f"{comes_to_life}</div>"
+        f'<div style="font-size:12px;padding:2px 0 6px;opacity:.8">{said}</div>{image}'
+        f'<script>(globalThis[Symbol.for("cellmeter.stills")]??=[])'
+        f'.push([document.currentScript,"{packed}","{name}"])</script></div>'
     )
 
 
-def pack(frame: charts.Frame, facts: Facts) -> bytes | None:
-    """The static output's data for ``unpack`` in live.js: length of the JSON, the JSON, 16-bit columns.
+def pack(frame: charts.Frame, facts: Facts, shown: Sequence[Group], room: int) -> bytes:
+    """The static output's data, gzipped, in at most ``room`` bytes if fewer rows can make it so; for ``unpack`` in live.js.
 
-    None if the layout is yet to be built, in a machine's very first cell: nothing waits for it.
+    Length of the JSON, the JSON, then 16-bit levels, each as its difference from the one before, column after column: all low
+    bytes, then all high bytes, for so they compress best.
     """
-    import numpy as np
-
-    doc = layouts.kept(frame.panels, "p")
-    if doc is None:
-        return None
-    times, values = charts.decimate(frame.time, frame.values, STILL_ROWS)
-    columns, bounds = [], []
-    for column in np.column_stack([times, values]).T:
-        known = column[~np.isnan(column)]
-        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-        span = (high - low) or 1.0
-        words = np.where(np.isnan(column), 65535, np.round((column - low) / span * 65534))
-        columns.append(words.astype("<u2").tobytes())
-        bounds.append([low, low + span])
     page = {
         "panels": charts.spec_for_page(frame.panels),
-        "doc": doc,
+        "shown": shown,
+        "asked": True,
+        "missing": frame.missing,
         "title": facts.title,
-        "bounds": bounds,
-        **_ending(frame, facts),
+        **_ending(frame.only(shown), facts),
     }
-    text = json.dumps(page, separators=(",", ":"), allow_nan=False).encode()
-    return len(text).to_bytes(4, "little") + text + b"".join(columns)
+    rows = STILL_ROWS
+    while True:
+        columns, bounds = _levels(*charts.decimate(frame.time, frame.values, rows))
+        text = json.dumps(page | {"bounds": bounds}, separators=(",", ":"), allow_nan=False).encode()
+        packed = gzip.compress(len(text).to_bytes(4, "little") + text + columns, 9, mtime=0)
+        if len(packed) <= room or rows < LEAST_ROWS:
+            return packed
+        rows = rows * 3 // 4
+
+
+def _levels(times: Floats, values: Floats) -> tuple[bytes, list[list[float]]]:
+    """Packed columns, the time first, and what their lowest and highest level stand for."""
+    import numpy as np
+
+    columns, bounds = [], []
+    for index, column in enumerate([times, *values.T]):
+        known = column[~np.isnan(column)]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+        span, levels = (high - low) or 1.0, _LEVELS if index else 65535
+        words = np.where(np.isnan(column), levels + 1, np.round((column - low) / span * levels)).astype(np.int64)
+        columns.append(np.diff(words, prepend=0) & 0xFFFF)
+        bounds.append([low, low + span])
+    words = np.concatenate(columns)
+    return (words & 0xFF).astype(np.uint8).tobytes() + (words >> 8).astype(np.uint8).tobytes(), bounds
 
 
 def _ending(frame: charts.Frame, facts: Facts) -> dict[str, Any]:
-    return {"status": facts.status, "end": facts.seconds, "notes": _numbers(frame, facts)}
+    word = ENDINGS.get(facts.status, facts.status)
+    return {"status": facts.status, "word": word, "end": facts.seconds, "notes": _numbers(frame, facts)}
 
 
 def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GROUPS) -> None:
@@ -640,10 +731,10 @@ def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GRO
     from IPython.display import publish_display_data
 
     end = run.duration if cell.end is None else cell.end
-    frame = charts.frame_of(run, cell.start, end + 0.5 / run.rate_hz, groups)
-    frame = charts.Frame(frame.panels, frame.time - cell.start, frame.values)
+    frame = charts.frame_of(run, cell.start, end + 0.5 / run.rate_hz, charts.GROUPS)
+    frame = replace(frame, time=frame.time - cell.start)
     before, after = cell.rss_start_bytes, cell.rss_end_bytes
     growth = after - before if before is not None and after is not None else None
     facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes, growth, cell.own_cpu_seconds)
-    data, metadata = still(with_exact_peak(frame, facts), facts)
+    data, metadata = still(with_exact_peak(frame, facts), facts, groups)
     publish_display_data(data, metadata)  # type: ignore[no-untyped-call]

@@ -146,7 +146,7 @@ class Session:
         from cellmeter import live
 
         if self.recording is not None:
-            live.prepare(self.shell, self.recording.folder)
+            live.prepare(self.shell)
 
     def start(self, rate_hz: float | None = None) -> Recording:
         """Starts a run, or gives back the one there is. Raises CellmeterError."""
@@ -222,8 +222,8 @@ class Session:
         cell = recording.next_cell()
         title = label or (f"In [{begun.execution_count}]" if begun.execution_count else f"cell #{cell.seq}")
         monitored = Monitored(recording, cell, title, top=begun.parent is None)
-        if options is not None and not options.no_chart:  # before the start edge: its time is not the cell's
-            monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options.show))
+        if options is not None:  # before the start edge: its time is not the cell's
+            monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options))
         try:
             recording.cell_started(
                 begun.source,
@@ -253,12 +253,13 @@ class Session:
             self.tell(f"{error} (the cell runs, and is measured with the defaults)")
             return _cell_parser().parse("")
 
-    def _open_panel(self, recording: Recording, monitored: Monitored, groups: tuple[Group, ...]) -> Panel:
+    def _open_panel(self, recording: Recording, monitored: Monitored, options: argparse.Namespace) -> Panel:
         from cellmeter.live import Panel
 
         if not recording.recorder.ready(PANEL_SECONDS):
             raise RecorderUnavailable(recording.trouble() or "the recorder is not ready yet, so there is no live panel")
-        return Panel.open(self.shell, recording.folder, monitored.cell.seq, monitored.title, groups)
+        seq, chart = monitored.cell.seq, not options.no_chart
+        return Panel.open(self.shell, recording.folder, seq, monitored.title, options.show, chart=chart)
 
     def _finished(self, monitored: Monitored | None, finished: Finished) -> None:
         if monitored is not None:
@@ -322,7 +323,8 @@ class MonitorMagics(Magics):
 
             %%monitor [LABEL] [--rate HZ] [--show cpu,memory,gpu,io,net,power] [--no-chart]
 
-        shows live charts under it while it runs, and a picture of them afterwards. On a line of its own::
+        shows live charts under it while it runs, and a picture of them afterwards; with --no-chart a line of text
+        afterwards. On a line of its own::
 
             %monitor                     what is recorded, at which rate, what is unavailable and why, and what it costs
             %monitor start [--rate HZ]   start a new recording

@@ -1,8 +1,8 @@
 """A cell's charts as a picture: what stays in the notebook where no script runs.
 
-Palette colours with an alpha of their own, so that it can be read on white and on dark ground, at 1.5 times the size it is
-shown in. Four panels of jittery data: 16 ms and 10 kB as PNG, another 17 ms and 7 kB as WebP, which every browser shows.
-Quantising a true-colour image would take 60 ms.
+Palette colours with an alpha of their own, so that it can be read on white and on dark ground. A line is drawn as the band
+between its least and its greatest reading in each step of a few pixels: every spike is there, and what is jittery compresses.
+It is WebP, which every browser shows, at up to 1.5 times the size it is shown in, and less where much is drawn.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cellmeter.charts import (
     Line,
     PanelSpec,
     axis_of,
-    decimate,
     format_peak,
+    hidden_peak,
     highest,
     lane_values,
     scale_top,
@@ -34,31 +34,40 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 WIDTH = 760  # CSS pixels
-SCALE = 1.5  # image pixels per CSS pixel
+# Image pixels per CSS pixel, and in a step of a line: the first at which the picture is no larger than it may be.
+FINENESS = ((1.5, 3), (1.25, 3), (1.0, 4), (1.0, 6))
+MOST_BYTES = 7_500
 _LEFT, _RIGHT, _TOP, _BOTTOM, _BETWEEN = 54, 8, 20, 18, 10
 _TEXT_LEVELS = 3
-_ROWS = 220  # of a line: more makes a noisy one a solid band, and the file twice as large
 _TEXT = (118, 124, 131)  # 4:1 on white and on JupyterLab's dark ground
 _GRID = (128, 128, 128)
 
 
 class Picture(NamedTuple):
-    """The picture twice, and the size it is shown in, CSS pixels. ``web``: WebP, or PNG where Pillow was built without it."""
+    """The picture and the size it is shown in, CSS pixels. WebP, or PNG where Pillow was built without it."""
 
-    png: bytes
-    web: bytes
-    web_type: str
+    image: bytes
+    type: str
     width: int
     height: int
 
 
 def draw(frame: Frame, seconds: float) -> Picture:
     """Draws the panels of a cell that ran for ``seconds``; ``frame.time`` begins with the cell."""
+    likely = 0 if sum(len(spec.lines) for spec in frame.panels) < 12 else 1
+    for scale, step in FINENESS[likely:]:
+        drawn = _draw(frame, seconds, scale, step)
+        if len(drawn.image) <= MOST_BYTES:
+            break
+    return drawn
+
+
+def _draw(frame: Frame, seconds: float, scale: float, step: int) -> Picture:
     per_row = max(1, len(frame.panels)) if len(frame.panels) <= 3 else 2
     rows = [frame.panels[at : at + per_row] for at in range(0, len(frame.panels), per_row)]
     heights = [max(spec.height for spec in row) + _TOP - 4 for row in rows]
     height = sum(heights) + _BETWEEN * (len(rows) - 1) if rows else 1
-    canvas = Canvas(WIDTH, height)
+    canvas = Canvas(WIDTH, height, scale, step)
     y = 0.0
     for row, row_height in zip(rows, heights, strict=True):
         width = (WIDTH - _BETWEEN * (per_row - 1)) / per_row
@@ -74,7 +83,7 @@ def _panel(
     import numpy as np
 
     x, y, width, height = box
-    time, values = decimate(frame.time, frame.of(spec), _ROWS)
+    time, values = frame.time, frame.of(spec)
     peaks = [float(p) for p in np.fmax.reduce(values)] if len(values) else [math.nan] * len(spec.lines)
     top = scale_top(spec, peaks)
     plot = _Plot(x + _LEFT, y + _TOP, width - _LEFT - _RIGHT, height - _TOP - _BOTTOM, max(seconds, 1e-3), top)
@@ -91,19 +100,21 @@ def _panel(
         if not shown[index]:
             continue
         floor = len(spec.lines) - 1 - index if spec.lanes else 0
-        points = plot.points(time, drawn[:, index])
+        steps = canvas.steps(plot.x_at(time), plot.y_at(drawn[:, index]))
         if line.role == "main" and (spec.lanes or mains == 1):
-            canvas.area(points, plot.y_at(floor), line)
-        canvas.line(points, line)
+            canvas.area(steps, float(plot.y_at(floor)), line)
+        canvas.line(steps, line)
     if spec.limit and not spec.lanes and spec.unit != "%" and spec.limit <= top:
-        canvas.dashes(plot.left, plot.y_at(spec.limit), plot.left + plot.width)
+        canvas.dashes(plot.left, float(plot.y_at(spec.limit)), plot.left + plot.width)
+    if exact := hidden_peak(spec, peaks):
+        canvas.dashes(plot.left, float(plot.y_at(exact)), plot.left + plot.width, spec.lines[0])
 
 
 def _axes(canvas: Canvas, plot: _Plot, spec: PanelSpec, top: float) -> None:
     for tick, label in zip(*axis_of(spec, top), strict=True):
         if not spec.lanes:
-            canvas.rule(plot.left, plot.y_at(tick), plot.left + plot.width)
-        canvas.text(plot.left - 6, plot.y_at(tick), label, anchor="rm")
+            canvas.rule(plot.left, float(plot.y_at(tick)), plot.left + plot.width)
+        canvas.text(plot.left - 6, float(plot.y_at(tick)), label, anchor="rm")
     most = max(2, int(plot.width // 60))
     for tick, label in time_ticks(0, plot.seconds, most):
         x = plot.left + plot.width * tick / plot.seconds
@@ -134,31 +145,33 @@ class _Plot(NamedTuple):
     seconds: float
     scale: float
 
-    def y_at(self, value: float) -> float:
-        return self.top + self.height * (1 - min(value / self.scale, 1.0))
+    def x_at(self, time: Floats) -> Floats:
+        across: Floats = self.left + self.width * (time / self.seconds).clip(0, 1)
+        return across
 
-    def points(self, time: Floats, values: Floats) -> list[list[tuple[float, float]]]:
-        """Runs of points without a gap, in CSS pixels."""
+    def y_at(self, value: Any) -> Any:
         import numpy as np
 
-        x = self.left + self.width * np.clip(time / self.seconds, 0, 1)
-        y = self.top + self.height * (1 - np.minimum(values / self.scale, 1.0))
-        there = ~np.isnan(y)
-        cuts = np.flatnonzero(np.diff(there.astype(np.int8))) + 1
-        parts = zip(np.split(x, cuts), np.split(y, cuts), strict=True)
-        return [
-            list(zip(px.tolist(), py.tolist(), strict=True)) for px, py in parts if len(py) and not math.isnan(py[0])
-        ]
+        return self.top + self.height * (1 - np.minimum(value / self.scale, 1.0))
+
+
+class Step(NamedTuple):
+    """What a line does within a few pixels' width. Image pixels, all edges included."""
+
+    left: int
+    high: int
+    right: int
+    low: int
 
 
 class Canvas:
     """A palette image drawn in CSS pixels. Colours are entered as they come: 16 of them make 4 bits a pixel."""
 
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, width: int, height: int, scale: float, step: int) -> None:
         from PIL import Image, ImageDraw
 
-        self.width, self.height = width, height
-        self._image = Image.new("P", (int(width * SCALE), int(height * SCALE)), 0)
+        self.width, self.height, self._scale, self._step = width, height, scale, step
+        self._image = Image.new("P", (int(width * scale), int(height * scale)), 0)
         self._draw = ImageDraw.Draw(self._image)
         self._letters = Image.new("L", self._image.size, 0)
         self._pen = ImageDraw.Draw(self._letters)
@@ -175,44 +188,67 @@ class Canvas:
         red, green, blue = (int(0.55 * light + 0.45 * dark) for light, dark in pairs)
         return self._colour((red, green, blue, alpha))
 
-    def area(self, runs: Sequence[Sequence[tuple[float, float]]], floor: float, line: Line) -> None:
-        """Fills between runs of points and a floor."""
-        for run in runs:
-            outline = [(run[0][0], floor), *run, (run[-1][0], floor)]
-            self._draw.polygon([_scaled(p) for p in outline], fill=self._ink(line, 44))
+    def _scaled(self, x: float, y: float) -> tuple[int, int]:
+        return round(x * self._scale), round(y * self._scale)
 
-    def line(self, runs: Sequence[Sequence[tuple[float, float]]], line: Line) -> None:
-        """Draws runs of points; one that stands alone is a dot."""
-        wide = 2 if line.role == "faint" else 3
-        for run in runs:
-            if len(run) == 1:
-                x, y = _scaled(run[0])
-                self._draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=self._ink(line, 255))
-            else:
-                self._draw.line([_scaled(p) for p in run], fill=self._ink(line, 255), width=wide)
+    def steps(self, x: Floats, y: Floats) -> list[Step]:
+        """The steps of a line through points (CSS pixels, left to right). Neighbours touch, but not across a gap (NaN)."""
+        import numpy as np
+
+        there = ~np.isnan(y)
+        if not there.any():
+            return []
+        column = (np.round(x * self._scale) // self._step).astype(np.int64)
+        gaps = np.cumsum(~there)[there]
+        column, down = column[there], np.round(y[there] * self._scale).astype(np.int64)
+        starts = np.flatnonzero(np.diff(column, prepend=-1) | np.diff(gaps, prepend=-1))
+        least, most = np.minimum.reduceat(down, starts), np.maximum.reduceat(down, starts)
+        joined = np.diff(gaps[starts], prepend=-1) == 0
+        high = np.where(joined, np.minimum(least, np.roll(most, 1)), least)
+        low = np.where(joined, np.maximum(most, np.roll(least, 1)), most)
+        left = column[starts] * self._step
+        after = np.append(left[1:], left[-1] + self._step)
+        right = np.where(np.append(joined[1:], False), np.maximum(after, left + 1), left + self._step) - 1
+        return [Step(*step) for step in np.column_stack([left, high, right, low]).tolist()]
+
+    def area(self, steps: Sequence[Step], floor: float, line: Line) -> None:
+        """Fills between a line and a floor."""
+        bottom, ink = self._scaled(0, floor)[1], self._ink(line, 44)
+        for left, high, right, _ in steps:
+            if high <= bottom:
+                self._draw.rectangle((left, high, right, bottom), fill=ink)
+
+    def line(self, steps: Sequence[Step], line: Line) -> None:
+        """Draws a line."""
+        ink, more = self._ink(line, 255), 0 if line.role == "faint" else 1
+        for left, high, right, low in steps:
+            self._draw.rectangle((left, high - more, right, low), fill=ink)
 
     def rule(self, left: float, y: float, right: float) -> None:
         """A grid line."""
-        self._draw.line([_scaled((left, y)), _scaled((right, y))], fill=self._colour((*_GRID, 64)))
+        ends = [self._scaled(left, y), self._scaled(right, y)]
+        self._draw.line(ends, fill=self._colour((*_GRID, 64)))
 
-    def dashes(self, left: float, y: float, right: float) -> None:
-        """The line of a limit."""
-        colour = self._colour((*_rgb("#D9622B"), 255))
+    def dashes(self, left: float, y: float, right: float, line: Line | None = None) -> None:
+        """A limit, or what a line reached between two readings."""
+        colour = self._ink(line, 255) if line else self._colour((*_rgb("#D9622B"), 255))
         for at in range(int(left), int(right), 6):
-            self._draw.line([_scaled((at, y)), _scaled((min(at + 3, right), y))], fill=colour, width=2)
+            ends = [self._scaled(at, y), self._scaled(min(at + 3, right), y)]
+            self._draw.line(ends, fill=colour, width=2)
 
     def swatch(self, x: float, y: float, line: Line) -> None:
         """A legend's dash of colour."""
-        self._draw.rectangle((*_scaled((x, y - 1)), *_scaled((x + 9, y + 1))), fill=self._ink(line, 255))
+        self._draw.rectangle((*self._scaled(x, y - 1), *self._scaled(x + 9, y + 1)), fill=self._ink(line, 255))
 
     def text(self, x: float, y: float, text: str, *, anchor: str = "la", bold: bool = False) -> None:
         """Grey text; ``anchor`` as in Pillow."""
         stroke = 0.6 if bold else 0
-        self._pen.text(_scaled((x, y)), text, fill=255, font=_font(), anchor=anchor, stroke_width=stroke)
+        font = _font(self._scale)
+        self._pen.text(self._scaled(x, y), text, fill=255, font=font, anchor=anchor, stroke_width=stroke)
 
     def text_width(self, text: str) -> float:
         """How wide a text is."""
-        return float(_font().getlength(text)) / SCALE
+        return float(_font(self._scale).getlength(text)) / self._scale
 
     def picture(self) -> Picture:
         """What was drawn, encoded."""
@@ -223,24 +259,20 @@ class Canvas:
         image = Image.fromarray(np.where(levels > 0, levels, np.asarray(self._image)))
         image.putpalette([channel for rgba in self._colours for channel in rgba[:3]])
         image.info["transparency"] = bytes(rgba[3] for rgba in self._colours)
-        png, web = io.BytesIO(), io.BytesIO()
-        image.save(png, "PNG", bits=4 if len(self._colours) <= 16 else 8)
-        if not features.check("webp"):
-            return Picture(png.getvalue(), png.getvalue(), "image/png", self.width, self.height)
-        image.convert("RGBA").save(web, "WEBP", lossless=True, method=2, quality=50)
-        return Picture(png.getvalue(), web.getvalue(), "image/webp", self.width, self.height)
-
-
-def _scaled(point: tuple[float, float]) -> tuple[int, int]:
-    return round(point[0] * SCALE), round(point[1] * SCALE)
+        file = io.BytesIO()
+        if features.check("webp"):
+            image.convert("RGBA").save(file, "WEBP", lossless=True, method=2, quality=50)
+            return Picture(file.getvalue(), "image/webp", self.width, self.height)
+        image.save(file, "PNG", bits=4 if len(self._colours) <= 16 else 8)
+        return Picture(file.getvalue(), "image/png", self.width, self.height)
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-@lru_cache(maxsize=1)
-def _font() -> Any:
+@lru_cache(maxsize=len(FINENESS))
+def _font(scale: float) -> Any:
     from PIL import ImageFont
 
-    return ImageFont.load_default(11 * SCALE)
+    return ImageFont.load_default(11 * scale)

@@ -109,8 +109,7 @@ def open_book(server: Server, chromium: Any) -> Iterator[Callable[..., Book]]:
         page.goto(f"{server.url}lab/tree/{path.name}?token={TOKEN}&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=ACTION_MS)
         book.ready()
-        if dark:
-            book.command("apputils:change-theme", {"theme": "JupyterLab Dark"})
+        book.command("apputils:change-theme", {"theme": f"JupyterLab {'Dark' if dark else 'Light'}"})
         return book
 
     yield opener
