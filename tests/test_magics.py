@@ -241,12 +241,12 @@ def test_the_run_folder_removed_while_it_is_recorded(kernel: Kernel, home: Path)
     assert "Traceback" not in reply.stderr
 
 
-def test_a_full_disk(start_kernel: Callable[..., Kernel]) -> None:
-    """A limit on file sizes stands in for a full disk: the same call fails in the same place, with another errno."""
-    kernel = start_kernel()
-    kernel.run("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, resource.RLIM_INFINITY))")
-    kernel.load()
-    reply = kernel.run("%%monitor --rate 100\nimport time\ntime.sleep(4.5)\nprint('fine')")
+def test_a_full_disk(kernel: Kernel, home: Path) -> None:
+    """A limit on file sizes stands in for a full disk: the same calls fail in the same places, with another errno."""
+    kernel.run("x = 1")
+    recorder = kernel.recorded_cells(1) and read_header(run_folders(home / "runs")[0])["recorder"]["pid"]
+    full = f"import resource, time\nresource.prlimit({recorder}, resource.RLIMIT_FSIZE, (1, 1))\ntime.sleep(4.5)"
+    reply = kernel.run(f"%%monitor --rate 100\n{full}\nprint('fine')")
     assert (reply.stdout, reply.status) == ("fine\n", "ok")
     assert "is the disk full?" in reply.stderr
     assert reply.stderr.count("\n") == 1
