@@ -20,6 +20,7 @@ from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, SystemClock
 from cellmeter.sources import Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, judge_death, wait_status
+from cellmeter.sources.filesystems import Filesystems, working_folders
 from cellmeter.sources.nvidia import open_nvidia
 from cellmeter.sources.peaks import CellPeaks
 from cellmeter.store import Writer, process_identity, prune
@@ -98,6 +99,7 @@ class Child:
         self._writer = Writer(Path(self._config.folder))
         clock = SystemClock()
         self._machine_sources, machine, pids = _open_machine(self._config.pid)
+        self._machine_sources.append(Filesystems(working_folders(self._config.pid, self._config.folder)))
         self._gpus = open_nvidia(pids, self._environ)
         self._peaks = CellPeaks(self._config.pid, pids)
         self._unavailable: dict[str, str] = machine.pop("unavailable")

@@ -31,6 +31,11 @@ MAPPED = "process.memory.file"
 DEVICE_MEMORY = "gpu.memory.used"
 
 
+def relative_bound(base_share: float, base: float, limit_share: float, limit: float | None) -> float:
+    """A share of what was there, or of the limit, whichever is less."""
+    return min(base_share * base, limit_share * limit) if limit else base_share * base
+
+
 class Hump(NamedTuple):
     """Memory that rose and fell within a cell: the peak, and the more of what was there before and after."""
 
@@ -116,9 +121,7 @@ class MemorySpike(Rule):
 
     def threshold(self, hump: Hump) -> float:
         """The height in bytes from which on it is a spike."""
-        of_base = self.base_share * hump.base
-        relative = min(of_base, self.limit_share * hump.limit) if hump.limit else of_base
-        return max(self.least_bytes, relative)
+        return max(self.least_bytes, relative_bound(self.base_share, hump.base, self.limit_share, hump.limit))
 
     def _finding(self, run: Run, cell: Cell, hump: Hump, threshold: float) -> Finding:
         where = "" if hump.subject == "process" else f" on {hump.subject}"
@@ -173,6 +176,64 @@ def _mapped_growth(run: Run, cell: Cell, usage: CellUsage) -> float | None:
         return None
     base_is_start = (usage.rss_start_bytes or 0) >= (usage.rss_end_bytes or 0)
     return max(0.0, float(mapped.max() - mapped[0 if base_is_start else -1]))
+
+
+@dataclass(frozen=True)
+class MemoryRetained(Rule):
+    """A cell that leaves much more memory behind than it found."""
+
+    id: ClassVar[str] = "memory-retained"
+    title: ClassVar[str] = "A cell keeps much memory"
+    metrics: ClassVar[tuple[str, ...]] = (RSS, MAPPED)
+
+    least_bytes: float = 256.0 * MIB
+    """Nothing below this is worth a word."""
+    base_share: float = 0.5
+    """What is kept is at least this share of what is there afterwards, or ..."""
+    limit_share: float = 0.1
+    """... this share of the limit, whichever is less."""
+    warning_share: float = 0.5
+    """Share of the limit that is taken afterwards, above which it is a warning."""
+
+    def check(self, run: Run) -> Outcome:
+        """One outcome a cell."""
+        cells = [cell for cell in top_cells(run) if cell.end is not None]
+        return combined((self._cell(run, cell) for cell in cells), "no cell has ended")
+
+    def _cell(self, run: Run, cell: Cell) -> Outcome:
+        usage = run.usage(cell)
+        start, end = usage.rss_start_bytes, usage.rss_end_bytes
+        if start is None or end is None:
+            return unknown(usage.unknown.get("rss_start_bytes", "too few samples in this cell"))
+        mapped = observed(run, MAPPED, "process", cell.start, cell_end(run, cell)).values
+        kept = end - start - (max(0.0, float(mapped[-1] - mapped[0])) if len(mapped) else 0.0)
+        limit = run.limits.get("memory_bytes")
+        relative = relative_bound(self.base_share, end, self.limit_share, limit.value if limit else None)
+        threshold = max(self.least_bytes, relative)
+        if kept < threshold:
+            return CLEAR
+        own = end - (float(mapped[-1]) if len(mapped) else 0.0)
+        full = limit is not None and len(mapped) > 0 and own > self.warning_share * limit.value
+        of_limit = (
+            f", {percent_text(100 * own / limit.value)} of the {bytes_text(limit.value)} there are" if limit else ""
+        )
+        return found(
+            Finding(
+                rule=self.id,
+                severity="warning" if full else "info",
+                cells=(cell.seq,),
+                subject="process",
+                cause=None,
+                start=cell.start,
+                end=cell_end(run, cell),
+                fact=f"{cell.title} kept {bytes_text(kept)}: the kernel had {bytes_text(start)} before it and "
+                f"{bytes_text(end)} after it.",
+                consequence=f"All later cells run with {bytes_text(own)} taken{of_limit}.",
+                advice="If it is no longer needed, del it, and mind that Out[n] and _ keep results; if it is, use smaller "
+                "dtypes (category, float32), fewer columns, or a file that is read in parts.",
+                evidence=Evidence(RSS, float(kept), float(threshold), "By"),
+            )
+        )
 
 
 def memory_under_limit(run: Run) -> tuple[str, str]:

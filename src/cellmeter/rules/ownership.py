@@ -34,8 +34,9 @@ class Ownership(NamedTuple):
 
 def ownership(run: Run, device: Device, start: float, end: float) -> Ownership:
     """Whose GPU ``device`` was from ``start`` to ``end``."""
-    held = _readings(run, "gpu.process.memory.used", device.id, start, end)
-    context = _held(held)
+    context = _held(_readings(run, "gpu.process.memory.used", device.id, start, end))
+    if context is None:  # some drivers tell who holds a context, but not how much
+        context = _held(_readings(run, "gpu.process.contexts", device.id, start, end))
     foreign = bool((_readings(run, "gpu.foreign.processes", device.id, start, end) > 0).any())
     if device.mine is False and not context:
         return Ownership("not-mine", context, f"{device.id} is not visible to this kernel")
