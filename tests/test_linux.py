@@ -223,7 +223,9 @@ class Tree:
 def test_cgroup_v2(tmp_path: Path) -> None:
     tree = Tree(tmp_path, 2)
     tree.write(tree.folder, cgroup__controllers="cpu memory", memory__max="max\n", cpu__max="max 100000\n")
-    tree.write(tree.folder, memory__current="5000\n", memory__stat="anon 1\ninactive_file 2000\n")
+    tree.write(
+        tree.folder, memory__current="5000\n", memory__stat="anon 1100\nfile 2100\nshmem 30\ninactive_file 2000\n"
+    )
     tree.write(tree.folder, cpu__stat="usage_usec 2500000\nuser_usec 1\n")
     tree.write(tree.folder.parent, memory__max="4096000\n", cpu__max="150000 100000\n")
     proc = str(tree.proc)
@@ -232,6 +234,7 @@ def test_cgroup_v2(tmp_path: Path) -> None:
     part = CgroupPart(7, proc)
     assert dict(zip((c.metric for c in part.columns), part.read(), strict=True)) == {
         "cgroup.memory.used": 3000.0,
+        "cgroup.memory.anon": 1130.0,
         "cgroup.cpu.time": 2.5,
     }
     part.close()
@@ -251,13 +254,17 @@ def test_pressure_is_read_once_a_second_in_a_stream_of_its_own() -> None:
 def test_cgroup_v1_in_a_container(tmp_path: Path) -> None:
     tree = Tree(tmp_path, 1, path="/docker/abc", mount_root="/docker/abc")
     tree.write(tree.mount, memory__limit_in_bytes="9223372036854771712\n", memory__usage_in_bytes="900\n")
-    tree.write(tree.mount, memory__stat="cache 1\ntotal_inactive_file 100\n", cpuacct__usage="3000000000\n")
+    tree.write(
+        tree.mount,
+        memory__stat="cache 1\ntotal_rss 500\ntotal_shmem 20\ntotal_inactive_file 100\n",
+        cpuacct__usage="3000000000\n",
+    )
     tree.write(tree.mount, cpu__cfs_quota_us="200000\n", cpu__cfs_period_us="100000\n")
     proc = str(tree.proc)
     assert memory_limit(7, proc) is None
     assert cpu_quota(7, proc) == 2.0
     part = CgroupPart(7, proc)
-    assert part.read() == [800.0, 3.0]
+    assert part.read() == [800.0, 520.0, 3.0]
     part.close()
 
 

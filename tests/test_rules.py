@@ -288,10 +288,10 @@ def test_work_that_goes_on_after_the_cell_is_said() -> None:
 
 def test_a_hole_in_the_record_is_not_counted_as_idle() -> None:
     run = a_run(training(90, 200), devices=[a_device()])
-    main, processes = run.segments
+    main, *others = run.segments
     seconds = (main.records["t"] - run.start_ns) * 1e-9
     kept = main.records[(seconds < 100) | (seconds > 180)]
-    holed = replace(run, segments=(replace(main, records=kept), processes))
+    holed = replace(run, segments=(replace(main, records=kept), *others))
     assert outcome(holed, "gpu-underused").outcome == "unknown"
 
 

@@ -179,8 +179,8 @@ class CpuOversubscribed(Rule):
             fact=f"{cell.title} {what}.",
             consequence="Threads stop in the middle of their work and hold up those that wait for them: it takes longer than "
             "with fewer.",
-            advice=f"Start no more than {_cores(run)}: n_jobs, num_workers and OMP_NUM_THREADS multiply where libraries nest "
-            "(threadpoolctl limits them); or ask for more cores.",
+            advice=f"Start no more threads and processes than there are cores{_cores(run)}: n_jobs, num_workers and "
+            "OMP_NUM_THREADS multiply where libraries nest (threadpoolctl limits them); or ask for more cores.",
             evidence=Evidence(metric, value, threshold, "1"),
         )
 
@@ -196,4 +196,4 @@ def _throttled_share(run: Run, start: float, end: float) -> float | None:
 
 def _cores(run: Run) -> str:
     limit = run.limits.get("cpu_cores")
-    return f"{cores_text(limit.value)} at a time" if limit else "there are cores"
+    return f" ({cores_text(limit.value)} here)" if limit else ""

@@ -62,11 +62,11 @@ class GpuMemoryHeld(Rule):
 
     def _device(self, run: Run, device: Device) -> Outcome:
         held = observed(run, HELD, device.id, 0.0, run.duration)
-        if not len(held.values):
+        if not (held.values > self.least_bytes).any():
             if device.mine is False:
                 return not_applicable(f"{device.id} is not visible to this kernel")
-            return unknown(f"{device.id}: {reason_for(run, HELD, device.id)}")
-        if held.values.max() <= self.least_bytes:
+            if held.total < ENOUGH * run.duration:
+                return unknown(f"{device.id}: {reason_for(run, HELD, device.id)}")
             return not_applicable(f"this kernel held no {bytes_text(self.least_bytes)} of device memory")
         used = observed(run, use_metric(run, device), device.id, 0.0, run.duration)
         rest = self._longest_rest(held, used)

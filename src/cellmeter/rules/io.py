@@ -112,9 +112,11 @@ class DiskFilling(Rule):
 
     def check(self, run: Run) -> Outcome:
         """One outcome a file system, as it stood at the end."""
+        if not run.cells:
+            return not_applicable("no cell was run")
         mounts = run.subjects(FREE)
         if not mounts:
-            return unknown(reason_for(run, FREE, "host")) if run.cells else not_applicable("no cell was run")
+            return unknown(reason_for(run, FREE, "host"))
         return combined((self._mount(run, mount) for mount in mounts), "no file system was looked at")
 
     def _mount(self, run: Run, mount: str) -> Outcome:
@@ -128,7 +130,7 @@ class DiskFilling(Rule):
             bound = min(self.least_bytes, self.least_share * total)
             return found(self._finding(run, mount, free, fact, Evidence(FREE, left, bound, "By")))
         if free.time[-1] - free.time[0] < self.slope_seconds:
-            return Outcome("clear", "its slope was not judged: less than 10 minutes")
+            return Outcome("clear", f"its slope was not judged: less than {seconds_text(self.slope_seconds)}")
         rate = steady_slope(free.time, free.values)
         if rate is None or rate >= 0 or left / -rate > self.horizon_seconds:
             return CLEAR

@@ -217,18 +217,21 @@ class MemoryNearLimit(Rule):
 
     def _finding(self, run: Run, full: Observed, limit: Limit, metric: str, subject: str) -> Finding:
         peak = float(full.values.max())
-        cells = [cell for cell in top_cells(run) if _has_any(full.time, cell.start, cell_end(run, cell))]
+        near = [cell for cell in top_cells(run) if _has_any(full.time, cell.start, cell_end(run, cell))]
+        keepers = _keepers(run, near[-1])
+        named = ", ".join(f"{cell.title} ({bytes_text(amount)})" for amount, cell in keepers)
         share = percent_text(100 * peak / limit.value)
         return Finding(
             rule=self.id,
             severity="warning",
-            cells=tuple(cell.seq for cell in cells),
+            cells=tuple(dict.fromkeys(cell.seq for cell in [*near, *(cell for _, cell in keepers)])),
             subject=subject,
             cause=None,
             start=full.start,
             end=full.end,
-            fact=f"In {titles(cells)} memory stood at up to {share} of the limit: {bytes_text(peak)} of "
-            f"{bytes_text(limit.value)} ({limit.source}).{_pressure(run, full)}{_keepers(run, cells)}",
+            fact=f"Memory stood at up to {share} of the limit in {titles(near)}: {bytes_text(peak)} of "
+            f"{bytes_text(limit.value)} ({limit.source}).{_pressure(run, full)}"
+            + (f" Most was kept by {named}." if named else ""),
             consequence="A little more and the kernel is killed, with all its variables.",
             advice="del what is no longer needed, load less at once (chunks, fewer columns, smaller dtypes), start fewer "
             "workers; or ask for more memory.",
@@ -258,9 +261,7 @@ def _pressure(run: Run, full: Observed) -> str:
     return f" It waited for memory in {percent_text(100 * share)} of that time." if share > 0.01 else ""
 
 
-def _keepers(run: Run, near: Sequence[Cell]) -> str:
-    """Which cells before kept most of it."""
-    kept = [(_kept(run, cell) or 0.0, cell) for cell in top_cells(run) if cell.start <= near[-1].start]
-    most = [(amount, cell) for amount, cell in sorted(kept, key=lambda pair: -pair[0])[:2] if amount >= 256 * MIB]
-    named = ", ".join(f"{cell.title} ({bytes_text(amount)})" for amount, cell in most)
-    return f" Most was kept by {named}." if named else ""
+def _keepers(run: Run, last: Cell) -> list[tuple[float, Cell]]:
+    """The two cells that kept most up to a cell, and how much; they are part of the problem."""
+    kept = [(_kept(run, cell) or 0.0, cell) for cell in top_cells(run) if cell.start <= last.start]
+    return [(amount, cell) for amount, cell in sorted(kept, key=lambda pair: -pair[0])[:2] if amount >= 256 * MIB]
