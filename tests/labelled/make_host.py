@@ -37,11 +37,12 @@ EIGHT_CORES = {"cpu_cores": [8.0, "cpuset"]}
 
 @dataclass(frozen=True)
 class Work:
-    """Cells of real work. ``memory`` and ``cores``: limits of a control group for it; ``limits``: see keep()."""
+    """Cells of real work. ``memory``, ``cores``, ``read_rate``: limits of control groups for it; ``limits``: see keep()."""
 
     cells: list[str]
     memory: int | None = None
     cores: float | None = None
+    read_rate: int | None = None
     rate: float = 5.0
     limits: dict[str, list[object]] = field(default_factory=dict)
     first: bool = False
@@ -59,11 +60,6 @@ TWO = (
     "while time.monotonic() < until: sum(range(1000))\n"
     "os._exit(0) if child == 0 else os.waitpid(child, 0)"
 )
-FLUSH = (
-    "import os, tempfile, time\nfd, path = tempfile.mkstemp(dir='/var/tmp')\nuntil = time.monotonic() + {seconds}\n"
-    "while time.monotonic() < until:\n    os.pwrite(fd, os.urandom(4096), 0); os.fsync(fd)\n    {other}\n"
-    "os.close(fd); os.unlink(path)"
-)
 FILE = (
     "import os, tempfile\nfd, path = tempfile.mkstemp(dir='/var/tmp')\n"
     "for _ in range({mib}): os.write(fd, os.urandom(1 << 20))\nos.fsync(fd); os.close(fd)"
@@ -72,6 +68,8 @@ READ = (
     "import time\nfor _ in range(3):\n    with open(path, 'rb') as file:\n        while file.read(1 << 20): pass\n"
     "time.sleep(2)"
 )
+COLD = "fd = os.open(path, os.O_RDONLY)\nos.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.close(fd)"
+SLOWLY = "with open(path, 'rb') as file:\n    while file.read(1 << 20): {other}\nos.unlink(path)"
 PANDAS = [
     "import numpy as np, pandas as pd",
     "rng = np.random.default_rng(1)\n"
@@ -128,7 +126,7 @@ WORK = {
     "leak-levels-off": Work([HOLD, STEADY.format(ticks=280, grows=120)], memory=2048 * MIB, rate=2),
     "load-steady": Work(
         [HOLD, FILE.format(mib=300),
-         "fd = os.open(path, os.O_RDONLY)\nos.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.close(fd)",
+         COLD,
          "parts = []\nwith open(path, 'rb') as file:\n    while (part := file.read(1 << 20)):\n"
          "        parts.append(bytearray(part * 2)); time.sleep(0.21)\nos.unlink(path)"],
         memory=2048 * MIB, rate=2),
@@ -141,8 +139,8 @@ WORK = {
     "two-cores": Work([TWO.format(seconds=65)], rate=2, limits=EIGHT_CORES, first=True),
     "quota": Work([TWO.format(seconds=14)], cores=0.7, first=True),
     "quota-enough": Work([SPIN.format(seconds=14)], cores=1.5, first=True),
-    "flushes": Work([FLUSH.format(seconds=14, other="")]),
-    "flushes-and-works": Work([FLUSH.format(seconds=14, other="sum(range(400_000))")]),
+    "slow-disk": Work([FILE.format(mib=40), COLD, SLOWLY.format(other="pass")], read_rate=3 * MIB),
+    "slow-disk-and-work": Work([FILE.format(mib=24), COLD, SLOWLY.format(other="sum(range(12_000_000))")], read_rate=3 * MIB),
     "pandas": Work(PANDAS),
     "plotting": Work(PLOTTING),
     "sklearn": Work(SKLEARN, limits=EIGHT_CORES),
@@ -151,13 +149,25 @@ WORK = {
 }  # fmt: skip
 
 
+def _disk() -> str:
+    """The disk below /var/tmp, as the kernel counts them."""
+    device = Path("/var/tmp").stat().st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
 @contextmanager
 def groups(work: Work) -> Iterator[list[Path]]:
     """Control groups (v1) with the limits of some work."""
     made = []
     for controller, files in (
         ("memory", {"memory.limit_in_bytes": work.memory} if work.memory else {}),
-        ("cpu", {"cpu.cfs_quota_us": int(work.cores * 100_000), "cpu.shares": 100_000} if work.cores else {}),
+        ("blkio", {"blkio.throttle.read_bps_device": f"{_disk()} {work.read_rate}"} if work.read_rate else {}),
+        (
+            "cpu",
+            {"cpu.cfs_quota_us": int(work.cores * 100_000) if work.cores else -1, "cpu.shares": 100_000}
+            if work.first or work.cores
+            else {},
+        ),
     ):
         if files:
             folder = Path(f"/sys/fs/cgroup/{controller}/cellmeter-labelled-{os.getpid()}")
@@ -187,8 +197,6 @@ def record(name: str, work: Work) -> Path:
         def enter() -> None:
             for folder in joined:
                 (folder / "cgroup.procs").write_text(str(os.getpid()))
-            if work.first:
-                os.nice(-18)
 
         command = [sys.executable, "-c", SUBJECT, json.dumps(work.cells), str(work.rate)]
         subprocess.run(command, env=environ, cwd=home, preexec_fn=enter, check=False, timeout=200)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from cellmeter.rules.observed import cell_end, observed, top_cells
+from cellmeter.rules.observed import cell_end, observed, readings_of, top_cells
 from cellmeter.rules.ownership import ownership
 from cellmeter.rules.rule import (
     CLEAR,
@@ -167,15 +167,30 @@ def _advice(hump: Hump) -> str:
 
 
 def _mapped_growth(run: Run, cell: Cell, usage: CellUsage) -> float | None:
-    """How far mapped files rose above what they were at the base, by the highest sample: too far if anything.
+    """How far mapped files rose above what they were at the base: too far if anything.
 
-    None if it was not recorded: such a rise may then be nothing but file cache.
+    The exact peak may stand above all samples; of that part files have the share that they have of the rise in the samples.
+    None if they were not recorded: such a rise may then be nothing but file cache.
     """
-    mapped = observed(run, MAPPED, "process", cell.start, cell_end(run, cell)).values
+    mapped, sampled = (readings_of(run, metric, "process", cell) for metric in (MAPPED, RSS))
     if not len(mapped):
         return None
-    base_is_start = (usage.rss_start_bytes or 0) >= (usage.rss_end_bytes or 0)
-    return max(0.0, float(mapped.max() - mapped[0 if base_is_start else -1]))
+    start, end = usage.rss_start_bytes or 0, usage.rss_end_bytes or 0
+    base, at_base = (start, mapped[0]) if start >= end else (end, mapped[-1])
+    growth = max(0.0, float(mapped.max() - min(at_base, base)))
+    seen = float(sampled.max()) - base
+    unseen = max(0.0, (usage.peak_rss_bytes or 0) - float(sampled.max()))
+    return growth + (unseen * min(1.0, growth / seen) if seen > 0 else 0.0)
+
+
+def kept_bytes(run: Run, cell: Cell) -> float | None:
+    """What a cell kept, less the files it left mapped; None if that is not known."""
+    usage = run.usage(cell)
+    if usage.rss_start_bytes is None or usage.rss_end_bytes is None:
+        return None
+    mapped = readings_of(run, MAPPED, "process", cell)
+    left = max(0.0, float(mapped[-1] - mapped[0])) if len(mapped) else 0.0
+    return usage.rss_end_bytes - usage.rss_start_bytes - left
 
 
 @dataclass(frozen=True)
@@ -201,12 +216,11 @@ class MemoryRetained(Rule):
         return combined((self._cell(run, cell) for cell in cells), "no cell has ended")
 
     def _cell(self, run: Run, cell: Cell) -> Outcome:
-        usage = run.usage(cell)
+        usage, kept = run.usage(cell), kept_bytes(run, cell)
         start, end = usage.rss_start_bytes, usage.rss_end_bytes
-        if start is None or end is None:
+        if start is None or end is None or kept is None:
             return unknown(usage.unknown.get("rss_start_bytes", "too few samples in this cell"))
-        mapped = observed(run, MAPPED, "process", cell.start, cell_end(run, cell)).values
-        kept = end - start - (max(0.0, float(mapped[-1] - mapped[0])) if len(mapped) else 0.0)
+        mapped = readings_of(run, MAPPED, "process", cell)
         limit = run.limits.get("memory_bytes")
         relative = relative_bound(self.base_share, end, self.limit_share, limit.value if limit else None)
         threshold = max(self.least_bytes, relative)

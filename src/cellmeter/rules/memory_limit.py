@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
-from cellmeter.rules.memory import MAPPED, RSS, TREE
+from cellmeter.rules.memory import MAPPED, RSS, TREE, kept_bytes
 from cellmeter.rules.observed import Observed, at_times, cell_end, observed, titles, top_cells
 from cellmeter.rules.ownership import reason_for
 from cellmeter.rules.rule import CLEAR, Evidence, Finding, Outcome, Rule, combined, found, not_applicable, unknown
@@ -62,7 +62,7 @@ class MemoryGrowth(Rule):
 
     def _repeated(self, run: Run, cells: Sequence[Cell], limit: Limit) -> Outcome:
         ended = [cell for cell in cells if cell.end is not None]
-        kept = [_kept(run, cell) for cell in ended]
+        kept = [kept_bytes(run, cell) for cell in ended]
         if any(bytes_kept is None for bytes_kept in kept):
             return unknown("what some cells kept was not recorded")
         streak = list(_last_streak([(c, k) for c, k in zip(ended, kept, strict=True) if k], self._bound(limit), ended))
@@ -100,6 +100,7 @@ class MemoryGrowth(Rule):
         if end - cell.start < self.slope_seconds:
             return not_applicable(f"no cell ran {self.runs:g} times or for {seconds_text(self.slope_seconds)}")
         own = _own(run, cell.start, end)
+        own = own.where(own.seq > 0)
         if len(own.time) < 6:
             return unknown(reason_for(run, RSS, "process"))
         grown = float(own.values[-1] - own.values[0])
@@ -142,14 +143,6 @@ def _same(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
 
     for _, same in groupby(sorted(cells, key=key), key=key):
         yield sorted(same, key=lambda cell: cell.seq)
-
-
-def _kept(run: Run, cell: Cell) -> float | None:
-    usage = run.usage(cell)
-    if usage.rss_start_bytes is None or usage.rss_end_bytes is None:
-        return None
-    mapped = observed(run, MAPPED, "process", cell.start, cell_end(run, cell)).values
-    return usage.rss_end_bytes - usage.rss_start_bytes - (max(0.0, mapped[-1] - mapped[0]) if len(mapped) else 0.0)
 
 
 def _last_streak(
@@ -263,5 +256,5 @@ def _pressure(run: Run, full: Observed) -> str:
 
 def _keepers(run: Run, last: Cell) -> list[tuple[float, Cell]]:
     """The two cells that kept most up to a cell, and how much; they are part of the problem."""
-    kept = [(_kept(run, cell) or 0.0, cell) for cell in top_cells(run) if cell.start <= last.start]
+    kept = [(kept_bytes(run, cell) or 0.0, cell) for cell in top_cells(run) if cell.start <= last.start]
     return [(amount, cell) for amount, cell in sorted(kept, key=lambda pair: -pair[0])[:2] if amount >= 256 * MIB]
