@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -16,6 +18,7 @@ import cellmeter
 from cellmeter.errors import BadUsage
 from cellmeter.rules import RULES, Checked, Finding, Outcome, Rule, configured, judge
 from cellmeter.rules.gpu import GpuUnderused
+from cellmeter.rules.together import EXPLAINED_BY
 from cellmeter.run import Run
 
 
@@ -346,6 +349,74 @@ def test_a_threshold_that_does_not_exist_is_bad_use(
 ) -> None:
     with pytest.raises(BadUsage, match=message):
         configured(thresholds)
+
+
+def configured_by(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    monkeypatch.setenv("CELLMETER_CONFIG", str(tmp_path / "config.toml"))
+
+
+def test_thresholds_and_prices_come_from_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(training(51), devices=[a_device()])
+    assert judge(run).findings == ()
+    configured_by("[prices]\ngpu_hour = 2.5\n[rules.gpu-underused]\nmean_percent = 60", tmp_path, monkeypatch)
+    finding = the_finding(run, "gpu-underused")
+    assert finding.waste.cost == pytest.approx(60 * 0.49 / 3600 * 2.5, rel=0.02)
+    assert finding.consequence.endswith("That is $0.02, at $2.50 an hour.")
+
+
+def test_without_a_price_no_finding_speaks_of_money() -> None:
+    finding = the_finding(a_run(training(20), devices=[a_device()]), "gpu-underused")
+    assert finding.waste.cost is None
+    assert "$" not in finding.consequence
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rules = 3", "rules must be a table"),
+        ("[rules]\ngpu-unused = 3", "rules.gpu-unused must be a table"),
+        ("[rules.gpu-idle]\na = 1", "there is no rule 'gpu-idle'"),
+        ("[prices]\ngpu_minute = 1", "there is no price 'gpu_minute'"),
+        ("[prices]\ngpu_hour = -1", "prices.gpu_hour must be a number of at least 0"),
+        ("[prices]\ngpu_hour = true", "prices.gpu_hour must be a number"),
+        ("[prices]\ncurrency = 3", "prices.currency must be a text"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_one_line(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured_by(text, tmp_path, monkeypatch)
+    with pytest.raises(BadUsage, match=re.escape(message)):
+        judge(a_run())
+
+
+# ── one problem, one finding ──
+
+
+def test_the_same_advice_is_given_once_by_the_worst() -> None:
+    run = a_run(*[spike(height * GIB) for height in (2, 40, 8)])
+    finding = the_finding(run, "memory-spike")
+    assert (finding.cells, finding.severity) == ((2, 3, 1), "critical")
+    assert finding.fact.endswith("The same in In [1] and In [3].")
+    assert (finding.start, finding.end) == (run.cells[1].start, run.cells[1].end)
+
+
+def test_what_another_finding_explains_is_told_by_that_one() -> None:
+    run = a_run(a_cell(20, rss=hump(GIB, 60 * GIB, 5, 8)))
+    judgement = judge(run)
+    assert [finding.rule for finding in judgement.findings] == ["memory-spike"]
+    assert outcome(run, "memory-near-limit") == Checked("memory-near-limit", "found", "told by memory-spike")
+
+
+def test_a_finding_on_more_cells_than_the_other_explains_stays() -> None:
+    run = a_run(a_cell(20, rss=hump(58 * GIB, 63.9 * GIB, 5, 8)), a_cell(5, rss=59 * GIB))
+    assert "memory-near-limit" in [finding.rule for finding in judge(run).findings]
+
+
+def test_explanations_name_rules_that_exist() -> None:
+    named = {*EXPLAINED_BY, *(explains.rule for by in EXPLAINED_BY.values() for explains in by)}
+    assert named <= {rule.id for rule in RULES}
 
 
 def test_a_run_knows_its_findings() -> None:

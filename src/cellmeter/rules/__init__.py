@@ -113,20 +113,19 @@ def judge(run: Run, rules: Sequence[Rule] | None = None, prices: Prices | None =
         settings = load_settings()
         rules = configured(settings.rules) if rules is None else rules
         prices = settings.prices if prices is None else prices
-    outcomes = [(rule.id, _outcome(rule, run)) for rule in rules]
-    everything = [finding for _, outcome in outcomes for finding in outcome.findings]
-    told = [finding for finding in everything if explained_by(finding, everything) is None]
+    outcomes = {rule.id: _outcome(rule, run) for rule in rules}
+    found = {rule: outcome.findings for rule, outcome in outcomes.items()}
+    told_by = {rule: [explained_by(finding, found) for finding in findings] for rule, findings in found.items()}
+    told = [f for rule in found for f, by in zip(found[rule], told_by[rule], strict=True) if by is None]
     findings = [priced(finding, prices) for finding in merged(run, told)]
-    checked = tuple(Checked(rule, outcome.outcome, _reason(outcome, told, everything)) for rule, outcome in outcomes)
-    return Judgement(tuple(sorted(findings, key=lambda finding: finding.badness)), checked)
+    checked = [Checked(rule, outcome.outcome, _reason(outcome, told_by[rule])) for rule, outcome in outcomes.items()]
+    return Judgement(tuple(sorted(findings, key=lambda finding: finding.badness)), tuple(checked))
 
 
-def _reason(outcome: Outcome, told: Sequence[Finding], everything: Sequence[Finding]) -> str | None:
-    """Where a finding of another rule tells of all that a rule found, its name."""
-    if not outcome.findings or any(finding in told for finding in outcome.findings):
-        return outcome.reason
-    names = dict.fromkeys(explained_by(finding, everything) or "" for finding in outcome.findings)
-    return f"told by {' and '.join(names)}"
+def _reason(outcome: Outcome, told_by: Sequence[str | None]) -> str | None:
+    """Where findings of other rules tell of all that a rule found, their names."""
+    names = [name for name in dict.fromkeys(told_by) if name is not None]
+    return outcome.reason if None in told_by or not names else f"told by {' and '.join(names)}"
 
 
 def _outcome(rule: Rule, run: Run) -> Outcome:

@@ -9,6 +9,7 @@ from cellmeter.rules.observed import ENOUGH, Observed, Stretch, at_times, cell_e
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import Outcome, not_applicable, unknown
 from cellmeter.rules.units import percent_text, seconds_text
+from cellmeter.run import known
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +76,15 @@ class Busy:
 
 
 def busy_part(run: Run, device: Device, cell: Cell, least_seconds: float) -> Busy | Outcome:
-    """The busy part of a cell on a GPU of the kernel's own, or why there is none to judge."""
+    """The busy part of a cell on a GPU of the kernel's own, or why there is none to judge. Several rules ask for it."""
+    key = ("busy", device.id, cell.seq, least_seconds)
+    if key not in run.memo:
+        run.memo[key] = _busy_part(run, device, cell, least_seconds)
+    found: Busy | Outcome = run.memo[key]
+    return found
+
+
+def _busy_part(run: Run, device: Device, cell: Cell, least_seconds: float) -> Busy | Outcome:
     end = cell_end(run, cell)
     too_short = not_applicable(f"no cell with {seconds_text(least_seconds)} of GPU work")
     if end - cell.start < least_seconds:
@@ -98,11 +107,12 @@ def busy_part(run: Run, device: Device, cell: Cell, least_seconds: float) -> Bus
 
 def use_metric(run: Run, device: Device) -> str:
     """What tells whether a GPU works: its utilisation, or SM activity where there is no other, as on MIG instances."""
-    for metric in (UTILIZATION, SM_ACTIVE):
-        values = run.series(metric, device.id).values
-        if (values == values).any():  # not all NaN
-            return metric
-    return UTILIZATION
+    key = ("use", device.id)
+    if key not in run.memo:
+        read = [metric for metric in (UTILIZATION, SM_ACTIVE) if len(known(run.series(metric, device.id).values))]
+        run.memo[key] = read[0] if read else UTILIZATION
+    metric: str = run.memo[key]
+    return metric
 
 
 def why_missing(run: Run, device: Device, readings: Observed) -> str:

@@ -40,17 +40,17 @@ EXPLAINED_BY: Mapping[str, tuple[Explains, ...]] = {
 MEMORY_SUBJECTS = frozenset({"process", "cgroup", "host"})  # three views of the same memory
 
 
-def explained_by(finding: Finding, findings: Sequence[Finding]) -> str | None:
+def explained_by(finding: Finding, by_rule: Mapping[str, Sequence[Finding]]) -> str | None:
     """The rule that tells of the same problem, if its findings are about all of a finding's cells."""
     for explains in EXPLAINED_BY.get(finding.rule, ()):
-        others = [other for other in findings if _tells(explains, other, finding)]
+        others = [other for other in by_rule.get(explains.rule, ()) if _tells(explains, other, finding)]
         if others and set(finding.cells) <= {seq for other in others for seq in other.cells}:
             return explains.rule
     return None
 
 
 def _tells(explains: Explains, other: Finding, finding: Finding) -> bool:
-    if other.rule != explains.rule or explains.cause not in (None, other.cause):
+    if explains.cause not in (None, other.cause):
         return False
     return explains.anything or _things(finding) <= _things(other)
 
