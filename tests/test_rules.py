@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 from builders import GIB, MIB, NAN, CellPlan, GpuWork, a_cell, a_device, a_run, bursts, come_late, hump, without
@@ -422,6 +422,15 @@ def test_explanations_name_rules_that_exist() -> None:
 def test_a_run_knows_its_findings() -> None:
     run = a_run(spike(8 * GIB))
     assert run.findings() == list(cellmeter.judge(run).findings)
+
+
+def test_the_documentation_has_every_rule_and_every_threshold_as_it_is() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "rules.md").read_text()
+    for rule in RULES:
+        assert f"| `{rule.id}` | " in text
+        for threshold in fields(cast(Any, rule)):
+            default = f"{threshold.default:{'.0f' if threshold.name.endswith('_bytes') else 'g'}}"
+            assert f"`{threshold.name}` {default}" in text, rule.id
 
 
 def test_rules_declare_metrics_of_the_catalogue() -> None:

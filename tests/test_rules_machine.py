@@ -192,9 +192,12 @@ def test_a_gpu_at_work_is_what_one_core_is_for(work: GpuWork, mine: bool | None,
     [
         pytest.param({"throttled": 0.2}, "found", id="a fifth of the periods"),
         pytest.param({"throttled": 0.05}, "clear", id="a twentieth"),
-        pytest.param({"runnable": 20, "cpu_pressure": 0.5}, "found", id="2.5 tasks a core, and they wait"),
-        pytest.param({"runnable": 20, "cpu_pressure": 0.1}, "clear", id="others' tasks"),
-        pytest.param({"runnable": 12, "cpu_pressure": 0.5}, "clear", id="1.5 tasks a core"),
+        pytest.param(
+            {"runnable": 20, "cpu_pressure": 0.5, "cores": 7.8}, "found", id="2.5 tasks a core, and they wait"
+        ),
+        pytest.param({"runnable": 20, "cpu_pressure": 0.1, "cores": 7.8}, "clear", id="its own tasks need not wait"),
+        pytest.param({"runnable": 12, "cpu_pressure": 0.5, "cores": 7.8}, "clear", id="1.5 tasks a core"),
+        pytest.param({"runnable": 20, "cpu_pressure": 0.5, "cores": 1.0}, "clear", id="others' tasks"),
         pytest.param({"throttled": 0.9, "seconds": 8}, "not-applicable", id="a short cell"),
     ],
 )

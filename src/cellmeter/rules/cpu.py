@@ -79,7 +79,7 @@ class CpuOneCore(Rule):
             cause=None,
             start=worst[0].start,
             end=worst[0].end,
-            fact=f"{titles([one.cell for one in worst])} kept one of {cores_text(cores)} cores busy for "
+            fact=f"{titles([one.cell for one in worst])} kept one of {cores:g} cores busy for "
             f"{seconds_text(total)}{' together' if len(worst) > 1 else ''}, while the others had nothing to do.",
             consequence=f"At best {percent_text(100 / cores)} of the CPU was used.",
             advice="Use whole-array operations (NumPy, Polars) instead of loops; where the work splits, joblib, "
@@ -135,7 +135,9 @@ class CpuOversubscribed(Rule):
     runnable_ratio: float = 2.0
     """... or this many runnable tasks a core ..."""
     pressure_share: float = 0.25
-    """... with this share of the time in which tasks of the own control group waited for a core."""
+    """... with this share of the time in which tasks of the own control group waited for a core ..."""
+    own_share: float = 0.5
+    """... while the kernel used this share of its cores itself: else it is others that it waits for."""
 
     def check(self, run: Run) -> Outcome:
         """One outcome a cell."""
@@ -157,9 +159,11 @@ class CpuOversubscribed(Rule):
         if not len(pressure.values) or not len(runnable.values) or cores is None:
             if throttled is not None:
                 return CLEAR
-            return unknown(reason_for(run, "cgroup.pressure.cpu", "cgroup"))
+            return unknown("it has no CPU quota, and how long its control group waits for cores is not known")
         waited, ratio = pressure.mean(), runnable.mean() / cores.value
-        if waited <= self.pressure_share or ratio <= self.runnable_ratio:
+        used = observed(run, USAGE, "process", cell.start, end)
+        own = len(used.values) > 0 and used.mean() >= self.own_share * cores.value
+        if waited <= self.pressure_share or ratio <= self.runnable_ratio or not own:
             return CLEAR
         what = (
             f"had {runnable.mean():.0f} tasks to run on {cores_text(cores.value)} cores, and some waited for a core in "

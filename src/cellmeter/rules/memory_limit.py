@@ -37,7 +37,7 @@ class MemoryGrowth(Rule):
     """The same cell must have kept memory this many times in a row, to the last ..."""
     limit_share: float = 0.01
     """... each time more than this share of the limit ..."""
-    least_bytes: float = 32.0 * MIB
+    least_bytes: float = 48.0 * MIB
     """... and more than this."""
     slope_seconds: float = 60.0
     """Least length of a cell for its slope to mean anything."""
