@@ -174,7 +174,7 @@ def test_what_the_clock_lost_is_waste() -> None:
         "clock": bursts(4, 2, 900) if False else lambda t: 900 if t % 4 < 2 else 1800,
     }
     finding = the_finding(alone(utilization=95, **work), "gpu-throttled")
-    assert finding.waste.gpu_seconds == pytest.approx(0.5 * 60 * 0.25, rel=0.1)
+    assert finding.waste.gpu_seconds == pytest.approx(0.5 * 60 * 0.5, rel=0.1)
 
 
 def test_throttling_that_explains_low_use_is_told_with_it() -> None:

@@ -257,6 +257,7 @@ def one(use: Signal, **more: object) -> list[Gpu]:
 
 
 WAITS = bursts(4, 1, 95)
+EIGHT = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 ONE = {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 SCENES = {
@@ -293,6 +294,19 @@ SCENES = {
     "too-hot": Scene(train(40), one(96, reasons=bursts(4, 1.5, 0x40), clock=bursts(4, 1.5, 1200, 1755))),
     "hot-once": Scene(train(60), one(96, reasons=during(20, 23, 0x40))),
     "power-cap": Scene(train(40), one(97, reasons=0x4)),
+    "power-brake": Scene(train(40), one(95, reasons=during(10, 30, 0x80), clock=during(10, 30, 600, 1755))),
+    "eight-uneven": Scene(train(40), [Gpu(95), *[Gpu(41)] * 7], EIGHT),
+    "eight-waiting": Scene(train(40, LOADER), [Gpu(WAITS)] * 8, EIGHT, cores=bursts(4, 1, 0.5, 8.0), children=8),
+    "eight-at-work": Scene(train(40), [Gpu(88 + n) for n in range(8)], EIGHT),
+    "held-between-cells": Scene(
+        [(3, 43, TRAIN), (1900, 1905, "print(history)")], one(during(3, 43, 92)), ONE, 0.2, after=60
+    ),
+    "small-kernels": Scene(train(40), one(86, gpm={SM: bursts(3, 1, 55, 30), DRAM: 22})),
+    "loads-and-serves": Scene(
+        [(3, 30, "llm = LLM(model)"), (33, 80, "llm.generate(prompts)")],
+        one(during(34, 79, 90), used=lambda t: min(16, t) if t < 24 else 74.5, gpm={SM: during(34, 79, 60), DRAM: 70}),
+    ),
+    "validates-in-between": Scene(train(60), one(lambda t: 0 if t % 20 > 13 else 94)),
     "batch-too-large": Scene(train(40), one(92, used=during(20, 26, 70, 14))),
     "shared-server-pandas": Scene(
         [(3, 60, "import pandas as pd"), (63, 380, "df.groupby('key').mean()")],

@@ -118,6 +118,8 @@ WEIGHTS = [
 WORK = {
     "spike": Work([HOLD, "hold(700).sum(); time.sleep(0.5)", "time.sleep(1)"]),
     "spike-small": Work([HOLD, "hold(200).sum(); time.sleep(0.5)", "time.sleep(1)"]),
+    "spike-between-samples": Work([HOLD, "x = hold(500)[0]", "time.sleep(1)"], rate=1),
+    "retained-over-half": Work([HOLD, "frame = hold(600); time.sleep(1)", "time.sleep(1)"], memory=1024 * MIB),
     "retained": Work([HOLD, "frame = hold(700); time.sleep(1)", "time.sleep(1)"]),
     "retained-small": Work([HOLD, "frame = hold(180); time.sleep(1)", "time.sleep(1)"]),
     "leak-repeated": Work([HOLD, *[LEAK] * 4], memory=2048 * MIB),
@@ -140,7 +142,7 @@ WORK = {
     "quota": Work([TWO.format(seconds=14)], cores=0.7, first=True),
     "quota-enough": Work([SPIN.format(seconds=14)], cores=1.5, first=True),
     "slow-disk": Work([FILE.format(mib=40), COLD, SLOWLY.format(other="pass")], read_rate=3 * MIB),
-    "slow-disk-and-work": Work([FILE.format(mib=20), COLD, SLOWLY.format(other="sum(range(30_000_000))")], read_rate=3 * MIB),
+    "slow-disk-and-work": Work([FILE.format(mib=32), COLD, SLOWLY.format(other="sum(range(13_000_000))")], read_rate=3 * MIB),
     "pandas": Work(PANDAS),
     "plotting": Work(PLOTTING),
     "sklearn": Work(SKLEARN, limits=EIGHT_CORES),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cellmeter.rules.busy import DRAM_ACTIVE, SM_ACTIVE, UTILIZATION, Busy, busy_part, no_gpu, use_metric, why_missing
 from cellmeter.rules.causes import THROTTLE_BITS, throttled_share
-from cellmeter.rules.observed import ENOUGH, cell_end, observed, top_cells
+from cellmeter.rules.observed import ENOUGH, at_times, cell_end, observed, top_cells
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import (
     CLEAR,
@@ -248,7 +248,7 @@ class GpuThrottled(Rule):
     def _finding(self, busy: Busy, share: float) -> Finding:
         slower = _slowed(busy)
         wasted = share * busy.seconds * (slower or 0.0)
-        clock = f", by {percent_text(100 * slower)} of the best seen" if slower else ""
+        clock = f", to {percent_text(100 - 100 * slower)} of the best seen" if slower else ""
         lost = f"{wasted:.0f} GPU-seconds were lost to it." if wasted else "How much that cost cannot be told."
         return self._about(
             busy,
@@ -291,6 +291,11 @@ class GpuThrottled(Rule):
 
 
 def _slowed(busy: Busy) -> float | None:
-    """How far the mean clock at work lay below the best of the run, 0 to 1."""
-    clocks, best = busy.while_working(CLOCK), known(busy.run.series(CLOCK, busy.device.id).values)
-    return max(0.0, 1 - float(clocks.mean() / best.max())) if len(clocks) and best.max() > 0 else None
+    """How far the clock lay below the best of the run while it was held down, 0 to 1."""
+    import numpy as np
+
+    times, device = busy.readings.time[~busy.idle], busy.device.id
+    reasons, clocks = (at_times(busy.run, metric, device, times) for metric in (REASONS, CLOCK))
+    held = ~np.isnan(reasons) & ~np.isnan(clocks) & ((np.nan_to_num(reasons).astype(np.int64) & THROTTLE_BITS) != 0)
+    best = known(busy.run.series(CLOCK, device).values)
+    return max(0.0, 1 - float(clocks[held].mean() / best.max())) if held.any() and best.max() > 0 else None

@@ -73,6 +73,7 @@ def _one(run: Run, group: Sequence[Finding]) -> Finding:
         return worst
     seqs = list(dict.fromkeys(seq for finding in group for seq in finding.cells))
     subjects = list(dict.fromkeys(s for finding in group for s in (finding.subject, *finding.also)))
+    subjects[1:] = sorted(subjects[1:], key=lambda name: (len(name), name))  # gpu2 before gpu10
     cells = {cell.seq: cell for cell in run.cells}
     also_cells = sorted(seq for seq in seqs if seq not in worst.cells and seq in cells)
     also = [f"in {titles([cells[seq] for seq in also_cells])}"] if also_cells else []
