@@ -285,6 +285,19 @@ def test_contexts_tell_where_their_memory_is_not_known() -> None:
     assert outcome(replace(run, segments=tuple(segments)), "gpu-underused").outcome == "found"
 
 
+@pytest.mark.parametrize("rule", ["gpu-underused", "gpu-hollow", "gpu-throttled"])
+def test_a_gpu_that_came_late_is_judged_from_then_on(rule: str) -> None:
+    """It came after 30 s of 60: what was before is no missing reading."""
+    bad = {"gpu-underused": {"utilization": 20}, "gpu-hollow": {"utilization": 95, "active": 9}}
+    work = bad.get(rule, {"utilization": 95, "reasons": 0x40})
+    late = {name: lambda t, value=value: value if t > 30 else NAN for name, value in work.items()}
+    run = alone(**late)
+    assert outcome(run, rule).outcome == "unknown"
+    since = replace(run, devices=(replace(run.devices[0], since=32.0),))
+    assert outcome(since, rule).outcome == "found"
+    assert outcome(replace(run, devices=(replace(run.devices[0], since=70.0),)), rule).outcome == "not-applicable"
+
+
 # ── told once ──
 
 

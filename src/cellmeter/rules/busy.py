@@ -85,17 +85,17 @@ def busy_part(run: Run, device: Device, cell: Cell, least_seconds: float) -> Bus
 
 
 def _busy_part(run: Run, device: Device, cell: Cell, least_seconds: float) -> Busy | Outcome:
-    end = cell_end(run, cell)
+    start, end = max(cell.start, device.since), cell_end(run, cell)
     too_short = not_applicable(f"no cell with {seconds_text(least_seconds)} of GPU work")
-    if end - cell.start < least_seconds:
+    if end - start < least_seconds:
         return too_short
     metric = use_metric(run, device)
-    readings = observed(run, metric, device.id, cell.start, end)
+    readings = observed(run, metric, device.id, start, end)
     working = readings.values > 0
-    seen = readings.total >= ENOUGH * (end - cell.start)
+    seen = readings.total >= ENOUGH * (end - start)
     if seen and not working.any():
         return too_short
-    obstacle = ownership(run, device, cell.start, end).obstacle()
+    obstacle = ownership(run, device, start, end).obstacle()
     if obstacle is not None:
         return obstacle
     if not seen:

@@ -109,9 +109,10 @@ def _gpu_works(run: Run, cell: Cell, times: NDArray[np.float64]) -> NDArray[np.b
 
     works = np.zeros(len(times), bool)
     for device in run.devices:
-        if ownership(run, device, cell.start, cell_end(run, cell)).whose != "not-mine":
+        start, end = max(cell.start, device.since), cell_end(run, cell)
+        if start < end and ownership(run, device, start, end).whose != "not-mine":
             used = at_times(run, use_metric(run, device), device.id, times)
-            works |= ~(used < IDLE_PERCENT)  # unknown is no rest
+            works |= ~(used < IDLE_PERCENT) & (times >= start)  # unknown is no rest
     return works
 
 

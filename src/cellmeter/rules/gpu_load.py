@@ -158,7 +158,8 @@ class GpuImbalance(Rule):
         alone = not_applicable("no cell held two GPUs")
         if end - cell.start < self.busy_seconds:
             return alone
-        whose = {device: ownership(run, device, cell.start, end) for device in run.devices}
+        there = [device for device in run.devices if device.since < end]
+        whose = {device: ownership(run, device, max(cell.start, device.since), end) for device in there}
         held = [device for device, owner in whose.items() if owner.context]
         unclear = next((o for o in whose.values() if o.whose in ("shared", "unknown") and o.context is not False), None)
         if len(held) < 2:
@@ -169,9 +170,10 @@ class GpuImbalance(Rule):
 
     def _held(self, run: Run, cell: Cell, held: list[Device]) -> Outcome:
         end = cell_end(run, cell)
-        readings = [observed(run, use_metric(run, device), device.id, cell.start, end) for device in held]
+        first = max(cell.start, *(device.since for device in held))
+        readings = [observed(run, use_metric(run, device), device.id, first, end) for device in held]
         for device, one in zip(held, readings, strict=True):
-            if one.total < ENOUGH * (end - cell.start):
+            if one.total < ENOUGH * (end - first):
                 return unknown(f"{device.id}: {why_missing(run, device, one)}")
         busy = [one.where(one.values > 0) for one in readings]
         start = min((one.start for one in busy if len(one.time)), default=end)

@@ -61,14 +61,14 @@ class GpuMemoryHeld(Rule):
         return combined((self._device(run, device) for device in run.devices), no_gpu(run))
 
     def _device(self, run: Run, device: Device) -> Outcome:
-        held = observed(run, HELD, device.id, 0.0, run.duration)
+        held = observed(run, HELD, device.id, device.since, run.duration)
         if not (held.values > self.least_bytes).any():
             if device.mine is False:
                 return not_applicable(f"{device.id} is not visible to this kernel")
-            if held.total < ENOUGH * run.duration:
+            if held.total < ENOUGH * (run.duration - device.since):
                 return unknown(f"{device.id}: {reason_for(run, HELD, device.id)}")
             return not_applicable(f"this kernel held no {bytes_text(self.least_bytes)} of device memory")
-        used = observed(run, use_metric(run, device), device.id, 0.0, run.duration)
+        used = observed(run, use_metric(run, device), device.id, device.since, run.duration)
         rest = self._longest_rest(held, used)
         if rest.end - rest.start < self.idle_seconds:
             return CLEAR
@@ -139,13 +139,15 @@ class GpuMemoryNearLimit(Rule):
     def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
         import numpy as np
 
-        end = cell_end(run, cell)
-        memory = observed(run, USED, device.id, cell.start, end).values
+        start, end = max(cell.start, device.since), cell_end(run, cell)
+        if end <= start:
+            return not_applicable(f"{device.id} came after all cells")
+        memory = observed(run, USED, device.id, start, end).values
         if not device.memory_bytes or not len(memory):
             return unknown(f"{device.id}: {reason_for(run, USED, device.id)}")
         if memory.max() < self.limit_share * device.memory_bytes:
             return CLEAR
-        obstacle = ownership(run, device, cell.start, end).obstacle()
+        obstacle = ownership(run, device, start, end).obstacle()
         if obstacle is not None:
             return obstacle
         steps, free = np.diff(memory), device.memory_bytes - memory[:-1]

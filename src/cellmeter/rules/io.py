@@ -84,8 +84,9 @@ class IoBound(Rule):
 
 def _gpu_worked(run: Run, cell: Cell, end: float) -> bool:
     for device in run.devices:
-        if ownership(run, device, cell.start, end).whose != "not-mine":
-            used = observed(run, use_metric(run, device), device.id, cell.start, end)
+        start = max(cell.start, device.since)
+        if start < end and ownership(run, device, start, end).whose != "not-mine":
+            used = observed(run, use_metric(run, device), device.id, start, end)
             if len(used.values) and used.mean() >= IDLE_PERCENT:
                 return True
     return False
