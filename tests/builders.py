@@ -37,6 +37,10 @@ class GpuWork:
     memory: Signal = float(2 * GIB)
     power: Signal = 100.0
     reasons: Signal = 0.0
+    clock: Signal = 1755.0
+    active: Signal = NAN
+    dram: Signal = NAN
+    pcie: Signal = NAN
 
 
 RESTING = GpuWork(context=0.0, memory=float(MIB), power=50.0)
@@ -52,6 +56,16 @@ class CellPlan:
     cores: Signal = 0.1
     children: Signal = 0.0
     disk_read: Signal = 0.0
+    disk_written: Signal = 0.0
+    received: Signal = 0.0
+    blocked: Signal = 0.0
+    group: Signal | None = None
+    host_memory: Signal = float(20 * GIB)
+    throttled: Signal = 0.0
+    cpu_pressure: Signal = 0.0
+    runnable: Signal = 1.0
+    free: Signal = float(500 * GIB)
+    hash: str = ""
     gpu: Mapping[str, GpuWork] = field(default_factory=dict)
     peak: int | None = None
     peak_unknown: str | None = None
@@ -114,6 +128,17 @@ def _columns(devices: Sequence[Device]) -> dict[Column, Callable[[_Moment], floa
         Column("process.cpu.time", "process", "s"): lambda m: _value(m.plan.cores, m.since),
         Column("process.disk.read", "process", "By"): lambda m: _value(m.plan.disk_read, m.since),
         Column("host.disk.read", "host", "By"): lambda m: _value(m.plan.disk_read, m.since),
+        Column("process.disk.written", "process", "By"): lambda m: _value(m.plan.disk_written, m.since),
+        Column("process.tree.memory.rss", "process", "By"): lambda m: _value(m.plan.rss, m.since),
+        Column("process.io.blocked", "process", "1"): lambda m: _value(m.plan.blocked, m.since),
+        Column("cgroup.memory.anon", "cgroup", "By"): _of_group,
+        Column("host.memory.used", "host", "By"): lambda m: _value(m.plan.host_memory, m.since),
+        Column("host.network.received", "host", "By"): lambda m: _value(m.plan.received, m.since),
+        Column("cgroup.cpu.periods", "cgroup", "1"): lambda m: 10.0,
+        Column("cgroup.cpu.throttled.periods", "cgroup", "1"): lambda m: 10.0 * _value(m.plan.throttled, m.since),
+        Column("cgroup.cpu.throttled.time", "cgroup", "s"): lambda m: _value(m.plan.throttled, m.since),
+        Column("cgroup.pressure.cpu.time", "cgroup", "s"): lambda m: _value(m.plan.cpu_pressure, m.since),
+        Column("host.tasks.runnable", "host", "1"): lambda m: _value(m.plan.runnable, m.since),
         Column("recorder.cpu.time", "recorder", "s"): lambda m: 0.004,
     }
     for device in devices:
@@ -123,16 +148,41 @@ def _columns(devices: Sequence[Device]) -> dict[Column, Callable[[_Moment], floa
             ("gpu.power", "W", "power"),
             ("gpu.event_reasons", "1", "reasons"),
             ("gpu.energy", "J", "power"),
+            ("gpu.clock.sm", "MHz", "clock"),
+            ("gpu.sm.active", "%", "active"),
+            ("gpu.dram.active", "%", "dram"),
+            ("gpu.pcie.received", "By/s", "pcie"),
         ):
             columns[Column(metric, device.id, unit)] = _of_gpu(device.id, name)
     return columns
+
+
+def _of_group(moment: _Moment) -> float:
+    plan = moment.plan
+    return _value(plan.rss if plan.group is None else plan.group, moment.since)
 
 
 def _of_gpu(gpu: str, name: str) -> Callable[[_Moment], float]:
     return lambda m: _value(getattr(m.plan.gpu.get(gpu, RESTING), name), m.since)
 
 
-COUNTERS = {"process.cpu.time", "process.disk.read", "host.disk.read", "recorder.cpu.time", "gpu.energy"}
+COUNTERS = {
+    "process.cpu.time",
+    "process.disk.read",
+    "process.disk.written",
+    "host.disk.read",
+    "host.network.received",
+    "cgroup.cpu.periods",
+    "cgroup.cpu.throttled.periods",
+    "cgroup.cpu.throttled.time",
+    "cgroup.pressure.cpu.time",
+    "recorder.cpu.time",
+    "gpu.energy",
+}
+DISK = {
+    Column("host.filesystem.free", "/home", "By"): lambda m: _value(m.plan.free, m.since),
+    Column("host.filesystem.size", "/home", "By"): lambda m: float(1000 * GIB),
+}
 
 
 def _segment(stream: str, columns: Mapping[Column, Callable[[_Moment], float]], moments: Sequence[_Moment]) -> Segment:
@@ -164,6 +214,7 @@ def _cells(plans: Sequence[CellPlan], pause: float, rate: float) -> tuple[Cell, 
                 execution_count=seq,
                 label=plan.label,
                 first_line=plan.first_line,
+                source_hash=plan.hash,
                 peak_rss_bytes=peak,
                 peak_unknown=plan.peak_unknown,
             )
@@ -182,6 +233,8 @@ def a_run(
     gaps: tuple[Gap, ...] = (),
     notebook: str | None = "/home/ada/train.ipynb",
     host_name: str = "node7",
+    cores: float = 8.0,
+    limit_source: str = "cgroup",
 ) -> Run:
     """The run of a timetable, with ``pause`` seconds around each cell. ``limit_bytes`` None: the limit is unknown."""
     moments = _moments(plans, pause, rate_hz)
@@ -194,12 +247,13 @@ def a_run(
             ("gpu.foreign.processes", "1", "foreign"),
         )
     }
-    segments = [_segment("main", _columns(devices), moments)]
+    minutes = [m for i, m in enumerate(moments) if i == 0 or int(m.time / 60) != int(moments[i - 1].time / 60)]
+    segments = [_segment("main", _columns(devices), moments), _segment("filesystems", DISK, minutes)]
     if lists:
         segments.append(_segment("gpu-processes", lists, listed))
-    limits = {"cpu_cores": Limit(8.0, "cpuset")}
+    limits = {"cpu_cores": Limit(cores, "cpuset")}
     if limit_bytes is not None:
-        limits["memory_bytes"] = Limit(limit_bytes, "cgroup")
+        limits["memory_bytes"] = Limit(limit_bytes, limit_source)
     duration = sum(plan.seconds + pause for plan in plans) + pause
     return Run(
         id="20260301T120000Z-0a1b2c",

@@ -18,6 +18,8 @@ from jupyter_client.manager import KernelManager
 from cellmeter.run import Run
 from cellmeter.store import HEADER, is_open, read_header, read_run, run_folders
 
+os.environ["CELLMETER_CONFIG"] = os.devnull  # the settings of whoever runs the tests have no say in them
+
 REPOSITORY = Path(__file__).parents[1]
 OLDER = REPOSITORY / ".venv" / "older"  # ipykernel 6 and IPython 8, put there by the Makefile
 WAIT_SECONDS = 20.0

@@ -57,6 +57,12 @@ def test_slowdown(tmp_path: Path) -> None:
     assert len(_bench("slowdown", tmp_path)) == 2
 
 
+def test_labelled(tmp_path: Path) -> None:
+    (lines,) = _bench("labelled", tmp_path).values()
+    assert len(lines) == 32
+    assert all(line["met"] for line in lines)
+
+
 def test_load(tmp_path: Path) -> None:
     loading, cells = _bench("load", tmp_path).values()
     assert loading[0]["metric"] == "%load_ext, wall time"

@@ -122,6 +122,7 @@ def test_the_json_report_has_the_documented_keys(busy: Run) -> None:
             "advice",
             "evidence",
             "waste",
+            "also",
         ]
     )
     assert fields["run"]["limits"]["memory_bytes"] == {"value": 64 * GIB, "from": "cgroup"}
@@ -149,7 +150,7 @@ def test_the_text_report_says_what_to_fix_first_and_fits_the_terminal(busy: Run)
     text = export.render(busy, "text")
     assert "Fix first: load needed 39.0 GiB" in text
     assert text.index("CRITICAL") < text.index("WARNING")
-    assert "Not judged" not in text
+    assert "not applicable: the run is shorter than 30 min" in text
     assert "% of one core" in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -157,18 +158,19 @@ def test_the_text_report_says_what_to_fix_first_and_fits_the_terminal(busy: Run)
 def test_the_text_report_says_what_was_not_judged_and_why() -> None:
     blind = without(a_run(a_cell(60), devices=[a_device(mine=True)]), "gpu.utilization", "gpu0", "MIG: not supported")
     text = export.render(blind, "text")
-    assert re.search(r"gpu-underused +unknown: gpu0: MIG: not supported", text)
+    assert re.search(r"gpu-underused, gpu-hollow, gpu-throttled +unknown: gpu0: MIG: not supported", text)
     assert re.search(r"gpu-unused +not applicable: less than 5 min of cells", text)
 
 
 def test_no_more_than_ten_findings_are_shown_and_the_rest_is_counted() -> None:
-    spikes = [a_cell(6, rss=hump(GIB, 20 * GIB, 2, 4)) for _ in range(12)]
+    run = a_run(a_cell(6, rss=hump(GIB, 20 * GIB, 2, 4)))
+    spikes = Judgement(judge(run).findings * 12, ())
     for format in ("text", "md"):
-        assert "and 2 more" in export.render(a_run(*spikes), format)
+        assert "and 2 more" in export.render(run, format, spikes)
 
 
 def test_a_clean_run_is_said_to_be_clean_as_far_as_could_be_seen() -> None:
-    assert "Nothing found by the 2 rules that apply." in export.render(a_run(a_cell(5)), "text")
+    assert "Nothing found by the 5 rules that apply." in export.render(a_run(a_cell(5)), "text")
     assert "There was nothing to judge." in export.render(a_run(), "text")
     nothing = Judgement((), (Checked("memory-spike", "error", "ZeroDivisionError"),))
     assert "Nothing could be judged." in export.render(a_run(), "text", nothing)

@@ -15,6 +15,8 @@ from conftest import wait_until
 
 from cellmeter.run import Limit
 from cellmeter.sources.cgroup import CgroupPart, cpu_quota, find_group, limits, memory_limit
+from cellmeter.sources.death import is_exiting
+from cellmeter.sources.filesystems import Filesystems, mounts, working_folders
 from cellmeter.sources.linux import Cores, HostPart, ProcessPart, descendants, host, open_linux
 from cellmeter.sources.portable import Portable, PortableCores, portable_host
 from cellmeter.sources.pressure import PressurePart
@@ -223,7 +225,9 @@ class Tree:
 def test_cgroup_v2(tmp_path: Path) -> None:
     tree = Tree(tmp_path, 2)
     tree.write(tree.folder, cgroup__controllers="cpu memory", memory__max="max\n", cpu__max="max 100000\n")
-    tree.write(tree.folder, memory__current="5000\n", memory__stat="anon 1\ninactive_file 2000\n")
+    tree.write(
+        tree.folder, memory__current="5000\n", memory__stat="anon 1100\nfile 2100\nshmem 30\ninactive_file 2000\n"
+    )
     tree.write(tree.folder, cpu__stat="usage_usec 2500000\nuser_usec 1\n")
     tree.write(tree.folder.parent, memory__max="4096000\n", cpu__max="150000 100000\n")
     proc = str(tree.proc)
@@ -232,6 +236,7 @@ def test_cgroup_v2(tmp_path: Path) -> None:
     part = CgroupPart(7, proc)
     assert dict(zip((c.metric for c in part.columns), part.read(), strict=True)) == {
         "cgroup.memory.used": 3000.0,
+        "cgroup.memory.anon": 1130.0,
         "cgroup.cpu.time": 2.5,
     }
     part.close()
@@ -251,13 +256,17 @@ def test_pressure_is_read_once_a_second_in_a_stream_of_its_own() -> None:
 def test_cgroup_v1_in_a_container(tmp_path: Path) -> None:
     tree = Tree(tmp_path, 1, path="/docker/abc", mount_root="/docker/abc")
     tree.write(tree.mount, memory__limit_in_bytes="9223372036854771712\n", memory__usage_in_bytes="900\n")
-    tree.write(tree.mount, memory__stat="cache 1\ntotal_inactive_file 100\n", cpuacct__usage="3000000000\n")
+    tree.write(
+        tree.mount,
+        memory__stat="cache 1\ntotal_rss 500\ntotal_shmem 20\ntotal_inactive_file 100\n",
+        cpuacct__usage="3000000000\n",
+    )
     tree.write(tree.mount, cpu__cfs_quota_us="200000\n", cpu__cfs_period_us="100000\n")
     proc = str(tree.proc)
     assert memory_limit(7, proc) is None
     assert cpu_quota(7, proc) == 2.0
     part = CgroupPart(7, proc)
-    assert part.read() == [800.0, 3.0]
+    assert part.read() == [800.0, 520.0, 3.0]
     part.close()
 
 
@@ -295,3 +304,44 @@ def test_a_child_is_seen_by_the_next_reading(child: Callable[[], subprocess.Pope
     process.communicate()
     wait_until(lambda: process.pid not in (part.read(), part.pids)[1], "the child to be forgotten", 2)
     part.close()
+
+
+def test_file_systems_are_read_by_mount_point_and_each_once(tmp_path: Path) -> None:
+    assert mounts(["/", "/usr", "/proc"]) == ["/"], "/proc has no size"
+    source = Filesystems(["/"])
+    assert [tuple(column[:2]) for column in source.columns] == [
+        ("host.filesystem.free", "/"),
+        ("host.filesystem.size", "/"),
+    ]
+    free, size = source.read()
+    assert 0 < free < size == psutil.disk_usage("/").total
+    assert working_folders(os.getpid(), str(tmp_path))[0::2] == [str(Path.cwd()), str(tmp_path)]
+
+
+def test_a_file_system_that_does_not_answer_is_unknown(tmp_path: Path) -> None:
+    source = Filesystems(["/"])
+    source._mounts = [str(tmp_path / "gone")]
+    assert all(math.isnan(value) for value in source.read())
+
+
+def test_a_process_on_its_way_out_is_known(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    for flags, exiting in ((4194560, False), (4194560 | 4, True)):
+        (tmp_path / "7" / "stat").write_text(f"7 (py thon) R 1 7 7 0 -1 {flags} 0 0 0 0\n")
+        assert is_exiting(7, str(tmp_path)) is exiting
+    assert is_exiting(8, str(tmp_path)) is False
+
+
+def test_a_thread_that_waits_for_the_disk_is_seen(tmp_path: Path) -> None:
+    proc = tmp_path / "proc"
+    own = Path(f"/proc/{os.getpid()}")
+    (proc / "7").mkdir(parents=True)
+    for name in ("stat", "statm"):
+        (proc / "7" / name).write_text((own / name).read_text())
+    stat = (own / "stat").read_text()
+    for state, blocked in (("R", 0.0), ("D", 1.0)):
+        (proc / "7" / "stat").write_text(stat[: stat.rindex(")") + 2] + state + stat[stat.rindex(")") + 3 :])
+        part = ProcessPart(7, str(proc))
+        row = dict(zip((c.metric for c in part.columns), part.read(), strict=True))
+        assert row["process.io.blocked"] == blocked
+        part.close()

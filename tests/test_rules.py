@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 from builders import GIB, MIB, NAN, CellPlan, GpuWork, a_cell, a_device, a_run, bursts, come_late, hump, without
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 import cellmeter
 from cellmeter.errors import BadUsage
 from cellmeter.rules import RULES, Checked, Finding, Outcome, Rule, configured, judge
+from cellmeter.rules.gpu import GpuUnderused
+from cellmeter.rules.together import EXPLAINED_BY
 from cellmeter.run import Run
 
 
@@ -281,15 +285,16 @@ def test_num_workers_is_named_only_where_there_are_workers_or_a_loader() -> None
 
 def test_work_that_goes_on_after_the_cell_is_said() -> None:
     run = a_run(training(20), training(20), devices=[a_device()], pause=0.0)
-    assert ["went on" in finding.fact for finding in findings(run, "gpu-underused")] == [True, False]
+    parts = GpuUnderused().check(run).findings
+    assert ["went on" in finding.fact for finding in parts] == [True, False]
 
 
 def test_a_hole_in_the_record_is_not_counted_as_idle() -> None:
     run = a_run(training(90, 200), devices=[a_device()])
-    main, processes = run.segments
+    main, *others = run.segments
     seconds = (main.records["t"] - run.start_ns) * 1e-9
     kept = main.records[(seconds < 100) | (seconds > 180)]
-    holed = replace(run, segments=(replace(main, records=kept), processes))
+    holed = replace(run, segments=(replace(main, records=kept), *others))
     assert outcome(holed, "gpu-underused").outcome == "unknown"
 
 
@@ -321,7 +326,7 @@ def test_the_worst_comes_first() -> None:
     device = [a_device()]
     run = a_run(training(40), training(10, 400), training(10, 30), spike(40 * GIB), devices=device)
     ranks = [(finding.severity, finding.cells) for finding in judge(run).findings]
-    assert ranks == [("critical", (2,)), ("critical", (4,)), ("warning", (3,)), ("info", (1,))]
+    assert ranks == [("critical", (2, 3, 1)), ("critical", (4,))], "and the same advice is given once"
 
 
 def test_thresholds_can_be_set() -> None:
@@ -346,9 +351,86 @@ def test_a_threshold_that_does_not_exist_is_bad_use(
         configured(thresholds)
 
 
+def configured_by(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    monkeypatch.setenv("CELLMETER_CONFIG", str(tmp_path / "config.toml"))
+
+
+def test_thresholds_and_prices_come_from_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(training(51), devices=[a_device()])
+    assert judge(run).findings == ()
+    configured_by("[prices]\ngpu_hour = 2.5\n[rules.gpu-underused]\nmean_percent = 60", tmp_path, monkeypatch)
+    finding = the_finding(run, "gpu-underused")
+    assert finding.waste.cost == pytest.approx(60 * 0.49 / 3600 * 2.5, rel=0.02)
+    assert finding.consequence.endswith("That is $0.02, at $2.50 an hour.")
+
+
+def test_without_a_price_no_finding_speaks_of_money() -> None:
+    finding = the_finding(a_run(training(20), devices=[a_device()]), "gpu-underused")
+    assert finding.waste.cost is None
+    assert "$" not in finding.consequence
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rules = 3", "rules must be a table"),
+        ("[rules]\ngpu-unused = 3", "rules.gpu-unused must be a table"),
+        ("[rules.gpu-idle]\na = 1", "there is no rule 'gpu-idle'"),
+        ("[prices]\ngpu_minute = 1", "there is no price 'gpu_minute'"),
+        ("[prices]\ngpu_hour = -1", "prices.gpu_hour must be a number of at least 0"),
+        ("[prices]\ngpu_hour = true", "prices.gpu_hour must be a number"),
+        ("[prices]\ncurrency = 3", "prices.currency must be a text"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_one_line(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured_by(text, tmp_path, monkeypatch)
+    with pytest.raises(BadUsage, match=re.escape(message)):
+        judge(a_run())
+
+
+# ── one problem, one finding ──
+
+
+def test_the_same_advice_is_given_once_by_the_worst() -> None:
+    run = a_run(*[spike(height * GIB) for height in (2, 40, 8)])
+    finding = the_finding(run, "memory-spike")
+    assert (finding.cells, finding.severity) == ((2, 3, 1), "critical")
+    assert finding.fact.endswith("The same in In [1] and In [3].")
+    assert (finding.start, finding.end) == (run.cells[1].start, run.cells[1].end)
+
+
+def test_what_another_finding_explains_is_told_by_that_one() -> None:
+    run = a_run(a_cell(20, rss=hump(GIB, 60 * GIB, 5, 8)))
+    judgement = judge(run)
+    assert [finding.rule for finding in judgement.findings] == ["memory-spike"]
+    assert outcome(run, "memory-near-limit") == Checked("memory-near-limit", "found", "told by memory-spike")
+
+
+def test_a_finding_on_more_cells_than_the_other_explains_stays() -> None:
+    run = a_run(a_cell(20, rss=hump(58 * GIB, 63.9 * GIB, 5, 8)), a_cell(5, rss=59 * GIB))
+    assert "memory-near-limit" in [finding.rule for finding in judge(run).findings]
+
+
+def test_explanations_name_rules_that_exist() -> None:
+    named = {*EXPLAINED_BY, *(explains.rule for by in EXPLAINED_BY.values() for explains in by)}
+    assert named <= {rule.id for rule in RULES}
+
+
 def test_a_run_knows_its_findings() -> None:
     run = a_run(spike(8 * GIB))
     assert run.findings() == list(cellmeter.judge(run).findings)
+
+
+def test_the_documentation_has_every_rule_and_every_threshold_as_it_is() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "rules.md").read_text()
+    for rule in RULES:
+        assert f"| `{rule.id}` | " in text
+        for threshold in fields(cast(Any, rule)):
+            default = f"{threshold.default:{'.0f' if threshold.name.endswith('_bytes') else 'g'}}"
+            assert f"`{threshold.name}` {default}" in text, rule.id
 
 
 def test_rules_declare_metrics_of_the_catalogue() -> None:
@@ -381,7 +463,7 @@ def test_the_order_of_gpus_changes_no_verdict(percents: list[float]) -> None:
     names = [f"gpu{n}" for n in range(4)]
     cell = a_cell(30, gpu={name: GpuWork(p) for name, p in zip(names, percents, strict=True)})
     run = a_run(cell, devices=[a_device(name) for name in names], rate_hz=2)
-    means = {f.subject: round(f.evidence.value) for f in findings(run, "gpu-underused")}
+    means = {f.subject: round(f.evidence.value) for f in GpuUnderused().check(run).findings}
     assert means == {name: p for name, p in zip(names, percents, strict=True) if p < 50}
 
 

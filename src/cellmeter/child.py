@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from cellmeter import __version__
 from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, SystemClock
 from cellmeter.sources import Source
-from cellmeter.sources.death import OutOfMemoryKills, Verdict, judge_death, wait_status
+from cellmeter.sources.death import OutOfMemoryKills, Verdict, is_exiting, judge_death, wait_status
+from cellmeter.sources.filesystems import Filesystems, working_folders
 from cellmeter.sources.nvidia import open_nvidia
 from cellmeter.sources.peaks import CellPeaks
 from cellmeter.store import Writer, process_identity, prune
@@ -27,6 +29,7 @@ from cellmeter.store import Writer, process_identity, prune
 LINE_LIMIT = 1 << 20  # a line that never ends is dropped, not gathered for ever
 LOOK_SECONDS = 1.0
 SLOW_NS = 5_000_000
+KILL_LOOKS = 3  # a kill is counted before the process gets to die of it: on a busy machine, a look or two before
 PRUNE_SECONDS = 600.0
 REAPED_SECONDS = 0.5  # how long to wait for an exit status that only shows once the parent has reaped
 
@@ -88,7 +91,7 @@ class Child:
         if self._pidfd is not None:
             self._poll.register(self._pidfd, select.POLLIN)
         self._kills = OutOfMemoryKills(config.pid)
-        self._kills_before = self._kills.count()
+        self._kills_seen = deque([self._kills.count()], KILL_LOOKS)
         self._look_at = self._prune_at = 0.0
         self._died = False
         self._header_is_old = False
@@ -98,6 +101,7 @@ class Child:
         self._writer = Writer(Path(self._config.folder))
         clock = SystemClock()
         self._machine_sources, machine, pids = _open_machine(self._config.pid)
+        self._machine_sources.append(Filesystems(working_folders(self._config.pid, self._config.folder)))
         self._gpus = open_nvidia(pids, self._environ)
         self._peaks = CellPeaks(self._config.pid, pids)
         self._unavailable: dict[str, str] = machine.pop("unavailable")
@@ -217,7 +221,8 @@ class Child:
                 self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
         if now >= self._look_at and not self._died:
             self._look_at = now + LOOK_SECONDS
-            self._kills_before = self._kills.count()
+            if not is_exiting(self._config.pid):  # a large process takes seconds to go, its kill being counted already
+                self._kills_seen.append(self._kills.count())
             self._look_for_gpus()
             if self._header_is_old:
                 self._describe_gpus()
@@ -229,8 +234,8 @@ class Child:
         while status is None and time.monotonic() < until:
             time.sleep(0.005)
             status = wait_status(self._config.pid, self._pidfd)
-        kills = self._kills.count()
-        out_of_memory = kills is not None and self._kills_before is not None and kills > self._kills_before
+        kills, before = self._kills.count(), self._kills_seen[0]
+        out_of_memory = kills is not None and before is not None and kills > before
         return judge_death(status, self._goodbye, out_of_memory)
 
     def _end(self, verdict: Verdict, t_ns: int) -> None:

@@ -216,6 +216,11 @@ class Run:
     def _cache(self) -> dict[tuple[str, str], Series]:
         return {}
 
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What readers worked out of this run and will ask for again, by a key of theirs."""
+        return {}
+
     @property
     def sample_count(self) -> int:
         """Samples in the main stream."""
@@ -264,7 +269,11 @@ class Run:
 
     def usage(self, cell: Cell) -> CellUsage:
         """What a cell used, from its edges and its samples."""
-        return cell_usage(self, cell)
+        known = self.memo.get(("usage", cell.seq))
+        if known is None or known[0] is not cell:
+            known = self.memo["usage", cell.seq] = (cell, cell_usage(self, cell))
+        usage: CellUsage = known[1]
+        return usage
 
     def samples(self) -> pd.DataFrame:
         """The main stream as a DataFrame: one row a sample, indexed by seconds since the start.

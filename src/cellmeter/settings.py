@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,16 @@ from cellmeter.errors import BadUsage
 MIN_RATE_HZ = 0.1
 MAX_RATE_HZ = 100.0
 MIN_TOTAL_GIB = 0.01
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What an hour costs, in ``currency``. None: not said, and then no report speaks of money."""
+
+    gpu_hour: float | None = None
+    cpu_hour: float | None = None
+    memory_gb_hour: float | None = None
+    currency: str = "$"
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,10 @@ class Settings:
     """Recorded runs are kept up to this size together; the oldest go first, those being recorded never."""
     keep_source: bool = False
     """Keeps the full source of cells, not only its hash and first line: notebooks hold secrets."""
+    prices: Prices = Prices()
+    """What is paid, for what findings say of waste."""
+    rules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Other thresholds, by rule and name; whether there are such is checked where the rules are."""
 
 
 def checked_rate(rate_hz: float) -> float:
@@ -69,7 +83,32 @@ def _from_table(table: Mapping[str, Any], path: Path) -> Settings:
     for name, value in table.items():
         if name not in kinds:
             raise BadUsage(f"{path}: there is no setting {name!r}; there are {', '.join(kinds)}")
+        if name in ("prices", "rules"):
+            if not isinstance(value, dict):
+                raise BadUsage(f"{path}: {name} must be a table, [{name}], not {value!r}")
+            continue
         accepted = (int, float) if kinds[name] is float else kinds[name]
         if not isinstance(value, accepted) or (isinstance(value, bool) and kinds[name] is not bool):
             raise BadUsage(f"{path}: {name} must be a {kinds[name].__name__}, not {value!r}")
-    return Settings(**table)
+    tables = {"prices": _prices(table.get("prices", {}), path), "rules": _thresholds(table.get("rules", {}), path)}
+    return Settings(**{**table, **tables})
+
+
+def _prices(table: Mapping[str, Any], path: Path) -> Prices:
+    names = [field.name for field in fields(Prices)]
+    for name, value in table.items():
+        if name not in names:
+            raise BadUsage(f"{path}: there is no price {name!r}; there are {', '.join(names)}")
+        if name == "currency":
+            if not isinstance(value, str):
+                raise BadUsage(f"{path}: prices.currency must be a text, not {value!r}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise BadUsage(f"{path}: prices.{name} must be a number of at least 0, not {value!r}")
+    return Prices(**table)
+
+
+def _thresholds(table: Mapping[str, Any], path: Path) -> Mapping[str, Mapping[str, float]]:
+    for rule, values in table.items():
+        if not isinstance(values, dict):
+            raise BadUsage(f"{path}: rules.{rule} must be a table, [rules.{rule}], not {values!r}")
+    return table

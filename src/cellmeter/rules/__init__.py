@@ -1,7 +1,8 @@
 """The rules that judge a run, and :func:`judge`, which asks them all.
 
-A finding is a fact with its consequence and what to change, and carries its evidence. A rule that cannot tell says
-*unknown* with the reason; one that has nothing to look at says *not-applicable*; neither is ever *clear*.
+Thresholds and prices are the user's own (:mod:`cellmeter.settings`). A finding is a fact with its consequence and what to
+change, and carries its evidence. A rule that cannot tell says *unknown* with the reason; one that has nothing to look at
+says *not-applicable*; neither is ever *clear*.
 """
 
 from __future__ import annotations
@@ -11,9 +12,16 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from cellmeter.errors import BadUsage
+from cellmeter.rules.cpu import CpuOneCore, CpuOversubscribed
 from cellmeter.rules.gpu import GpuUnderused, GpuUnused
-from cellmeter.rules.memory import MemorySpike, OutOfMemory
+from cellmeter.rules.gpu_load import GpuHollow, GpuImbalance, GpuThrottled
+from cellmeter.rules.gpu_memory import GpuMemoryHeld, GpuMemoryNearLimit
+from cellmeter.rules.io import DiskFilling, IoBound
+from cellmeter.rules.memory import MemoryRetained, MemorySpike, OutOfMemory
+from cellmeter.rules.memory_limit import MemoryGrowth, MemoryNearLimit
 from cellmeter.rules.rule import Evidence, Finding, Outcome, Rule, Severity, Verdict, Waste
+from cellmeter.rules.together import explained_by, merged, priced
+from cellmeter.settings import Prices, load_settings
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
@@ -33,12 +41,32 @@ __all__ = [
     "judge",
 ]
 
-RULES: tuple[Rule, ...] = (OutOfMemory(), MemorySpike(), GpuUnused(), GpuUnderused())
+RULES: tuple[Rule, ...] = (
+    OutOfMemory(),
+    MemoryNearLimit(),
+    MemoryGrowth(),
+    MemorySpike(),
+    MemoryRetained(),
+    GpuUnused(),
+    GpuUnderused(),
+    GpuHollow(),
+    GpuImbalance(),
+    GpuThrottled(),
+    GpuMemoryHeld(),
+    GpuMemoryNearLimit(),
+    CpuOneCore(),
+    CpuOversubscribed(),
+    IoBound(),
+    DiskFilling(),
+)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What became of one rule; ``reason`` says why it is unknown or not applicable, or how sure a clear one is."""
+    """What became of one rule.
+
+    ``reason`` says why it is unknown or not applicable, how sure a clear one is, or which finding tells of what it found.
+    """
 
     rule: str
     outcome: Verdict
@@ -76,15 +104,28 @@ def _with_thresholds(rule: Rule, values: Mapping[str, float]) -> Rule:
     return cast(Rule, replace(cast(Any, rule), **values))
 
 
-def judge(run: Run, rules: Sequence[Rule] = RULES) -> Judgement:
-    """Asks every rule. Never raises: a rule that does has the outcome ``error``; the others are still asked."""
-    findings: list[Finding] = []
-    checked: list[Checked] = []
-    for rule in rules:
-        outcome = _outcome(rule, run)
-        findings.extend(outcome.findings)
-        checked.append(Checked(rule.id, outcome.outcome, outcome.reason))
+def judge(run: Run, rules: Sequence[Rule] | None = None, prices: Prices | None = None) -> Judgement:
+    """Asks every rule; by default with the thresholds and prices of the settings. Raises BadUsage if those cannot be used.
+
+    A rule that fails has the outcome ``error``; the others are still asked.
+    """
+    if rules is None or prices is None:
+        settings = load_settings()
+        rules = configured(settings.rules) if rules is None else rules
+        prices = settings.prices if prices is None else prices
+    outcomes = {rule.id: _outcome(rule, run) for rule in rules}
+    found = {rule: outcome.findings for rule, outcome in outcomes.items()}
+    told_by = {rule: [explained_by(finding, found) for finding in findings] for rule, findings in found.items()}
+    told = [f for rule in found for f, by in zip(found[rule], told_by[rule], strict=True) if by is None]
+    findings = [priced(finding, prices) for finding in merged(run, told)]
+    checked = [Checked(rule, outcome.outcome, _reason(outcome, told_by[rule])) for rule, outcome in outcomes.items()]
     return Judgement(tuple(sorted(findings, key=lambda finding: finding.badness)), tuple(checked))
+
+
+def _reason(outcome: Outcome, told_by: Sequence[str | None]) -> str | None:
+    """Where findings of other rules tell of all that a rule found, their names."""
+    names = [name for name in dict.fromkeys(told_by) if name is not None]
+    return outcome.reason if None in told_by or not names else f"told by {' and '.join(names)}"
 
 
 def _outcome(rule: Rule, run: Run) -> Outcome:

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmeter.rules.observed import Observed, Stretch, at_times, stretches
+from cellmeter.rules.busy import GAP_SECONDS, Busy
 from cellmeter.rules.units import bytes_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cellmeter.run import Cell, Device, Run
-
-IDLE_PERCENT = 10.0  # a reading below this is idle: NVML averages over 1/6 s to 1 s, so that the edges of bursts smear
-GAP_SECONDS = 0.5
 GAP_SHARE = 0.2
 PHASE_SECONDS = 10.0
 BURSTS = 3
@@ -28,6 +23,8 @@ SATURATED_CORES = 0.9
 SATURATED_SHARE = 0.7
 IO_BYTES_PER_SECOND = 50 * 2**20
 IO_SHARE_OF_MAXIMUM = 0.5
+IO_WAIT_SHARE = 0.5
+TRANSFER_BYTES_PER_SECOND = 2 * 2**30  # pageable copies reach 3 GB/s and more; control traffic stays far below 1
 THROTTLED_SHARE = 0.1
 # NVML's clocks event reasons: hardware slowdown, software thermal, hardware thermal, hardware power brake.
 THROTTLE_BITS = 0x08 | 0x20 | 0x40 | 0x80
@@ -42,45 +39,13 @@ class Cause(NamedTuple):
     advice: str
 
 
-class Busy:
-    """The busy part of a cell on one GPU: the readings from its first to its last work."""
-
-    def __init__(self, run: Run, device: Device, cell: Cell, readings: Observed, target_percent: float) -> None:
-        self.run = run
-        self.device = device
-        self.cell = cell
-        self.readings = readings
-        self.target_percent = target_percent
-
-    @cached_property
-    def idle(self) -> NDArray[np.bool_]:
-        """Which readings are idle."""
-        return self.readings.values < IDLE_PERCENT
-
-    @cached_property
-    def gaps(self) -> list[Stretch]:
-        """Idle stretches long enough to be one."""
-        return [stretch for stretch in stretches(self.readings, self.idle) if stretch.seconds >= GAP_SECONDS]
-
-    @property
-    def gap_share(self) -> float:
-        """Share of the time that was spent in gaps, 0 to 1."""
-        return sum(gap.seconds for gap in self.gaps) / self.readings.total
-
-    def while_idle(self, metric: str) -> NDArray[np.float64]:
-        """Known readings of a metric of the kernel's processes at the idle moments."""
-        import numpy as np
-
-        values = at_times(self.run, metric, "process", self.readings.time[self.idle])
-        return values[~np.isnan(values)]
+def cause_of(busy: Busy, target_percent: float) -> Cause:
+    """The most likely cause of use below a target."""
+    found = _partly_idle(busy, target_percent)
+    return found or next(filter(None, (test(busy) for test in TESTS)), None) or _unknown(busy)
 
 
-def cause_of(busy: Busy) -> Cause:
-    """The most likely cause."""
-    return next(filter(None, (test(busy) for test in TESTS)), None) or _unknown(busy)
-
-
-def _partly_idle(busy: Busy) -> Cause | None:
+def _partly_idle(busy: Busy, target_percent: float) -> Cause | None:
     """One or two long phases without GPU work explain all of it: outside them the use is as it should be."""
     import numpy as np
 
@@ -90,7 +55,7 @@ def _partly_idle(busy: Busy) -> Cause | None:
     time, within = busy.readings.time, np.zeros(len(busy.readings.time), bool)
     for phase in phases:
         within |= (time > phase.start) & (time <= phase.end)
-    if within.all() or busy.readings.where(~within).mean() < busy.target_percent:
+    if within.all() or busy.readings.where(~within).mean() < target_percent:
         return None
     longest = max(phases, key=lambda phase: phase.seconds)
     return Cause(
@@ -114,28 +79,65 @@ def _input_bound(busy: Busy) -> Cause | None:
         if has_loader
         else "Prepare batches ahead of the GPU, in a background thread or process"
     )
+    throttled = busy.while_idle("cgroup.cpu.throttled", "cgroup")
+    held_back = len(throttled) > 0 and float(throttled.mean()) > THROTTLED_SHARE
+    if held_back:
+        first = "Ask for more cores: the CPU quota of this control group is used up, and more workers would only wait"
     return Cause(
         "input-bound",
-        f"It waited {len(busy.gaps)} times; the CPU was busy in {percent_text(saturated * 100)} of these moments.",
+        f"It waited {len(busy.gaps)} times; the CPU was busy in {percent_text(saturated * 100)} of these moments"
+        f"{', and its quota held it back' if held_back else ''}.",
         f"{first}; then move decoding and augmentation out of the loop: cache their result or do them on the GPU.",
     )
 
 
 def _io(busy: Busy) -> Cause | None:
+    if not _has_bursts(busy):
+        return None
+    what = _disk_busy(busy) or _io_wait(busy)
+    if what is None:
+        return None
+    return Cause(
+        "io",
+        f"It waited {len(busy.gaps)} times while the kernel {what}.",
+        "Copy the data to local disk or memory first, store it in fewer, larger files, or read the next batch ahead.",
+    )
+
+
+def _disk_busy(busy: Busy) -> str | None:
+    """Reads near the most that this machine's disks were seen to give."""
     import numpy as np
 
     reads = busy.while_idle("process.disk.read.rate")
-    if not _has_bursts(busy) or not len(reads):
+    if not len(reads):
         return None
     rate = float(np.median(reads))
     disk = busy.run.series("host.disk.read.rate", "host").values
     maximum = float(np.nanmax(disk)) if (~np.isnan(disk)).any() else rate
     if rate < IO_BYTES_PER_SECOND or rate < IO_SHARE_OF_MAXIMUM * maximum:
         return None
+    return f"read from disk at {bytes_text(rate)}/s"
+
+
+def _io_wait(busy: Busy) -> str | None:
+    waits = busy.while_idle("process.io.blocked")
+    share = float(waits.mean()) if len(waits) else 0.0
+    return f"waited for I/O in {percent_text(100 * share)} of these moments" if share > IO_WAIT_SHARE else None
+
+
+def _transfer(busy: Busy) -> Cause | None:
+    """Copies keep the GPU's multiprocessors waiting: PCIe is busy while they are idle."""
+    import numpy as np
+
+    rates = [busy.while_idle(metric, busy.device.id) for metric in ("gpu.pcie.received", "gpu.pcie.sent")]
+    rate = sum(float(np.median(readings)) for readings in rates if len(readings))
+    if rate < TRANSFER_BYTES_PER_SECOND:
+        return None
     return Cause(
-        "io",
-        f"It waited {len(busy.gaps)} times while the kernel read from disk at {bytes_text(rate)}/s.",
-        "Copy the data to local disk or memory first, store it in fewer, larger files, or read the next batch ahead.",
+        "transfer",
+        f"While it was idle, {bytes_text(rate)}/s went over PCIe.",
+        "Copy less and earlier: pin_memory=True with non_blocking=True, smaller dtypes, data that is used again kept on "
+        "the GPU.",
     )
 
 
@@ -153,21 +155,22 @@ def _gaps(busy: Busy) -> Cause | None:
 
 
 def _throttled(busy: Busy) -> Cause | None:
-    import numpy as np
-
-    working = busy.readings.time[~busy.idle]
-    reasons = at_times(busy.run, "gpu.event_reasons", busy.device.id, working)
-    bits: NDArray[np.int64] = reasons[~np.isnan(reasons)].astype(np.int64)
-    if not len(bits):
-        return None
-    share = float(((bits & THROTTLE_BITS) != 0).mean())
-    if share <= THROTTLED_SHARE:
+    share = throttled_share(busy, THROTTLE_BITS)
+    if share is None or share <= THROTTLED_SHARE:
         return None
     return Cause(
         "throttled",
         f"Heat or the power supply held its clock down in {percent_text(share * 100)} of its work.",
         "Tell the machine's operator: cooling or power supply is at fault, the code cannot mend it.",
     )
+
+
+def throttled_share(busy: Busy, bits: int) -> float | None:
+    """In which share of the working moments one of the event reasons held the clock down; None if that is unknown."""
+    import numpy as np
+
+    reasons: NDArray[np.int64] = busy.while_working("gpu.event_reasons").astype(np.int64)
+    return float(((reasons & bits) != 0).mean()) if len(reasons) else None
 
 
 def _unknown(busy: Busy) -> Cause:
@@ -178,7 +181,7 @@ def _unknown(busy: Busy) -> Cause:
     )
 
 
-TESTS: tuple[Callable[[Busy], Cause | None], ...] = (_partly_idle, _input_bound, _io, _gaps, _throttled)
+TESTS: tuple[Callable[[Busy], Cause | None], ...] = (_input_bound, _io, _transfer, _gaps, _throttled)
 
 
 def _has_bursts(busy: Busy) -> bool:

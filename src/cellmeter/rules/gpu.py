@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cellmeter.rules.causes import Busy, cause_of
+from cellmeter.rules.busy import DRAM_ACTIVE, SM_ACTIVE, UTILIZATION, Busy, busy_part, no_gpu, use_metric, why_missing
+from cellmeter.rules.causes import cause_of
 from cellmeter.rules.observed import ENOUGH, Observed, cell_end, cell_seconds, observed, titles, top_cells
-from cellmeter.rules.ownership import ownership, reason_for
+from cellmeter.rules.ownership import ownership
 from cellmeter.rules.rule import (
     CLEAR,
     Evidence,
@@ -27,16 +28,10 @@ from cellmeter.rules.units import percent_text, seconds_text
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Device, Run
 
-UTILIZATION = "gpu.utilization"
 FRAMEWORK = re.compile(
     r"\b(?:import|from)\s+(?:torch|tensorflow|keras|jax|cupy|cudf|cuml|rmm|cuda|pycuda|lightning|transformers|paddle|mxnet)\b"
     r"|\bnumba\.cuda\b|\bnumba\s+import\s+cuda\b"
 )
-
-
-def _no_gpu(run: Run) -> str:
-    why = next((run.unavailable[key] for key in (UTILIZATION, "gpu") if key in run.unavailable), None)
-    return f"no GPU: {why}" if why else "no GPU on this machine"
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class GpuUnused(Rule):
 
     id: ClassVar[str] = "gpu-unused"
     title: ClassVar[str] = "A GPU is held and never used"
-    metrics: ClassVar[tuple[str, ...]] = (UTILIZATION, "gpu.process.memory.used", "gpu.foreign.processes")
+    metrics: ClassVar[tuple[str, ...]] = (UTILIZATION, SM_ACTIVE, "gpu.process.memory.used", "gpu.foreign.processes")
 
     allocated_seconds: float = 300.0
     """Cell time after which a GPU that is allocated and never used is worth a word."""
@@ -54,10 +49,11 @@ class GpuUnused(Rule):
 
     def check(self, run: Run) -> Outcome:
         """One outcome a GPU; cells are judged together, since a GPU that rests in one may have worked in the next."""
-        return combined((self._device(run, device) for device in run.devices), _no_gpu(run))
+        return combined((self._device(run, device) for device in run.devices), no_gpu(run))
 
     def _device(self, run: Run, device: Device) -> Outcome:
-        readings = observed(run, UTILIZATION, device.id, device.since, run.duration)
+        metric = use_metric(run, device)
+        readings = observed(run, metric, device.id, device.since, run.duration)
         there_seconds = cell_seconds(run, device.since)
         in_cells = readings.where(readings.seq > 0)
         held = [cell for cell in top_cells(run) if self._holds(run, device, cell)]
@@ -72,7 +68,7 @@ class GpuUnused(Rule):
         if obstacle is not None:
             return obstacle
         if in_cells.total < ENOUGH * there_seconds:
-            return unknown(f"{device.id}: {_why_missing(run, device, in_cells)}")
+            return unknown(f"{device.id}: {why_missing(run, device, in_cells)}")
         if (in_cells.values > 0).any():
             return not_applicable(whose.reason) if visible_only else CLEAR
         return found(self._held(device, held, run) if held else self._allocated(device, run, in_cells))
@@ -95,7 +91,7 @@ class GpuUnused(Rule):
             consequence=f"{seconds:.0f} GPU-seconds were unused, and its memory was kept from others.",
             advice="Check that model and data are moved to this GPU (.to(device)); if it is not needed, hide it with "
             "CUDA_VISIBLE_DEVICES before the framework is imported.",
-            evidence=Evidence(UTILIZATION, 0.0, 0.0, "%"),
+            evidence=Evidence(use_metric(run, device), 0.0, 0.0, "%"),
             waste=Waste(seconds),
         )
 
@@ -116,7 +112,7 @@ class GpuUnused(Rule):
             + (", and nobody else could use them." if mine else "; others may use this GPU."),
             advice="If the code should use it, check that the framework sees it (torch.cuda.is_available()) and that "
             "model and data are moved to it; if not, choose a machine or a session without a GPU.",
-            evidence=Evidence(UTILIZATION, 0.0, 0.0, "%"),
+            evidence=Evidence(use_metric(run, device), 0.0, 0.0, "%"),
             waste=Waste(in_cells.total if mine else 0.0),
         )
 
@@ -129,12 +125,17 @@ class GpuUnderused(Rule):
     title: ClassVar[str] = "A GPU waits more than it works"
     metrics: ClassVar[tuple[str, ...]] = (
         UTILIZATION,
+        SM_ACTIVE,
         "gpu.process.memory.used",
         "gpu.foreign.processes",
         "gpu.event_reasons",
+        "gpu.pcie.received",
+        "gpu.pcie.sent",
         "process.cpu.usage",
+        "cgroup.cpu.throttled",
         "process.disk.read.rate",
         "host.disk.read.rate",
+        "process.io.blocked",
         "process.children",
     )
 
@@ -151,49 +152,35 @@ class GpuUnderused(Rule):
     def check(self, run: Run) -> Outcome:
         """One outcome a cell and GPU."""
         if not run.devices:
-            return not_applicable(_no_gpu(run))
+            return not_applicable(no_gpu(run))
         parts = (self._cell(run, device, cell) for device in run.devices for cell in top_cells(run))
         return combined(parts, "no cell was run")
 
     def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
-        start, end = max(cell.start, device.since), cell_end(run, cell)
-        too_short = not_applicable(f"no cell with {seconds_text(self.busy_seconds)} of GPU work")
-        if end - start < self.busy_seconds:
-            return too_short
-        readings = observed(run, UTILIZATION, device.id, start, end)
-        working = readings.values > 0
-        if readings.total >= ENOUGH * (end - start) and not working.any():
-            return too_short
-        whose = ownership(run, device, start, end)
-        obstacle = whose.obstacle()
-        if obstacle is not None:
-            return obstacle
-        if readings.total < ENOUGH * (end - start):
-            return unknown(f"{device.id}: {_why_missing(run, device, readings)}")
-        first, last = int(working.argmax()), len(working) - int(working[::-1].argmax())
-        busy = readings.where(slice(first, last))
-        if busy.end - busy.start < self.busy_seconds:
-            return too_short
-        return CLEAR if busy.mean() >= self.mean_percent else found(self._finding(run, device, cell, busy))
+        busy = busy_part(run, device, cell, self.busy_seconds)
+        if isinstance(busy, Outcome):
+            return busy
+        return CLEAR if busy.readings.mean() >= self.mean_percent else found(self._finding(busy))
 
-    def _finding(self, run: Run, device: Device, cell: Cell, readings: Observed) -> Finding:
-        mean = readings.mean()
-        severity, threshold = self._severity(mean, readings.total)
-        wasted = readings.total * (1 - mean / 100)
-        cause = cause_of(Busy(run, device, cell, readings, self.mean_percent))
+    def _finding(self, busy: Busy) -> Finding:
+        metric, mean, also = _use(busy)
+        severity, threshold = self._severity(mean, busy.seconds)
+        wasted = busy.seconds * (1 - mean / 100)
+        cause = cause_of(busy, self.mean_percent)
+        device, readings = busy.device, busy.readings
         return Finding(
             rule=self.id,
             severity=severity,
-            cells=(cell.seq,),
+            cells=(busy.cell.seq,),
             subject=device.id,
             cause=cause.name,
             start=readings.start,
             end=readings.end,
-            fact=f"{cell.title} kept {device.id} at {percent_text(mean)} on average over {seconds_text(readings.total)}. "
-            f"{cause.why}{_crosses_edge(run, device, cell, readings)} ({len(readings.values)} samples)",
+            fact=f"{busy.cell.title} kept {device.id} at {percent_text(mean)} on average over "
+            f"{seconds_text(busy.seconds)}{also}. {cause.why}{_crosses_edge(busy)} ({len(readings.values)} samples)",
             consequence=f"{wasted:.0f} GPU-seconds were unused, {percent_text(100 - mean)} of what was held.",
             advice=cause.advice,
-            evidence=Evidence(UTILIZATION, mean, threshold, "%"),
+            evidence=Evidence(metric, mean, threshold, "%"),
             waste=Waste(wasted),
         )
 
@@ -205,19 +192,28 @@ class GpuUnderused(Rule):
         return "info", self.mean_percent
 
 
-def _crosses_edge(run: Run, device: Device, cell: Cell, readings: Observed) -> str:
+def _use(busy: Busy) -> tuple[str, float, str]:
+    """Metric and mean of the best evidence there is, and words for it.
+
+    It was the utilisation that made it a finding. SM activity, where it was read, is never above it and tells how much
+    of the GPU worked; where memory bandwidth is what the work lives on, it says too little.
+    """
+    mean, active = busy.readings.mean(), busy.mean_of(SM_ACTIVE)
+    if busy.metric == SM_ACTIVE:
+        return SM_ACTIVE, mean, " (SM activity)"
+    if active is None or active > mean or (busy.mean_of(DRAM_ACTIVE) or 0.0) > active:
+        return UTILIZATION, mean, ""
+    return SM_ACTIVE, active, f" (SM activity; utilisation {percent_text(mean)})"
+
+
+def _crosses_edge(busy: Busy) -> str:
     """CUDA works asynchronously: what a cell started may go on after it."""
-    if cell.end is None:
+    end = busy.cell.end
+    if end is None:
         return ""
-    after = observed(run, UTILIZATION, device.id, cell.end, cell.end + 2.0).values
-    busy_at_end = cell.end - readings.end < 1.0
+    after = observed(busy.run, busy.metric, busy.device.id, end, end + 2.0).values
+    busy_at_end = end - busy.readings.end < 1.0
     return " Its work went on after the cell's end." if busy_at_end and len(after) > 1 and after[:2].all() else ""
-
-
-def _why_missing(run: Run, device: Device, readings: Observed) -> str:
-    if len(readings.values):
-        return "its utilisation was read for less than 80 % of the time"
-    return reason_for(run, UTILIZATION, device.id)
 
 
 def _imports_framework(run: Run) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from cellmeter.rules.observed import cell_end, observed, top_cells
+from cellmeter.rules.observed import cell_end, observed, readings_of, top_cells
 from cellmeter.rules.ownership import ownership
 from cellmeter.rules.rule import (
     CLEAR,
@@ -29,6 +29,11 @@ RSS = "process.memory.rss"
 TREE = "process.tree.memory.rss"
 MAPPED = "process.memory.file"
 DEVICE_MEMORY = "gpu.memory.used"
+
+
+def relative_bound(base_share: float, base: float, limit_share: float, limit: float | None) -> float:
+    """A share of what was there, or of the limit, whichever is less."""
+    return min(base_share * base, limit_share * limit) if limit else base_share * base
 
 
 class Hump(NamedTuple):
@@ -116,9 +121,7 @@ class MemorySpike(Rule):
 
     def threshold(self, hump: Hump) -> float:
         """The height in bytes from which on it is a spike."""
-        of_base = self.base_share * hump.base
-        relative = min(of_base, self.limit_share * hump.limit) if hump.limit else of_base
-        return max(self.least_bytes, relative)
+        return max(self.least_bytes, relative_bound(self.base_share, hump.base, self.limit_share, hump.limit))
 
     def _finding(self, run: Run, cell: Cell, hump: Hump, threshold: float) -> Finding:
         where = "" if hump.subject == "process" else f" on {hump.subject}"
@@ -164,15 +167,87 @@ def _advice(hump: Hump) -> str:
 
 
 def _mapped_growth(run: Run, cell: Cell, usage: CellUsage) -> float | None:
-    """How far mapped files rose above what they were at the base, by the highest sample: too far if anything.
+    """How far mapped files rose above what they were at the base: too far if anything.
 
-    None if it was not recorded: such a rise may then be nothing but file cache.
+    The exact peak may stand above all samples; of that part files have the share that they have of the rise in the samples.
+    None if they were not recorded: such a rise may then be nothing but file cache.
     """
-    mapped = observed(run, MAPPED, "process", cell.start, cell_end(run, cell)).values
+    mapped, sampled = (readings_of(run, metric, "process", cell) for metric in (MAPPED, RSS))
     if not len(mapped):
         return None
-    base_is_start = (usage.rss_start_bytes or 0) >= (usage.rss_end_bytes or 0)
-    return max(0.0, float(mapped.max() - mapped[0 if base_is_start else -1]))
+    start, end = usage.rss_start_bytes or 0, usage.rss_end_bytes or 0
+    base, at_base = (start, mapped[0]) if start >= end else (end, mapped[-1])
+    growth = max(0.0, float(mapped.max() - min(at_base, base)))
+    seen = float(sampled.max()) - base
+    unseen = max(0.0, (usage.peak_rss_bytes or 0) - float(sampled.max()))
+    return growth + (unseen * min(1.0, growth / seen) if seen > 0 else 0.0)
+
+
+def kept_bytes(run: Run, cell: Cell) -> float | None:
+    """What a cell kept, less the files it left mapped; None if that is not known."""
+    usage = run.usage(cell)
+    if usage.rss_start_bytes is None or usage.rss_end_bytes is None:
+        return None
+    mapped = readings_of(run, MAPPED, "process", cell)
+    left = max(0.0, float(mapped[-1] - mapped[0])) if len(mapped) else 0.0
+    return usage.rss_end_bytes - usage.rss_start_bytes - left
+
+
+@dataclass(frozen=True)
+class MemoryRetained(Rule):
+    """A cell that leaves much more memory behind than it found."""
+
+    id: ClassVar[str] = "memory-retained"
+    title: ClassVar[str] = "A cell keeps much memory"
+    metrics: ClassVar[tuple[str, ...]] = (RSS, MAPPED)
+
+    least_bytes: float = 256.0 * MIB
+    """Nothing below this is worth a word."""
+    base_share: float = 0.5
+    """What is kept is at least this share of what is there afterwards, or ..."""
+    limit_share: float = 0.1
+    """... this share of the limit, whichever is less."""
+    warning_share: float = 0.5
+    """Share of the limit that is taken afterwards, above which it is a warning."""
+
+    def check(self, run: Run) -> Outcome:
+        """One outcome a cell."""
+        cells = [cell for cell in top_cells(run) if cell.end is not None]
+        return combined((self._cell(run, cell) for cell in cells), "no cell has ended")
+
+    def _cell(self, run: Run, cell: Cell) -> Outcome:
+        usage, kept = run.usage(cell), kept_bytes(run, cell)
+        start, end = usage.rss_start_bytes, usage.rss_end_bytes
+        if start is None or end is None or kept is None:
+            return unknown(usage.unknown.get("rss_start_bytes", "too few samples in this cell"))
+        mapped = readings_of(run, MAPPED, "process", cell)
+        limit = run.limits.get("memory_bytes")
+        relative = relative_bound(self.base_share, end, self.limit_share, limit.value if limit else None)
+        threshold = max(self.least_bytes, relative)
+        if kept < threshold:
+            return CLEAR
+        own = end - (float(mapped[-1]) if len(mapped) else 0.0)
+        full = limit is not None and len(mapped) > 0 and own > self.warning_share * limit.value
+        of_limit = (
+            f", {percent_text(100 * own / limit.value)} of the {bytes_text(limit.value)} there are" if limit else ""
+        )
+        return found(
+            Finding(
+                rule=self.id,
+                severity="warning" if full else "info",
+                cells=(cell.seq,),
+                subject="process",
+                cause=None,
+                start=cell.start,
+                end=cell_end(run, cell),
+                fact=f"{cell.title} kept {bytes_text(kept)}: the kernel had {bytes_text(start)} before it and "
+                f"{bytes_text(end)} after it.",
+                consequence=f"All later cells run with {bytes_text(own)} taken{of_limit}.",
+                advice="If it is no longer needed, del it, and mind that Out[n] and _ keep results; if it is, use smaller "
+                "dtypes (category, float32), fewer columns, or a file that is read in parts.",
+                evidence=Evidence(RSS, float(kept), float(threshold), "By"),
+            )
+        )
 
 
 def memory_under_limit(run: Run) -> tuple[str, str]:

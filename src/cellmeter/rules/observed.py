@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmeter.run import LONGEST_READING_SECONDS
+from cellmeter.run import LATE_EDGE_SECONDS, LONGEST_READING_SECONDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,6 +67,15 @@ def observed(run: Run, metric: str, subject: str, start: float, end: float) -> O
     part = run.series(metric, subject).between(start, end)
     seconds = np.diff(part.time, prepend=start).clip(0, max(LONGEST_READING_SECONDS, 2.5 / run.rate_hz))
     return Observed(part.time, part.values, seconds, part.seq).where(~np.isnan(part.values))
+
+
+def readings_of(run: Run, metric: str, subject: str, cell: Cell) -> Floats:
+    """The known readings that a cell is tagged with; the one of its end is taken a little after it."""
+    import numpy as np
+
+    part = run.series(metric, subject).between(cell.start, cell_end(run, cell) + LATE_EDGE_SECONDS)
+    values: Floats = part.values[(part.seq == cell.seq) & ~np.isnan(part.values)]
+    return values
 
 
 def stretches(readings: Observed, chosen: NDArray[np.bool_]) -> list[Stretch]:

@@ -33,9 +33,18 @@ class Ownership(NamedTuple):
 
 
 def ownership(run: Run, device: Device, start: float, end: float) -> Ownership:
-    """Whose GPU ``device`` was from ``start`` to ``end``."""
-    held = _readings(run, "gpu.process.memory.used", device.id, start, end)
-    context = _held(held)
+    """Whose GPU ``device`` was from ``start`` to ``end``. Several rules ask for it."""
+    key = ("ownership", device, start, end)
+    if key not in run.memo:
+        run.memo[key] = _ownership(run, device, start, end)
+    found: Ownership = run.memo[key]
+    return found
+
+
+def _ownership(run: Run, device: Device, start: float, end: float) -> Ownership:
+    context = _held(_readings(run, "gpu.process.memory.used", device.id, start, end))
+    if context is None:  # some drivers tell who holds a context, but not how much
+        context = _held(_readings(run, "gpu.process.contexts", device.id, start, end))
     foreign = bool((_readings(run, "gpu.foreign.processes", device.id, start, end) > 0).any())
     if device.mine is False and not context:
         return Ownership("not-mine", context, f"{device.id} is not visible to this kernel")

@@ -30,17 +30,19 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Waste:
-    """What was paid for and not used: seconds of a whole GPU."""
+    """What was paid for and not used: seconds of a whole GPU, and what they cost where a price is set."""
 
     gpu_seconds: float = 0.0
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
 class Finding:
     """Something worth changing: fact, consequence and advice for people, the rest for programs.
 
-    ``cells`` are sequence numbers; ``start`` and ``end`` are seconds since the run's start; ``subject`` is a device id
-    or ``process``.
+    ``cells`` are sequence numbers, that of the evidence first; ``start`` and ``end`` are seconds since the run's start
+    and bound the evidence; ``subject`` is a device id, ``process``, ``cgroup``, ``host`` or a mount point, and ``also``
+    are others of which the same is true.
     """
 
     rule: str
@@ -55,6 +57,7 @@ class Finding:
     advice: str
     evidence: Evidence
     waste: Waste = Waste()
+    also: tuple[str, ...] = ()
 
     @property
     def badness(self) -> tuple[int, float, float, float]:

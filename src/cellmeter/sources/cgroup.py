@@ -146,13 +146,17 @@ class CgroupPart:
         memory, cpu = find_group(pid, "memory", proc), self._cpu_group(pid, proc)
         why = "the process is in no control group of its own"
         if memory is None:
-            self.unavailable["cgroup.memory.used"] = why
+            self.unavailable["cgroup.memory.used"] = self.unavailable["cgroup.memory.anon"] = why
         else:
             v2 = memory.version == 2
             self._memory = os.open(f"{memory.folder}/{'memory.current' if v2 else 'memory.usage_in_bytes'}", _FLAGS)
             self._stat = os.open(f"{memory.folder}/memory.stat", _FLAGS)
             self._inactive = b"\ninactive_file " if v2 else b"\ntotal_inactive_file "
-            self.columns += (Column("cgroup.memory.used", "cgroup", "By"),)
+            self._kept = (b"\nanon ", b"\nshmem ") if v2 else (b"\ntotal_rss ", b"\ntotal_shmem ")
+            self.columns += (
+                Column("cgroup.memory.used", "cgroup", "By"),
+                Column("cgroup.memory.anon", "cgroup", "By"),
+            )
         if cpu is None:
             self.unavailable["cgroup.cpu.time"] = why
         else:
@@ -170,10 +174,9 @@ class CgroupPart:
         """One value a column."""
         row = []
         if self._memory >= 0:
-            stat = os.pread(self._stat, 8192, 0)
-            at = stat.find(self._inactive)
-            inactive = int(stat[at + len(self._inactive) :].split(None, 1)[0]) if at >= 0 else 0
-            row.append(float(max(0, int(os.pread(self._memory, 64, 0)) - inactive)))
+            stat = b"\n" + os.pread(self._stat, 8192, 0)
+            row.append(float(max(0, int(os.pread(self._memory, 64, 0)) - _number(stat, self._inactive))))
+            row.append(float(sum(_number(stat, key) for key in self._kept)))
         if self._cpu >= 0:
             row.append(self._parse_cpu(os.pread(self._cpu, 64, 0)))
         return row
@@ -186,6 +189,11 @@ class CgroupPart:
 
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+
+
+def _number(stat: bytes, key: bytes) -> int:
+    at = stat.find(key)
+    return int(stat[at + len(key) :].split(None, 1)[0]) if at >= 0 else 0
 
 
 def _v2_cpu(content: bytes) -> float:

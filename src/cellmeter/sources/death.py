@@ -12,6 +12,7 @@ from cellmeter.sources.cgroup import find_group, read_text
 # <linux/pidfd.h>, Linux 6.15: _IOWR(0xFF, 11, struct pidfd_info), 64 bytes; exit_code is its last field.
 _PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11
 _PIDFD_INFO_EXIT = 1 << 3
+_PF_EXITING = 0x4  # <linux/sched.h>
 _SIGKILL = 9
 _SIGTERM = 15
 _SIGHUP_INT_QUIT = (1, 2, 3)
@@ -23,6 +24,12 @@ class Verdict(NamedTuple):
     ending: Ending
     signal: int | None
     exit_code: int | None
+
+
+def is_exiting(pid: int, proc: str = "/proc") -> bool:
+    """Whether a process is on its way out: it still has a pid, and gives its memory back."""
+    stat = read_text(f"{proc}/{pid}/stat")
+    return stat is not None and bool(int(stat[stat.rindex(")") + 2 :].split()[6]) & _PF_EXITING)
 
 
 def wait_status(pid: int, pidfd: int | None, proc: str = "/proc") -> int | None:

@@ -279,6 +279,7 @@ class ProcessPart:
                 ("process.children", "1"),
                 ("process.page_faults.minor", "1"),
                 ("process.page_faults.major", "1"),
+                ("process.io.blocked", "1"),
             )
         )
         # The switch is of Linux 5.14; before, delay accounting was on.
@@ -332,6 +333,7 @@ class ProcessPart:
             float(len(self._known)),
             float(int(words[7])),
             float(int(words[9])),
+            1.0 if words[0] == b"D" else 0.0,
         ]
         if self._counts_delays:
             row.append(int(words[39]) * _TICK)

@@ -1,0 +1,175 @@
+"""Rules about device memory: held for nothing, or nearly full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from cellmeter.rules.busy import no_gpu, use_metric, why_missing
+from cellmeter.rules.observed import ENOUGH, Observed, cell_end, observed, stretches, titles, top_cells
+from cellmeter.rules.ownership import ownership, reason_for
+from cellmeter.rules.rule import (
+    CLEAR,
+    Evidence,
+    Finding,
+    Outcome,
+    Rule,
+    Waste,
+    combined,
+    found,
+    not_applicable,
+    unknown,
+)
+from cellmeter.rules.units import bytes_text, percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from cellmeter.run import Cell, Device, Run
+
+GIB = 2**30
+HELD = "gpu.process.memory.used"
+USED = "gpu.memory.used"
+
+
+class Rest(NamedTuple):
+    """The longest time in which device memory was held without work, and the most that was held."""
+
+    start: float
+    end: float
+    held: float
+
+
+@dataclass(frozen=True)
+class GpuMemoryHeld(Rule):
+    """Device memory that this kernel holds, in or between cells, while the GPU does nothing for long."""
+
+    id: ClassVar[str] = "gpu-memory-held"
+    title: ClassVar[str] = "Device memory is held for nothing"
+    metrics: ClassVar[tuple[str, ...]] = (HELD, "gpu.utilization")
+
+    least_bytes: float = 1.0 * GIB
+    """Less than this is a bare context's."""
+    idle_seconds: float = 1800.0
+    """Time without any work on the GPU after which it is worth a word."""
+
+    def check(self, run: Run) -> Outcome:
+        """One outcome a GPU, over the whole run: memory is held between cells too."""
+        if not run.devices:
+            return not_applicable(no_gpu(run))
+        if run.duration < self.idle_seconds:
+            return not_applicable(f"the run is shorter than {seconds_text(self.idle_seconds)}")
+        return combined((self._device(run, device) for device in run.devices), no_gpu(run))
+
+    def _device(self, run: Run, device: Device) -> Outcome:
+        held = observed(run, HELD, device.id, device.since, run.duration)
+        if not (held.values > self.least_bytes).any():
+            if device.mine is False:
+                return not_applicable(f"{device.id} is not visible to this kernel")
+            if held.total < ENOUGH * (run.duration - device.since):
+                return unknown(f"{device.id}: {reason_for(run, HELD, device.id)}")
+            return not_applicable(f"this kernel held no {bytes_text(self.least_bytes)} of device memory")
+        used = observed(run, use_metric(run, device), device.id, device.since, run.duration)
+        rest = self._longest_rest(held, used)
+        if rest.end - rest.start < self.idle_seconds:
+            return CLEAR
+        seen = used.where((used.time > rest.start) & (used.time <= rest.end))
+        if seen.total < ENOUGH * (rest.end - rest.start):
+            return unknown(f"{device.id}: {why_missing(run, device, seen)}")
+        return found(self._finding(run, device, rest))
+
+    def _longest_rest(self, held: Observed, used: Observed) -> Rest:
+        """Work of anybody ends a rest: whose it was is not known."""
+        longest = Rest(0.0, 0.0, 0.0)
+        work = used.time[used.values > 0]
+        for stretch in stretches(held, held.values > self.least_bytes):
+            inside = work[(work > stretch.start) & (work < stretch.end)]
+            times = [stretch.start, *map(float, inside), stretch.end]
+            for start, end in pairwise(times):
+                if end - start > longest.end - longest.start:
+                    within = held.values[(held.time >= start) & (held.time <= end)]
+                    longest = Rest(start, end, float(within.max()) if len(within) else 0.0)
+        return longest
+
+    def _finding(self, run: Run, device: Device, rest: Rest) -> Finding:
+        seconds = rest.end - rest.start
+        before = [cell for cell in top_cells(run) if cell.start <= rest.start]
+        during = [cell for cell in top_cells(run) if cell.start < rest.end and cell_end(run, cell) > rest.start]
+        cells = during or before[-1:]
+        after = f" after {before[-1].title}" if before else ""
+        return Finding(
+            rule=self.id,
+            severity="warning",
+            cells=tuple(cell.seq for cell in cells),
+            subject=device.id,
+            cause=None,
+            start=rest.start,
+            end=rest.end,
+            fact=f"This kernel held {bytes_text(rest.held)} on {device.id} ({device.name}) for "
+            f"{seconds_text(seconds)}{after}, and the GPU did nothing.",
+            consequence=f"{seconds:.0f} GPU-seconds were unused, and its memory was kept from others.",
+            advice="Shut the kernel down when it waits, or give the memory back: del the model and its data, then "
+            "torch.cuda.empty_cache(); or move the model to the CPU meanwhile.",
+            evidence=Evidence(HELD, rest.held, self.least_bytes, "By"),
+            waste=Waste(seconds),
+        )
+
+
+@dataclass(frozen=True)
+class GpuMemoryNearLimit(Rule):
+    """Device memory that grows in a cell until little is left. Pools that a framework takes at once are its own affair."""
+
+    id: ClassVar[str] = "gpu-memory-near-limit"
+    title: ClassVar[str] = "Device memory is nearly full"
+    metrics: ClassVar[tuple[str, ...]] = (USED, HELD, "gpu.foreign.processes")
+
+    limit_share: float = 0.92
+    """Share of the device's memory from which on it is nearly full."""
+    rise_share: float = 0.05
+    """It must have risen by this share of the device's memory during the cell."""
+    pool_share: float = 0.2
+    """A step of this share of the device's memory, and half of what was free, is a pool taken at once (JAX, TF, vLLM)."""
+
+    def check(self, run: Run) -> Outcome:
+        """One outcome a cell and GPU."""
+        if not run.devices:
+            return not_applicable(no_gpu(run))
+        parts = (self._cell(run, device, cell) for device in run.devices for cell in top_cells(run))
+        return combined(parts, "no cell was run")
+
+    def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
+        import numpy as np
+
+        start, end = max(cell.start, device.since), cell_end(run, cell)
+        if end <= start:
+            return not_applicable(f"{device.id} came after all cells")
+        memory = observed(run, USED, device.id, start, end).values
+        if not device.memory_bytes or not len(memory):
+            return unknown(f"{device.id}: {reason_for(run, USED, device.id)}")
+        if memory.max() < self.limit_share * device.memory_bytes:
+            return CLEAR
+        obstacle = ownership(run, device, start, end).obstacle()
+        if obstacle is not None:
+            return obstacle
+        steps, free = np.diff(memory), device.memory_bytes - memory[:-1]
+        pools = (steps >= self.pool_share * device.memory_bytes) & (steps >= 0.5 * free)
+        if pools.any() or memory.max() - memory[0] < self.rise_share * device.memory_bytes:
+            return not_applicable(f"{device.id} was filled at once, as by a framework that takes all memory for itself")
+        return found(self._finding(run, device, cell, float(memory[0]), float(memory.max())))
+
+    def _finding(self, run: Run, device: Device, cell: Cell, start: float, peak: float) -> Finding:
+        share = percent_text(100 * peak / device.memory_bytes)
+        return Finding(
+            rule=self.id,
+            severity="warning",
+            cells=(cell.seq,),
+            subject=device.id,
+            cause=None,
+            start=cell.start,
+            end=cell_end(run, cell),
+            fact=f"{titles([cell])} filled {device.id} to {share}: from {bytes_text(start)} to {bytes_text(peak)} of "
+            f"{bytes_text(device.memory_bytes)}.",
+            consequence="A little more and allocation fails (CUDA out of memory).",
+            advice="Use a smaller batch or gradient accumulation, mixed precision, activation checkpointing, and "
+            "torch.no_grad() where no gradient is needed; del what an earlier cell left there.",
+            evidence=Evidence(USED, peak, self.limit_share * device.memory_bytes, "By"),
+        )
