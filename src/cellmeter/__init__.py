@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cellmeter.magics import load_ipython_extension, start, stop, unload_ipython_extension
+    from cellmeter.own import log, span, step
     from cellmeter.rules import judge
     from cellmeter.run import Cell, Run
     from cellmeter.store import open_run
@@ -21,8 +22,11 @@ __all__ = [
     "Run",
     "judge",
     "load_ipython_extension",
+    "log",
     "open_run",
+    "span",
     "start",
+    "step",
     "stop",
     "unload_ipython_extension",
 ]
@@ -32,8 +36,11 @@ _HOME = {
     "Run": "cellmeter.run",
     "judge": "cellmeter.rules",
     "load_ipython_extension": "cellmeter.magics",
+    "log": "cellmeter.own",
     "open_run": "cellmeter.store",
+    "span": "cellmeter.own",
     "start": "cellmeter.magics",
+    "step": "cellmeter.own",
     "stop": "cellmeter.magics",
     "unload_ipython_extension": "cellmeter.magics",
 }

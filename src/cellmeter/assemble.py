@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmeter.run import EDGE_END, Cell, CellStatus, Column, Device, Ending, Gap, Host, Limit, Run, Segment
+from cellmeter.spans import own_from
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +65,7 @@ def run_from(
         duration=duration,
         segments=_segments(parts, cells, start_ns),
         notices=tuple(_notices(events, damaged_lines, damaged_records)),
+        own=own_from(events, start_ns),
     )
 
 

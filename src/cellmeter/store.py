@@ -2,6 +2,7 @@
 
 ``run.json``          what the run is: host, devices, limits, rate, the columns of each sample file; replaced whole
 ``events.jsonl``      cell edges, gaps, anchors, notices and the ending; one JSON object a line
+``events-<pid>.jsonl``  what worker processes say of themselves (see ``own``)
 ``samples-NNN.f64``   fixed-size records: monotonic ns (i8), cell (u4), flags (u4), float64 × columns, CRC-32 (u4)
 
 Every record, line and header carries a CRC, so a reader drops what is torn or damaged and says so, instead of showing it.
@@ -32,6 +33,7 @@ STARTING_SECONDS = 60.0
 FOREIGN_SECONDS = 30.0  # a recorder writes once a second; clocks of hosts may differ
 HEADER = "run.json"
 EVENTS = "events.jsonl"
+MOST_WORKER_FILES = 256
 RECORDER_LOG = "recorder.log"
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _CRC_FIELD = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
@@ -268,14 +270,24 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def read_events(folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """All sound events in the order they were written, and how many damaged lines were left out."""
+def worker_file(folder: Path) -> Path:
+    """Where this process writes what it says of itself, if it is not the kernel."""
+    return folder / f"events-{os.getpid()}.jsonl"
+
+
+def worker_events(folder: Path) -> list[Path]:
+    """The files in which workers say something."""
+    return sorted(folder.glob("events-*.jsonl"))
+
+
+def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """All sound events of a file in the order they were written, and how many damaged lines were left out."""
     try:
-        data = (folder / EVENTS).read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
         return [], 0
     except OSError as error:
-        raise RunUnreadable(f"{folder / EVENTS} cannot be read: {error.strerror}") from None
+        raise RunUnreadable(f"{path} cannot be read: {error.strerror}") from None
     whole = data[: data.rfind(b"\n") + 1]
     events = [unsealed(line) for line in whole.splitlines()]
     return [event for event in events if event is not None], events.count(None)
@@ -346,8 +358,14 @@ def _read_run(folder: Path, header: Mapping[str, Any], newest: int | None) -> Ru
     form.check_header(header)
     # A running recorder is looked at first: were it the other way round, one that ends meanwhile would leave no end record.
     running = is_open(header, folder)
-    events, damaged_lines = read_events(folder)
+    events, damaged_lines = read_events(folder / EVENTS)
     form.check_events(events)
+    for path in worker_events(folder):
+        said, damaged = read_events(path)
+        said = [event for event in said if event.get("event") in form.OWN]
+        form.check_events(said)
+        events += said
+        damaged_lines += damaged
     parts, damaged_records = [], 0
     for entry in header["segments"]:
         columns = tuple(Column(*column) for column in entry["columns"])
