@@ -81,6 +81,16 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
     "lost": {"t": int, "subject": str, "reason": str},
     "returned": {"t": int, "subject": str, "reason": str},
     "notice": {"t": int, "text": str},
+    "alert": {"t": int, "seq": int, "state": str, "alert": str, "subject": str, "value": NUMBER},
+    "budget": {
+        "t": int,
+        "seq": int,
+        "budget": str,
+        "metric": str,
+        "value": NUMBER,
+        "threshold": NUMBER,
+        "interrupt": bool,
+    },
     "logged": {"t": int, "pid?": int, "values?": {"*": (int, float, str, list)}, "steps?": {"*": NUMBER}},
     "span": {
         "t": int,

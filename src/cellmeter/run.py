@@ -185,6 +185,31 @@ class CellUsage:
 
 
 @dataclass(frozen=True)
+class AlertFired:
+    """An alert that went off, in seconds since the run's start. ``cleared`` None: it held to the end of its cell."""
+
+    alert: str
+    subject: str
+    cell: int
+    time: float
+    value: float
+    cleared: float | None = None
+
+
+@dataclass(frozen=True)
+class OverBudget:
+    """A cell that went beyond the memory budget. ``interrupt``: the cell was to be interrupted for it."""
+
+    budget: str
+    metric: str
+    cell: int
+    time: float
+    value_bytes: float
+    threshold_bytes: float
+    interrupt: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """One recording, from the start of the recorder to its end."""
 
@@ -212,6 +237,8 @@ class Run:
     """False: there is no end record; the ending is what the last samples make probable."""
     notices: tuple[str, ...] = ()
     """What the recorder or the reader has to say about this recording: damage, devices lost, what was not recorded."""
+    alerts: tuple[AlertFired, ...] = ()
+    over_budget: tuple[OverBudget, ...] = ()
     own: Own = field(repr=False, default_factory=Own)
     """What the user's code said: :attr:`spans`, :attr:`logged`, :attr:`steps`."""
 
