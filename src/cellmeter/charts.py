@@ -496,29 +496,28 @@ def values_of(
 
 FRAME_LEFT = 58  # CSS pixels between a figure's edge and its plot area: fixed, so that all panels' times align
 FRAME_RIGHT = 10
+TOOLS = "xpan,xbox_zoom,xwheel_pan,reset"
 AREA = "a"  # ends the name of a line's second column, in which a gap falls to the ground: Bokeh fills across NaN
 
 
-def _models() -> Any:
+def bokeh_models() -> Any:
     """``bokeh.models``, whose type stubs lack half of it."""
     import bokeh.models
 
     return bokeh.models
 
 
-def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, tools: str) -> Any:
-    """A bare figure with its lines; colours and ticks are set by whoever shows it."""
+def bare_figure(name: str, height: int, x_range: Any, tools: str) -> Any:
+    """A figure with nothing in it, whose frame lies above and below all others'."""
     from bokeh.plotting import figure
 
-    models = _models()
     fig: Any = figure(
-        name=spec.key,
-        height=spec.height,
+        name=name,
+        height=height,
         sizing_mode="stretch_width",
         toolbar_location=None,
         tools=tools,
         x_range=x_range,
-        y_range=models.Range1d(0, 1),
         min_border_left=FRAME_LEFT,
         min_border_right=FRAME_RIGHT,
         min_border_top=4,
@@ -531,8 +530,16 @@ def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, to
     fig.xaxis.major_tick_line_color = fig.yaxis.major_tick_line_color = None
     fig.xaxis.axis_line_color = fig.yaxis.axis_line_color = None
     fig.xaxis.major_label_text_font_size = fig.yaxis.major_label_text_font_size = "10px"
-    fig.yaxis.ticker = models.FixedTicker(ticks=[])
     fig.xgrid.grid_line_color = None
+    return fig
+
+
+def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, tools: str) -> Any:
+    """A bare figure with its lines; colours and ticks are set by whoever shows it."""
+    models = bokeh_models()
+    fig = bare_figure(spec.key, spec.height, x_range, tools)
+    fig.y_range = models.Range1d(0, 1)
+    fig.yaxis.ticker = models.FixedTicker(ticks=[])
     base = len(spec.lines) - 1
     for index, (line, name) in reversed(list(enumerate(zip(spec.lines, names, strict=True)))):
         ink = line.ink.light
@@ -560,7 +567,9 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
     """A Bokeh layout of a run from ``start`` to ``end`` (seconds since its start), decimated so that spikes stay."""
     from bokeh.layouts import column
 
-    models = _models()
+    from cellmeter import own_charts
+
+    models = bokeh_models()
     frame = frame_of(run, start, end, groups)
     x_range = models.Range1d(start, max(end, start + 1e-3), bounds=(start, max(end, start + 1e-3)))
     figures: list[Any] = []
@@ -575,10 +584,11 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
             | {name + AREA: _grounded(spec, drawn, i) for i, name in enumerate(names)}
             | {f"{name}_text": shown[i] for i, name in enumerate(names)}
         )
-        fig = _figure(spec, source, names, x_range, "xpan,xbox_zoom,xwheel_pan,reset")
+        fig = _figure(spec, source, names, x_range, TOOLS)
         _dress(fig, spec, values, names, first=not figures)
-        _band(fig, run, start, end, titled=not figures)
+        band(fig, run, start, end, titled=not figures)
         figures.append(fig)
+    figures += own_charts.figures(run, start, end, x_range)
     return column(figures, sizing_mode="stretch_width", spacing=6)
 
 
@@ -594,20 +604,13 @@ def _dress(fig: Any, spec: PanelSpec, values: Floats, names: Sequence[str], *, f
     """Title, scale and hover of a figure that stands alone, without ``live.js`` to do it."""
     import numpy as np
 
-    models = _models()
+    models = bokeh_models()
     peaks = [float(x) for x in np.fmax.reduce(values)] if len(values) else [math.nan] * len(spec.lines)
     fig.y_range.end = scale_top(spec, peaks)
     ticks, labels = axis_of(spec, fig.y_range.end)
     fig.yaxis.ticker.ticks = ticks
     fig.yaxis.major_label_overrides = dict(zip(ticks, labels, strict=True))
-    fig.xaxis.formatter = models.NumeralTickFormatter(format="00:00:00")
-    fig.xaxis.ticker = models.AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30])
-    fig.title.text = f"{spec.title} · {format_peak(highest(spec, peaks), spec)}"
-    fig.title.text_font_size = "12px"
-    fig.title.text_color = "#6E757B"
-    fig.axis.major_label_text_color = "#767D83"
-    fig.grid.grid_line_color = "#808080"
-    fig.grid.grid_line_alpha = 0.22
+    label(fig, f"{spec.title} · {format_peak(highest(spec, peaks), spec)}")
     fig.height = spec.height + (84 if first else 66)
     _name_lines(fig, spec, names)
     shown = [r for r in fig.renderers if r.name == names[0]]
@@ -615,11 +618,24 @@ def _dress(fig: Any, spec: PanelSpec, values: Floats, names: Sequence[str], *, f
     fig.add_tools(models.HoverTool(renderers=shown, tooltips=tips, mode="vline", point_policy="snap_to_data"))
 
 
+def label(fig: Any, title: str) -> None:
+    """Title, time axis and the quiet colours of a report's figure."""
+    models = bokeh_models()
+    fig.xaxis.formatter = models.NumeralTickFormatter(format="00:00:00")
+    fig.xaxis.ticker = models.AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30])
+    fig.title.text = title
+    fig.title.text_font_size = "12px"
+    fig.title.text_color = "#6E757B"
+    fig.axis.major_label_text_color = "#767D83"
+    fig.grid.grid_line_color = "#808080"
+    fig.grid.grid_line_alpha = 0.22
+
+
 def _name_lines(fig: Any, spec: PanelSpec, names: Sequence[str]) -> None:
     """A legend above the plot: every line drawn, by name. Lanes have theirs beside them."""
     if spec.lanes:
         return
-    models = _models()
+    models = bokeh_models()
     drawn = {renderer.name: renderer for renderer in fig.renderers}
     items = [
         models.LegendItem(label=line.label, renderers=[drawn[name]])
@@ -654,12 +670,12 @@ def axis_label(value: float, unit: str) -> str:
     return f"{value:g}" if unit == "{cpu}" else f"{value:g} {suffix}"
 
 
-def _band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None:
+def band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None:
     """Shades every other cell; the first figure of a column names those that are wide enough.
 
     All bands are one glyph, and cells too narrow to be seen have none: a thousand annotations would take a minute.
     """
-    models = _models()
+    models = bokeh_models()
     span = end - start
     cells = [(cell, run.duration if cell.end is None else cell.end) for cell in run.cells if cell.parent is None]
     bands = [(n, cell, stop) for n, (cell, stop) in enumerate(cells) if stop >= start and cell.start <= end]
@@ -683,6 +699,6 @@ def _band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None
     for _, cell, stop in seen:
         if titled and stop - cell.start >= 0.06 * span:
             x, y = max(cell.start, start), fig.y_range.end
-            label = models.Label(x=x, y=y, text=cell.title[:24], text_font_size="10px", x_offset=3, text_baseline="top")
-            label.text_color = "#6E757B"
-            fig.add_layout(label)
+            name = models.Label(x=x, y=y, text=cell.title[:24], text_font_size="10px", x_offset=3, text_baseline="top")
+            name.text_color = "#6E757B"
+            fig.add_layout(name)

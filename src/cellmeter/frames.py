@@ -50,7 +50,7 @@ def logged_frame(run: Run) -> pd.DataFrame:
     pandas = _pandas("a DataFrame of the logged values")
     names = ["time", "name", "value", "low", "high", "mean", "count", "pid", "cell"]
     parts = [
-        pandas.DataFrame(vars(logged) | {"name": name, "cell": [run.cell_at(float(t)) for t in logged.time]})
+        pandas.DataFrame(vars(logged) | {"name": name, "cell": run.cells_at(logged.time)})
         for name, logged in run.logged.items()
     ]
     frame: pd.DataFrame = pandas.concat(parts) if parts else pandas.DataFrame(columns=names)
@@ -60,8 +60,9 @@ def logged_frame(run: Run) -> pd.DataFrame:
 def spans_frame(run: Run) -> pd.DataFrame:
     """See :meth:`Run.spans_frame`."""
     pandas = _pandas("a DataFrame of the spans")
-    rows = [vars(span) | {"seconds": span.seconds, "cell": run.cell_at(span.start)} for span in run.spans]
+    names = ["name", "start", "end", "seconds", "status", "parent", "items", "pid", "cell"]
     frame: pd.DataFrame = pandas.DataFrame(
-        rows, columns=["name", "start", "end", "seconds", "status", "parent", "items", "pid", "cell"]
+        [vars(span) | {"seconds": span.seconds} for span in run.spans], columns=names
     )
+    frame["cell"] = run.cells_at(frame["end"].to_numpy(dtype=float))
     return frame

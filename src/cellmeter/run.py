@@ -333,10 +333,15 @@ class Run:
         """
         return spans_frame(self)
 
-    def cell_at(self, time: float) -> int:
-        """The sequence of the innermost cell that ran at a time; 0 if none did."""
-        running = [c for c in self.cells if c.start <= time and (c.end is None or time <= c.end)]
-        return max(running, key=lambda c: c.start).seq if running else 0
+    def cells_at(self, times: Floats) -> NDArray[np.int64]:
+        """The sequence of the innermost cell that ran at each of some times, which are in order; 0 where none did."""
+        import numpy as np
+
+        found = np.zeros(len(times), np.int64)
+        for cell in sorted(self.cells, key=lambda cell: cell.start):
+            end = math.inf if cell.end is None else cell.end
+            found[times.searchsorted(cell.start, "left") : times.searchsorted(end, "right")] = cell.seq
+        return found
 
     def samples(self) -> pd.DataFrame:
         """The main stream as a DataFrame: one row a sample, indexed by seconds since the start.
