@@ -507,7 +507,7 @@ def test_what_was_said_is_in_every_report(busy: Run) -> None:
     assert re.search(r"inference +59 \(1 failed\) +500 ms +500 ms +500 ms +16 items/s", text)
     assert re.search(r"tokenize +1000 +≈ 493 µs +≈ 493 µs +≈ 2.6 ms", text)
     assert "≈ summed up as they came too fast to be kept one by one, within 1 %" in text
-    assert re.search(r"loss +236 +0.333 +0.0328 +0.01475 +0.7333", text)
+    assert re.search(r"loss +236 +0.3333 +0.03279 +0.01475 +0.7333", text)
     assert re.search(r"tokens +241664 +4096/s", text)
     assert "memory budget 0.5 · load, at 8.0 s of the run: 40.0 GiB in use of 32.0 GiB" in text
     assert "the cell was interrupted" not in text  # it had ended by then

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 MOST_CHARTS = 8  # of logged values; the table beside them has all
 MOST_LANES = 8  # of spans
 MOST_MARKS = 1500  # spans closer together than a pixel are one
+MOST_RATES = 3  # steps and two amounts
 RATE_BINS = 200
+FEW_POINTS = 60  # have a mark each
+INKS = (charts.PURPLE, charts.BLUE, charts.VERMILLION, charts.GREEN, charts.AMBER, charts.GREY)  # kernel, workers
 NAME_LENGTH = 40
-HEIGHT = 108
+HEIGHT = 118
 LANE_HEIGHT = 20
 
 
@@ -31,8 +34,8 @@ def figures(run: Run, start: float, end: float, x_range: Any) -> list[Any]:
     drawn = []
     if lanes := _lanes(run, start, end):
         drawn.append(_spans(lanes, x_range))
-    if rates := _rates(run.steps, start, end):
-        drawn.append(_steps(rates, x_range))
+    counted = sorted(run.steps.items(), key=lambda item: item[0] != STEP)[:MOST_RATES]
+    drawn += [_rate(name, steps, start, end, x_range) for name, steps in counted]
     busiest = sorted(run.logged.items(), key=lambda item: -len(item[1].time))[:MOST_CHARTS]
     drawn += [_values(name, logged, x_range) for name, logged in busiest]
     for fig in drawn:
@@ -76,32 +79,24 @@ def _spans(lanes: Mapping[str, Sequence[Interval]], x_range: Any) -> Any:
     return fig
 
 
-def _rates(steps: Mapping[str, Steps], start: float, end: float) -> dict[str, tuple[Floats, Floats]]:
-    """Steps, or else amounts, per second: the edges of even bins, none shorter than a second, and the rate in each."""
+def _rate(name: str, steps: Steps, start: float, end: float, x_range: Any) -> Any:
+    """Steps, or an amount of what they did, per second, in even bins none of which is shorter than a second."""
     import numpy as np
 
     edges = np.linspace(start, end, max(1, min(RATE_BINS, int(end - start))) + 1)
-    found = {}
-    for name in sorted(steps, key=lambda name: name != STEP)[: len(charts.DEVICE_INKS)]:
-        done, _ = np.histogram(steps[name].time, edges, weights=steps[name].amount)
-        found[name] = (edges, done / np.diff(edges))
-    return found
-
-
-def _steps(rates: Mapping[str, tuple[Floats, Floats]], x_range: Any) -> Any:
-    """Each rate as a share of its own highest, as steps and tokens are no common scale; the title has the figures."""
-    import numpy as np
-
-    fig = charts.bare_figure("steps", HEIGHT, x_range, charts.TOOLS)
-    said = []
-    for ink, (name, (edges, rate)) in zip(charts.DEVICE_INKS, rates.items(), strict=False):
-        highest = float(rate.max())
-        scale = highest if len(rates) > 1 and highest > 0 else 1.0
-        line = np.append(rate, rate[-1:]) / scale
-        fig.step(edges, line, mode="after", line_color=ink.light, line_width=1.6)
-        said.append(f"{'steps' if name == STEP else _shortened(name)}/s peak {number_text(highest)}")
-    charts.label(fig, " · ".join(said) + (" (each by its own peak)" if len(rates) > 1 else ""))
+    done, _ = np.histogram(steps.time, edges, weights=steps.amount)
+    rate = done / np.diff(edges)
+    fig = _figure("steps", HEIGHT, x_range)
+    fig.step(edges, np.append(rate, rate[-1:]), mode="after", line_color=charts.GREEN.light, line_width=1.6)
+    unit = "Steps" if name == STEP else _shortened(name)
+    charts.label(fig, f"{unit}/s · peak {number_text(float(rate.max()))}")
     fig.y_range.start = 0
+    return fig
+
+
+def _figure(name: str, height: int, x_range: Any) -> Any:
+    fig = charts.bare_figure(name, height, x_range, charts.TOOLS)
+    fig.yaxis.ticker.desired_num_ticks, fig.yaxis.ticker.num_minor_ticks = 3, 0
     return fig
 
 
@@ -109,27 +104,27 @@ def _values(name: str, logged: Logged, x_range: Any) -> Any:
     import numpy as np
 
     models = charts.bokeh_models()
-    fig = charts.bare_figure("logged", HEIGHT, x_range, charts.TOOLS)
+    fig = _figure("logged", HEIGHT, x_range)
     known = logged.value[np.isfinite(logged.value)]
     ends = f"last {number_text(float(logged.value[-1]))}" + (
         f", {number_text(float(known.min()))} to {number_text(float(known.max()))}" if len(known) else ""
     )
     charts.label(fig, f"{_shortened(name)} · {ends}")
-    ink, first = charts.PURPLE.light, True
-    for pid in np.unique(logged.pid)[: len(charts.DEVICE_INKS)]:
-        mine = logged.pid == pid
+    sayers = np.unique(logged.pid)
+    for pid, hue in zip(sayers, INKS, strict=False):
+        ink, mine = hue.light, logged.pid == pid
         rows = np.column_stack([logged.value[mine], logged.low[mine], logged.high[mine]])
         rows[~np.isfinite(rows)] = np.nan
         time, rows = charts.decimate(logged.time[mine], rows, charts.MOST_POINTS)
         source = models.ColumnDataSource({"t": time, "value": rows[:, 0], "low": rows[:, 1], "high": rows[:, 2]})
         if (logged.count[mine] > 1).any():
             fig.varea("t", "low", "high", source=source, fill_color=ink, fill_alpha=0.2)
-        line = fig.line("t", "value", source=source, line_color=ink, line_width=1.6, line_alpha=1.0 if first else 0.55)
-        if len(time) < 60:
+        line = fig.line("t", "value", source=source, line_color=ink, line_width=1.6)
+        if len(time) < FEW_POINTS:
             fig.scatter("t", "value", source=source, color=ink, size=4)
-        tips = [("time", "@t{0.0} s"), ("value", "@value{0.[000000]}")]
+        who = f"worker {pid}" if pid else "kernel"
+        tips = [("time", "@t{0.0} s"), (who if len(sayers) > 1 else "value", "@value{0.[000000]}")]
         fig.add_tools(models.HoverTool(renderers=[line], tooltips=tips, mode="vline"))
-        first = False
     return fig
 
 
