@@ -8,10 +8,8 @@ cell, and again only after it has not held for as long (a second at least). An u
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol
@@ -93,6 +91,8 @@ class _Reader:
 
 
 def _columns(text: str) -> int:
+    import unicodedata
+
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
@@ -120,6 +120,8 @@ def _metric(reader: _Reader) -> tuple[str, str | None]:
     named = reader.take(r"[^ <>=]+", "here goes the name of a metric, as in gpu.utilization")
     metric, colon, subject = named.partition(":")
     if metric not in METRICS:
+        import difflib
+
         reader.at = reader.start + len(metric)
         near = difflib.get_close_matches(metric, METRICS, 1)
         hint = (

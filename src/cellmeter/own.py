@@ -25,13 +25,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cellmeter.errors import RunUnreadable
 from cellmeter.spans import STEP, bucket_of
 from cellmeter.store import (
     MOST_WORKER_FILES,
-    is_open,
+    kernel_of,
+    may_be_open,
     process_identity,
-    read_header,
     run_folders,
     runs_home,
     sealed,
@@ -335,10 +334,7 @@ class WorkerFile:
 
     def goes_on(self) -> bool:
         """Whether the run is still being recorded."""
-        try:
-            return is_open(read_header(self._folder), self._folder)
-        except RunUnreadable:
-            return False
+        return may_be_open(self._folder)
 
     def __call__(self, event: Event) -> int:
         """See :data:`Sink`. One ``write``, so that a line is whole; a full disk has no room."""
@@ -365,12 +361,7 @@ def _run_above() -> Path | None:
         return None
     kernels = {(pid, process_identity(pid)) for pid in above}
     for folder in reversed(run_folders(runs_home())[-RUNS_LOOKED_AT:]):
-        try:
-            header = read_header(folder)
-        except RunUnreadable:
-            continue
-        kernel = header.get("kernel") or {}
-        if (kernel.get("pid"), kernel.get("identity")) in kernels and is_open(header, folder):
+        if kernel_of(folder) in kernels and may_be_open(folder):
             return folder
     return None
 

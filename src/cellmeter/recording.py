@@ -18,7 +18,7 @@ from cellmeter.errors import RecorderUnavailable
 from cellmeter.recorder import Config, Recorder
 from cellmeter.run import CellStatus
 from cellmeter.settings import Settings
-from cellmeter.store import new_run_folder, process_identity, runs_home
+from cellmeter.store import name_kernel, new_run_folder, process_identity, runs_home
 from cellmeter.torch_peaks import WORTH_SECONDS, TorchPeaks
 
 FIRST_LINE_LENGTH = 80
@@ -61,17 +61,19 @@ class Recording:
     def start(cls, settings: Settings, notebook: str | None) -> Recording:
         """Makes the run folder and starts the recorder. Raises RecorderUnavailable."""
         home, start_ns = runs_home(), time.monotonic_ns()
+        pid = os.getpid()
+        identity = process_identity(pid)
         try:
             folder = new_run_folder(home)
+            name_kernel(folder, pid, identity)
         except OSError as error:
             raise RecorderUnavailable(
                 f"cellmeter cannot record: {home} cannot be written ({error.strerror}); "
                 "set CELLMETER_HOME to a folder that can"
             ) from error
         environ = _gpu_environ()
-        pid = os.getpid()
         most = int(min(settings.max_total_gib, 1e9) * 2**30)
-        config = Config(str(folder), pid, process_identity(pid), start_ns, settings.rate_hz, notebook, most, environ)
+        config = Config(str(folder), pid, identity, start_ns, settings.rate_hz, notebook, most, environ)
         recording = cls(Recorder.start(config), settings)
         own.attach(recording.offer)
         return recording

@@ -2,6 +2,7 @@
 
 ``run.json``          what the run is: host, devices, limits, rate, the columns of each sample file; replaced whole
 ``events.jsonl``      cell edges, gaps, anchors, notices and the ending; one JSON object a line
+``kernel.json``       which process it is the run of, there before its recorder is: workers find it by that
 ``events-<pid>.jsonl``  what worker processes say of themselves (see ``own``)
 ``samples-NNN.f64``   fixed-size records: monotonic ns (i8), cell (u4), flags (u4), float64 × columns, CRC-32 (u4)
 
@@ -32,6 +33,7 @@ VERSION = 1
 STARTING_SECONDS = 60.0
 FOREIGN_SECONDS = 30.0  # a recorder writes once a second; clocks of hosts may differ
 HEADER = "run.json"
+KERNEL = "kernel.json"
 EVENTS = "events.jsonl"
 MOST_WORKER_FILES = 256
 RECORDER_LOG = "recorder.log"
@@ -63,6 +65,25 @@ def new_run_folder(home: Path) -> Path:
         except FileExistsError:
             continue
         return folder
+
+
+def name_kernel(folder: Path, pid: int, identity: str | None) -> None:
+    """Says in a new folder whose run it will be. Raises OSError."""
+    fd = os.open(folder / KERNEL, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, sealed({"pid": pid, "identity": identity}))
+    finally:
+        os.close(fd)
+
+
+def kernel_of(folder: Path) -> tuple[int, str] | None:
+    """Pid and identity of the process that is recorded; None if nobody says."""
+    try:
+        fields = unsealed((folder / KERNEL).read_bytes())
+    except OSError:
+        return None
+    pid, identity = (fields or {}).get("pid"), (fields or {}).get("identity")
+    return (pid, identity) if isinstance(pid, int) and isinstance(identity, str) else None
 
 
 def sealed(fields: Mapping[str, Any]) -> bytes:
@@ -458,7 +479,7 @@ def prune(home: Path, most_bytes: int, keep: Path) -> list[Path]:
     for folder, size in sizes.items():
         if total <= most_bytes:
             break
-        if folder != keep and not _may_be_open(folder):
+        if folder != keep and not may_be_open(folder):
             import shutil
 
             shutil.rmtree(folder, ignore_errors=True)
@@ -474,7 +495,7 @@ def _size(folder: Path) -> int:
         return 0
 
 
-def _may_be_open(folder: Path) -> bool:
+def may_be_open(folder: Path) -> bool:
     """Recorded now, or so young that its recorder has not written the header yet."""
     try:
         return is_open(read_header(folder), folder)
