@@ -500,7 +500,7 @@ TOOLS = "xpan,xbox_zoom,xwheel_pan,reset"
 AREA = "a"  # ends the name of a line's second column, in which a gap falls to the ground: Bokeh fills across NaN
 
 
-def bokeh_models() -> Any:
+def _models() -> Any:
     """``bokeh.models``, whose type stubs lack half of it."""
     import bokeh.models
 
@@ -536,7 +536,7 @@ def bare_figure(name: str, height: int, x_range: Any, tools: str) -> Any:
 
 def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, tools: str) -> Any:
     """A bare figure with its lines; colours and ticks are set by whoever shows it."""
-    models = bokeh_models()
+    models = _models()
     fig = bare_figure(spec.key, spec.height, x_range, tools)
     fig.y_range = models.Range1d(0, 1)
     fig.yaxis.ticker = models.FixedTicker(ticks=[])
@@ -569,7 +569,7 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
 
     from cellmeter import own_charts
 
-    models = bokeh_models()
+    models = _models()
     frame = frame_of(run, start, end, groups)
     x_range = models.Range1d(start, max(end, start + 1e-3), bounds=(start, max(end, start + 1e-3)))
     figures: list[Any] = []
@@ -604,7 +604,7 @@ def _dress(fig: Any, spec: PanelSpec, values: Floats, names: Sequence[str], *, f
     """Title, scale and hover of a figure that stands alone, without ``live.js`` to do it."""
     import numpy as np
 
-    models = bokeh_models()
+    models = _models()
     peaks = [float(x) for x in np.fmax.reduce(values)] if len(values) else [math.nan] * len(spec.lines)
     fig.y_range.end = scale_top(spec, peaks)
     ticks, labels = axis_of(spec, fig.y_range.end)
@@ -620,7 +620,7 @@ def _dress(fig: Any, spec: PanelSpec, values: Floats, names: Sequence[str], *, f
 
 def label(fig: Any, title: str) -> None:
     """Title, time axis and the quiet colours of a report's figure."""
-    models = bokeh_models()
+    models = _models()
     fig.xaxis.formatter = models.NumeralTickFormatter(format="00:00:00")
     fig.xaxis.ticker = models.AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30])
     fig.title.text = title
@@ -635,7 +635,7 @@ def _name_lines(fig: Any, spec: PanelSpec, names: Sequence[str]) -> None:
     """A legend above the plot: every line drawn, by name. Lanes have theirs beside them."""
     if spec.lanes:
         return
-    models = bokeh_models()
+    models = _models()
     drawn = {renderer.name: renderer for renderer in fig.renderers}
     items = [
         models.LegendItem(label=line.label, renderers=[drawn[name]])
@@ -675,7 +675,7 @@ def band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None:
 
     All bands are one glyph, and cells too narrow to be seen have none: a thousand annotations would take a minute.
     """
-    models = bokeh_models()
+    models = _models()
     span = end - start
     cells = [(cell, run.duration if cell.end is None else cell.end) for cell in run.cells if cell.parent is None]
     bands = [(n, cell, stop) for n, (cell, stop) in enumerate(cells) if stop >= start and cell.start <= end]

@@ -29,6 +29,13 @@ HEIGHT = 118
 LANE_HEIGHT = 20
 
 
+def _models() -> Any:
+    """``bokeh.models``, whose type stubs lack half of it."""
+    import bokeh.models
+
+    return bokeh.models
+
+
 def figures(run: Run, start: float, end: float, x_range: Any) -> list[Any]:
     """Bokeh figures of a run from ``start`` to ``end``; none if nothing was said."""
     drawn = []
@@ -58,7 +65,7 @@ def _lanes(run: Run, start: float, end: float) -> dict[str, list[Interval]]:
 
 
 def _spans(lanes: Mapping[str, Sequence[Interval]], x_range: Any) -> Any:
-    models = charts.bokeh_models()
+    models = _models()
     fig = charts.bare_figure("spans", LANE_HEIGHT * len(lanes) + 50, x_range, charts.TOOLS)
     charts.label(fig, "Spans")
     rows = {name: len(lanes) - 1 - row for row, name in enumerate(lanes)}
@@ -103,7 +110,7 @@ def _figure(name: str, height: int, x_range: Any) -> Any:
 def _values(name: str, logged: Logged, x_range: Any) -> Any:
     import numpy as np
 
-    models = charts.bokeh_models()
+    models = _models()
     fig = _figure("logged", HEIGHT, x_range)
     known = logged.value[np.isfinite(logged.value)]
     ends = f"last {number_text(float(logged.value[-1]))}" + (
