@@ -536,10 +536,8 @@ def test_what_was_said_is_in_the_json_report(busy: Run) -> None:
     assert fields["over_budget"][0]["interrupt"] is True
 
 
-def test_what_was_said_is_in_the_tables(busy: Run) -> None:
-    file = io.BytesIO()
-    table.write_csv(busy, file)
-    rows = list(csv.DictReader(io.StringIO(file.getvalue().decode())))
+def test_what_was_said_is_in_the_tables(busy: Run, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(export.write(busy, tmp_path / "run.csv").open(encoding="utf-8")))
     said = [row for row in rows if row["metric"].startswith(("logged.", "step.", "span."))]
     assert {(row["metric"], row["subject"], row["unit"]) for row in said} == {
         ("logged.loss", "kernel", ""),
@@ -550,6 +548,15 @@ def test_what_was_said_is_in_the_tables(busy: Run) -> None:
     }
     first = next(row for row in said if row["metric"] == "span.inference")
     assert (float(first["time_s"]), float(first["value"]), first["label"]) == (3.0, 0.5, "load")
+
+
+def test_a_part_of_what_was_said(busy: Run, tmp_path: Path) -> None:
+    """Cells are from 2 s to 22 s, 24 s to 64 s and at 66 s; a span ends and a value comes each second from 3 s to 61 s."""
+    report = json.loads(export.write(busy, tmp_path / "x.json", part=part(busy, "1")).read_text())
+    assert [(s["name"], s["count"]) for s in report["spans"]] == [("inference", 20), ("tokenize", 1000)]
+    assert (report["alerts"], len(report["over_budget"])) == ([], 1)
+    report = json.loads(export.write(busy, tmp_path / "x.json", part=part(busy, "3")).read_text())
+    assert [report[key] for key in ("spans", "logged", "steps", "alerts", "over_budget")] == [[]] * 5
 
 
 def test_a_run_that_said_nothing_has_none_of_it() -> None:

@@ -559,15 +559,18 @@ def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, to
 
 
 def run_figures(run: Run, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
-    """A Bokeh layout of the whole run: its panels above each other, banded by cells. Raises nothing on an empty run."""
-    return window_figures(run, 0.0, run.duration, groups)
+    """A Bokeh layout of the whole run, banded by cells: its panels, and what its code said. Raises nothing on an empty run."""
+    from cellmeter import own_charts
+
+    layout = window_figures(run, 0.0, run.duration, groups)
+    if layout.children:
+        layout.children = [*layout.children, *own_charts.figures(run, 0.0, run.duration, layout.children[0].x_range)]
+    return layout
 
 
 def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
     """A Bokeh layout of a run from ``start`` to ``end`` (seconds since its start), decimated so that spikes stay."""
     from bokeh.layouts import column
-
-    from cellmeter import own_charts
 
     models = _models()
     frame = frame_of(run, start, end, groups)
@@ -588,7 +591,6 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
         _dress(fig, spec, values, names, first=not figures)
         band(fig, run, start, end, titled=not figures)
         figures.append(fig)
-    figures += own_charts.figures(run, start, end, x_range)
     return column(figures, sizing_mode="stretch_width", spacing=6)
 
 

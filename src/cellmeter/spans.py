@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,6 +111,28 @@ class Own:
     batches: tuple[SpanBatch, ...] = ()
     logged: Mapping[str, Logged] = field(default_factory=dict)
     steps: Mapping[str, Steps] = field(default_factory=dict)
+
+    def only(self, wanted: Callable[[Floats], NDArray[np.bool_]]) -> Own:
+        """What was said at the times that are wanted; ``wanted`` is asked for times in order."""
+        import numpy as np
+
+        spans = wanted(np.array([span.end for span in self.spans]))
+        batches = wanted(np.array([batch.end for batch in self.batches]))
+        logged = {name: _rows(values, wanted(values.time)) for name, values in self.logged.items()}
+        steps = {name: _rows(done, wanted(done.time)) for name, done in self.steps.items()}
+        return Own(
+            tuple(span for span, keep in zip(self.spans, spans, strict=True) if keep),
+            tuple(batch for batch, keep in zip(self.batches, batches, strict=True) if keep),
+            {name: values for name, values in logged.items() if len(values.time)},
+            {name: done for name, done in steps.items() if len(done.time)},
+        )
+
+
+_Columns = TypeVar("_Columns", Logged, Steps)
+
+
+def _rows(columns: _Columns, keep: NDArray[np.bool_]) -> _Columns:
+    return replace(columns, **{name: column[keep] for name, column in vars(columns).items()})
 
 
 # ---- events to data --------------------------------------------------------------------------------------------------
