@@ -323,6 +323,8 @@ import cellmeter
 def work(i):
     with cellmeter.span("work"):
         cellmeter.log(worker=i)
+    for j in range(20_000):
+        cellmeter.log(burst=j)
 """
 
 
@@ -348,6 +350,7 @@ assert os.environ == before
     assert sorted(worker.value.tolist()) == [0, 1, 2]
     assert len(set(worker.pid.tolist()) - {0}) == 3
     assert {span.pid for span in run.spans} == set(worker.pid.tolist())
+    assert run.logged["burst"].count.sum() == 3 * 20_000
     assert run.logged["kernel"].value.tolist() == [1]
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in Path(run.path).iterdir())
     assert run.notices == ()
@@ -413,6 +416,10 @@ def test_the_most_worker_files_are_told_of(monkeypatch: pytest.MonkeyPatch, tmp_
     mine.log({"x": 1})
     assert "2 processes have said something" in capsys.readouterr().err
     assert not (tmp_path / f"events-{os.getpid()}.jsonl").exists()
+    (tmp_path / f"events-{os.getpid()}.jsonl").touch()
+    mine.forget()
+    mine.log({"x": 1})
+    assert (tmp_path / f"events-{os.getpid()}.jsonl").stat().st_size > 0
 
 
 NUMBERS = st.floats() | st.integers(-(10**6), 10**6)

@@ -19,7 +19,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
-from cellmeter import strip
+from cellmeter import own, strip
 from cellmeter.alerts import Budget, parse_budget
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
 from cellmeter.lookout import Callback, Lookout
@@ -311,6 +311,7 @@ class Session:
             return
         message = getattr(getattr(self.shell, "kernel", None), "_shutdown_message", None) or {}
         how = "restart" if (message.get("content") or {}).get("restart") else "exit"
+        own.flush()
         try:
             recording.say({"event": "goodbye", "t": time.monotonic_ns(), "how": how})
         except RecorderUnavailable:

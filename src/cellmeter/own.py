@@ -11,6 +11,7 @@ microseconds and never waits. Nothing here raises: what cannot be kept is said o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
@@ -161,6 +162,7 @@ class Own:
         self._busy = False
         self._sink: Sink | None = None
         self._worker: WorkerFile | None = None
+        self._exit_known = False
         self._look_ns = 0
         self._pause_seconds = SEARCH_SECONDS[0]
         self._values: dict[str, _Values] = {}
@@ -277,11 +279,21 @@ class Own:
         if folder is not None and (len(worker_events(folder)) < MOST_WORKER_FILES or worker_file(folder).exists()):
             self._sink = self._worker = WorkerFile(folder)
             self._look_ns = now + int(LOOK_AGAIN_SECONDS * 1e9)
+            self._flush_at_exit()
             return
         self._look_ns = now + int(self._pause_seconds * 1e9)
         self._pause_seconds = min(2 * self._pause_seconds, SEARCH_SECONDS[1])
         why = "nothing is being recorded" if folder is None else f"{MOST_WORKER_FILES} processes have said something"
         self._tell(f"{why}, so log(), step() and span() keep nothing")
+
+    def _flush_at_exit(self) -> None:
+        """A worker has no cell whose end would do it. Those of multiprocessing leave by another door than atexit."""
+        if self._exit_known:
+            return
+        self._exit_known = True
+        atexit.register(self.flush)
+        if (util := sys.modules.get("multiprocessing.util")) is not None:
+            util.Finalize(None, self.flush, exitpriority=0)
 
     def flush(self) -> None:
         """Writes what there is, if there is a place for it."""

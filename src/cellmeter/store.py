@@ -381,7 +381,11 @@ def _read_run(folder: Path, header: Mapping[str, Any], newest: int | None) -> Ru
     running = is_open(header, folder)
     events, damaged_lines = read_events(folder / EVENTS)
     form.check_events(events)
-    for path in worker_events(folder):
+    paths = worker_events(folder)
+    if len(paths) >= MOST_WORKER_FILES:
+        text = f"{len(paths)} worker processes have said something; what further ones said was not kept"
+        events.append({"event": "notice", "t": header["start_ns"], "text": text})
+    for path in paths:
         said, damaged = read_events(path)
         said = [event for event in said if event.get("event") in form.OWN]
         form.check_events(said)
