@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.export.summary import Fact, counted, maybe_mine, plain
 from cellmeter.own_charts import number_text
-from cellmeter.rules.units import UNKNOWN, bytes_text, joules_text, percent_text, seconds_text
+from cellmeter.rules.units import UNKNOWN, bytes_text, joules_text, latency_text, percent_text, seconds_text
 from cellmeter.run import known
 
 if TYPE_CHECKING:
@@ -83,13 +83,6 @@ def _value(name: str, logged: Logged) -> tuple[str, ...]:
 def _bounds(logged: Logged) -> tuple[float | None, float | None]:
     low, high = known(logged.low), known(logged.high)
     return (float(low.min()) if len(low) else None, float(high.max()) if len(high) else None)
-
-
-def latency_text(seconds: float) -> str:
-    """A duration down to microseconds, three digits: ``4.21 ms``."""
-    if seconds >= 1:
-        return seconds_text(seconds) if seconds >= 9.95 else f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
 def _rate(per_second: float | None) -> str:
