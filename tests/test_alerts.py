@@ -13,7 +13,7 @@ from conftest import Kernel, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellmeter.alerts import Alert, Board, Budget, Guard, Watch, guard_of, message_of, parse, parse_budget
+from cellmeter.alerts import LATE, Alert, Board, Budget, Guard, Watch, guard_of, message_of, parse, parse_budget
 from cellmeter.errors import BadUsage
 from cellmeter.lookout import Gate
 from cellmeter.metrics import METRICS
@@ -48,6 +48,7 @@ def test_what_an_expression_means(text: str, alert: tuple[object, ...]) -> None:
         ("", "here goes the name of a metric", ""),
         ("gpu.utilisation < 30 for 60s", "did you mean gpu.utilization?", "gpu.utilisation"),
         ("loss < 30 for 60s", "there is no metric 'loss': there are", "loss"),
+        ("gpu.utilization.driver < 30 for 60s", "come too late to be watched", "gpu.utilization.driver"),
         ("gpu.utilization: < 30 for 60s", "after the colon goes a subject", "gpu.utilization:"),
         ("gpu.utilization <= 30 for 60s", "here goes < or >", "<="),
         ("gpu.utilization 30", "here goes < or >", "30"),
@@ -76,7 +77,7 @@ def test_a_caret_under_the_fault(text: str, why: str, under: str) -> None:
     assert carets == "  " + " " * at + "^" * max(1, wide * len(under))
 
 
-NAMES = st.sampled_from(sorted(METRICS))
+NAMES = st.sampled_from(sorted(METRICS.keys() - {LATE}))
 
 
 @given(
@@ -351,6 +352,12 @@ def test_a_bad_alert_is_one_error_with_a_caret(kernel: Kernel) -> None:
     reply = kernel.run("%monitor alert gpu.utilisation < 30 for 60s")
     assert "did you mean gpu.utilization?\n  gpu.utilisation < 30 for 60s\n  ^^^^^^^^^^^^^^^\n" in reply.stderr
     assert "--remove" not in reply.stderr
+    blind = kernel.run("%monitor alert process.cpu.usage:gpu7 > 3 for 1s").stdout
+    assert blind.endswith(": this run has no process.cpu.usage:gpu7, so it cannot go off\n")
+    kernel.run("%monitor start --max-memory 90%")
+    status = kernel.run("%monitor").stdout
+    assert "Watched for          1  process.cpu.usage:gpu7 > 3 for 1s\n" in status
+    assert "Watched for          memory budget 90%\n" in status
     assert "there is no number 3" in kernel.run("%monitor alert --remove 3").stderr
     reply = kernel.run("import cellmeter; cellmeter.alert('gpu.power > 3')")
     assert reply.error == "BadUsage"

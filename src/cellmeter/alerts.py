@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 from cellmeter.errors import BadUsage
 from cellmeter.metrics import METRICS, RATE_OF
 
+LATE = "gpu.utilization.driver"
 MOST_CHARACTERS = 200
 MOST_ALERTS = 20
 LONGEST_SECONDS = 86_400.0
@@ -130,6 +131,8 @@ def _metric(reader: _Reader) -> tuple[str, str | None]:
             else "there are gpu.utilization, process.memory.rss, host.cpu.usage and more"
         )
         reader.fault(f"there is no metric {metric!r}: {hint}")
+    if metric == LATE:
+        reader.fault("the driver's own samples come too late to be watched: use gpu.utilization")
     if colon and not subject:
         reader.fault("after the colon goes a subject, as in gpu.utilization:gpu0")
     return metric, subject or None
@@ -257,6 +260,11 @@ class Guard:
         return True
 
 
+def watches(alert: Alert, metric: str, subject: str) -> bool:
+    """Whether an alert is about a stored column; that of a rate is its counter."""
+    return metric == RATE_OF.get(alert.metric, alert.metric) and alert.subject in (None, subject)
+
+
 class _Place(NamedTuple):
     column: int
     watch: Watch
@@ -307,8 +315,7 @@ class Board:
         watched, guarded = [], None
         for index, column in enumerate(columns):
             for alert in self._alerts:
-                stored = RATE_OF.get(alert.metric, alert.metric)
-                if column.metric == stored and alert.subject in (None, column.subject):
+                if watches(alert, column.metric, column.subject):
                     key = (alert, column.subject)
                     watched.append(_Place(index, self._watches.setdefault(key, Watch(*key))))
             guard = self._guard

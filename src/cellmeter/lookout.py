@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cellmeter.alerts import MOST_ALERTS, Alert, Budget, message_of, parse
-from cellmeter.errors import BadUsage, RecorderUnavailable
+from cellmeter.alerts import MOST_ALERTS, Alert, Budget, message_of, parse, watches
+from cellmeter.errors import BadUsage, RecorderUnavailable, RunUnreadable
 from cellmeter.metrics import METRICS
 from cellmeter.rules.units import bytes_text
 from cellmeter.run import AlertFired, CellStatus
-from cellmeter.store import Tail
+from cellmeter.store import Tail, read_header
 
 if TYPE_CHECKING:
     from cellmeter.recording import Recording
@@ -33,6 +33,7 @@ LOOK_SECONDS = 0.25
 LOOK_FAST_SECONDS = 0.05  # where a cell is to be interrupted
 ARRIVAL_SECONDS = 0.05  # a signal sent to oneself is there by then
 CELL_END_SECONDS = 1.0
+READY_SECONDS = 5.0
 
 Callback = Callable[[AlertFired], Any]
 
@@ -104,6 +105,28 @@ class Lookout:
         self.alerts = [*rest, Told(alert, callback)]
         self._say()
         return alert
+
+    def blind(self, alert: Alert) -> str | None:
+        """Why an alert cannot go off in the run as it is; None if it can, or nobody knows yet."""
+        if self._recording is None or not self._recording.recorder.ready(READY_SECONDS):
+            return None
+        try:
+            header = read_header(self._recording.folder)
+        except RunUnreadable:
+            return None
+        if any(watches(alert, m, s) for segment in header["segments"] for m, s, _ in segment["columns"]):
+            return None
+        named = alert.metric if alert.subject is None else f"{alert.metric}:{alert.subject}"
+        reasons = header.get("unavailable", {})
+        why = next((text for key, text in reasons.items() if key == named or key.startswith(f"{named}:")), None)
+        return f"this run has no {named}, so it cannot go off" + (f" ({why})" if why else "")
+
+    def status(self) -> list[str]:
+        """A line for each alert, and one for the budget."""
+        lines = [f"{number}  {told.alert.text}" for number, told in enumerate(self.alerts, 1)]
+        if self.budget is not None:
+            lines.append(f"memory budget {self.budget.text}{', interrupts' if self.budget.interrupt else ''}")
+        return lines
 
     def remove(self, number: int) -> Alert:
         """Removes an alert by its place in the list, from 1. Raises BadUsage."""

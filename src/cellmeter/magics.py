@@ -410,7 +410,8 @@ class MonitorMagics(Magics):
 
         if self.session.last_folder is None:
             return "cellmeter: recording is off: %monitor start"
-        return status_text(read_run(self._run_folder()))
+        watched = [f"  Watched for          {line}" for line in self.session.lookout.status()]
+        return "\n".join([status_text(read_run(self._run_folder())), *watched])
 
     def _alert(self, options: argparse.Namespace) -> None:
         lookout = self.session.lookout
@@ -418,9 +419,10 @@ class MonitorMagics(Magics):
             print(f"cellmeter: removed {lookout.remove(options.remove).text}")
         elif options.expression:
             alert = lookout.add(" ".join(options.expression))
-            print(f"cellmeter: alert {alert.text}")
+            blind = lookout.blind(alert)
+            print(f"cellmeter: alert {alert.text}" + (f": {blind}" if blind else ""))
         else:
-            print("\n".join(f"{n}  {told.alert.text}" for n, told in enumerate(lookout.alerts, 1)) or "no alerts")
+            print("\n".join(lookout.status()) or "no alerts")
 
     def _cells(self, options: argparse.Namespace) -> None:
         from cellmeter.export import cells_table
