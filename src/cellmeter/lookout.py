@@ -173,13 +173,17 @@ class Lookout:
         if self._recording is not None and (self.alerts or self.budget):
             self._start()
 
-    def cell_ended(self, seq: int, status: CellStatus) -> None:
-        """Stops with the outermost cell. May be called again, when an interrupt has broken it off."""
+    def cell_over(self, seq: int, status: CellStatus) -> None:
+        """From here on the cell is not interrupted. May be called again, when an interrupt has broken it off."""
+        if self._running[:1] == [seq]:
+            self._gate.close(status)
+
+    def cell_ended(self, seq: int) -> None:
+        """Stops with the outermost cell, and passes on what has come since."""
         if seq in self._running:
             self._running.remove(seq)
         if self._running:
             return
-        self._gate.close(status)
         self._stop.set()
         thread, self._thread = self._thread, None
         if thread is not None:

@@ -277,11 +277,13 @@ class Session:
 
     def _finished(self, monitored: Monitored | None, finished: Finished) -> None:
         if monitored is not None:
+            seq = monitored.cell.seq
             try:
-                self.lookout.cell_ended(monitored.cell.seq, finished.status)
+                self.lookout.cell_over(seq, finished.status)
             except KeyboardInterrupt:  # the budget's, too late for the cell
-                self.lookout.cell_ended(monitored.cell.seq, finished.status)
+                self.lookout.cell_over(seq, finished.status)
             self._guarded(lambda: self._finish(monitored, finished))
+            self._guarded(lambda: self.lookout.cell_ended(seq))
 
     def _finish(self, monitored: Monitored, finished: Finished) -> None:
         ended_ns = time.monotonic_ns()
@@ -553,7 +555,8 @@ def stop() -> None:
     if shell is not None and _NAME in shell.magics_manager.registry:
         shell.magics_manager.registry[_NAME].session.stop()
     if _script is not None:
-        _script_lookout.cell_ended(_script[1].seq, "ok")
+        _script_lookout.cell_over(_script[1].seq, "ok")
+        _script_lookout.cell_ended(_script[1].seq)
         _script_lookout.follow(None)
         _script[0].stop()
         _script = None
