@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cellmeter.alerts import MOST_ALERTS, Alert, Budget, message_of, parse, watches
 from cellmeter.errors import BadUsage, RecorderUnavailable, RunUnreadable
 from cellmeter.metrics import METRICS
-from cellmeter.rules.units import bytes_text
 from cellmeter.run import AlertFired, CellStatus
 from cellmeter.store import Tail, read_header
 
@@ -233,6 +232,8 @@ class Lookout:
             self._tell(f"the callback of {event['alert']!r} failed: {type(error).__name__}: {error}")
 
     def _over_budget(self, event: Mapping[str, Any]) -> None:
+        from cellmeter.rules.units import bytes_text
+
         running = list(self._running)  # a line of a cell that has ended may come now
         stopped = event["interrupt"] and event["seq"] in running and self._gate.interrupt(running[0])
         line = (
@@ -249,6 +250,8 @@ class Lookout:
 
 def _value_text(value: float, unit: str) -> str:
     if unit == "By":
+        from cellmeter.rules.units import bytes_text
+
         return bytes_text(value)
     suffix = {"{cpu}": " cores", "Cel": " °C", "1": ""}.get(unit, f" {unit}")
     return f"{value:.3g}{suffix}"

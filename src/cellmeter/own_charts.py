@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts
 from cellmeter.span_stats import Interval, stretches
-from cellmeter.spans import STEP, Logged, Steps
+from cellmeter.spans import STEP, Logged, Steps, number_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,11 +133,6 @@ def _values(name: str, logged: Logged, x_range: Any) -> Any:
         tips = [("time", "@t{0.0} s"), (who if len(sayers) > 1 else "value", "@value{0.[000000]}")]
         fig.add_tools(models.HoverTool(renderers=[line], tooltips=tips, mode="vline"))
     return fig
-
-
-def number_text(value: float) -> str:
-    """A value of the user's, whatever its size."""
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _shortened(name: str, most: int = NAME_LENGTH) -> str:

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cellmeter.own_charts import number_text
-from cellmeter.rules.units import bytes_text, latency_text
-from cellmeter.spans import STEP
+from cellmeter.spans import STEP, number_text
 from cellmeter.store import Tail
 
 MOST_PARTS = 6  # of each kind
@@ -42,6 +40,8 @@ class Ticker:
         return self.text if self.text != before else None
 
     def _take(self, event: Event) -> None:
+        from cellmeter.rules.units import bytes_text, latency_text
+
         kind = event.get("event")
         if kind == "logged":
             for name, said in event.get("values", {}).items():

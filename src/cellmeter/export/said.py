@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.export.summary import Fact, counted, maybe_mine, plain
-from cellmeter.own_charts import number_text
 from cellmeter.rules.units import UNKNOWN, bytes_text, joules_text, latency_text, percent_text, seconds_text
 from cellmeter.run import known
+from cellmeter.spans import number_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
