@@ -106,6 +106,9 @@ def growth_within(counter: Series, times: Sequence[Interval]) -> float | None:
     time, values = counter.time[valid], counter.values[valid]
     if not times or len(time) < 2 or times[0].start < time[0] or times[-1].end > time[-1]:
         return None
+    inside = values[time.searchsorted(times[0].start, "right") - 1 : time.searchsorted(times[-1].end, "left") + 1]
+    if (np.diff(inside) < 0).any():
+        return None  # it began anew: the GPU was reset
     edges = np.interp(np.array(times), time, values)
     return float((edges[:, 1] - edges[:, 0]).sum())
 
