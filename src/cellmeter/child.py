@@ -185,6 +185,8 @@ class Child:
         self._board.set_guard(guard)
 
     def _observe(self, stream: Stream, now: int, seq: int, row: Sequence[float]) -> None:
+        if stream.segment < 0:
+            return  # a full disk has no file for these columns yet, nor for an event
         for event in self._board.see(stream.segment, stream.columns, now, seq, row):
             self._sampler.event(event)
 
