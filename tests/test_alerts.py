@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import nvml_stub
 import pytest
 from conftest import Kernel, wait_until
 from hypothesis import given
@@ -354,6 +356,8 @@ def test_a_bad_alert_is_one_error_with_a_caret(kernel: Kernel) -> None:
     reply = kernel.run("%monitor alert gpu.utilisation < 30 for 60s")
     assert "did you mean gpu.utilization?\n  gpu.utilisation < 30 for 60s\n  ^^^^^^^^^^^^^^^\n" in reply.stderr
     assert "--remove" not in reply.stderr
+    kernel.recorded_cells(1)
+    wait_until(lambda: kernel.recorded().sample_count, "a sample")
     blind = kernel.run("%monitor alert process.cpu.usage:gpu7 > 3 for 1s").stdout
     assert blind.endswith(": this run has no process.cpu.usage:gpu7, so it cannot go off\n")
     kernel.run("%monitor start --max-memory 90%")
@@ -383,3 +387,22 @@ def test_it_is_seen_while_the_gil_is_held(kernel: Kernel) -> None:
     reply = kernel.reply(held)
     assert fired[0].value > MIB
     assert "cellmeter: alert: process.memory.rss > 1MiB for 500ms" in reply.stderr
+
+
+def test_gpus_are_watched_and_spans_tell_of_them(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    """Two GPUs, one idle: the alert names that one, and a span has both their use."""
+    trace = "gpu name=A mem=80g\ngpu name=B mem=80g\nat 0 gpu 0 util=90 power=300\nat 0 gpu 1 util=4 power=60\n"
+    kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path))
+    kernel.load()
+    assert kernel.run('%monitor alert "gpu.utilization < 30 for 500ms"').stdout.endswith("for 500ms\n")
+    reply = kernel.run("import cellmeter, time\nwith cellmeter.span('infer'): time.sleep(1.5)")
+    assert "cellmeter: alert: gpu.utilization < 30 for 500ms (gpu1 is at 4 %)" in reply.stderr
+    assert "gpu0" not in reply.stderr
+    kernel.recorded_cells(2)
+    run = wait_until(
+        lambda: (r := kernel.recorded()).usage(r.cells[-1]).gpu["gpu0"].energy_joules and r, "the last sample"
+    )
+    assert [fired.subject for fired in run.alerts] == ["gpu1"]
+    (infer,) = run.span_stats()
+    assert infer.utilization_mean == {"gpu0": pytest.approx(90), "gpu1": pytest.approx(4)}
+    assert infer.energy_joules["gpu0"] == pytest.approx(300 * infer.p50, rel=0.1)

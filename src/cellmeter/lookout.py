@@ -109,11 +109,14 @@ class Lookout:
         """Why an alert cannot go off in the run as it is; None if it can, or nobody knows yet."""
         if self._recording is None or not self._recording.recorder.ready(READY_SECONDS):
             return None
+        folder = self._recording.folder
         try:
-            header = read_header(self._recording.folder)
-        except RunUnreadable:
+            header = read_header(folder)
+            sampled = (folder / header["segments"][0]["file"]).stat().st_size > 0
+        except (RunUnreadable, LookupError, OSError):
             return None
-        if any(watches(alert, m, s) for segment in header["segments"] for m, s, _ in segment["columns"]):
+        there = ((metric, subject) for segment in header["segments"] for metric, subject, _ in segment["columns"])
+        if not sampled or any(watches(alert, *column) for column in there):
             return None
         named = alert.metric if alert.subject is None else f"{alert.metric}:{alert.subject}"
         reasons = header.get("unavailable", {})

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from cellmeter.metrics import LONGEST_READING_SECONDS, SHORT_FOR_ENERGY_SECONDS, SHORT_FOR_UTILIZATION_SECONDS
 from cellmeter.spans import Span, SpanBatch, bucket_seconds
 
+MOST_UNREAD = (
+    0.05  # of the time of spans: they begin a little before their cell's first sample, and may end after its last
+)
+
 if TYPE_CHECKING:
     from cellmeter.run import Run, Series
 
@@ -104,7 +108,10 @@ def growth_within(counter: Series, times: Sequence[Interval]) -> float | None:
 
     valid = ~np.isnan(counter.values)
     time, values = counter.time[valid], counter.values[valid]
-    if not times or len(time) < 2 or times[0].start < time[0] or times[-1].end > time[-1]:
+    if not times or len(time) < 2:
+        return None
+    unread = max(0.0, time[0] - times[0].start) + max(0.0, times[-1].end - time[-1])
+    if unread > MOST_UNREAD * covered(times):
         return None
     inside = values[time.searchsorted(times[0].start, "right") - 1 : time.searchsorted(times[-1].end, "left") + 1]
     if (np.diff(inside) < 0).any():
