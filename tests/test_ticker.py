@@ -35,6 +35,8 @@ def test_the_line_has_the_newest_of_each(tmp_path: Path) -> None:
         {"event": "budget", "t": 9, "seq": 1, "budget": "0.5", "metric": "m", "value": 2.0**31, "threshold": 1.0}
     )
     assert (ticker.poll() or "").startswith("▲ 2.0 GiB in use, budget 0.5")
+    writer.event({"event": "cell_end", "t": 10, "seq": 1, "status": "ok"})
+    assert (ticker.poll() or "").startswith("2 steps/s")
 
 
 def test_the_line_is_bounded(tmp_path: Path) -> None:

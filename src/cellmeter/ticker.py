@@ -59,6 +59,8 @@ class Ticker:
             self._alerts.pop(key, None)
             if event["state"] == "fired":
                 _put(self._alerts, key, f"▲ {event['alert']} ({event['subject']})")
+        elif kind == "cell_end":
+            self._alerts.clear()
         elif kind == "budget":
             _put(self._alerts, "", f"▲ {bytes_text(event['value'])} in use, budget {event['budget']}")
 
