@@ -6,8 +6,9 @@ the runtime. Code and rows travel as custom messages, never as widget state: Jup
 
 Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
 ``c`` (loads of the cores from ``s`` on), ``h`` (all there is, the next row being number ``n``, the next load ``c``), ``end``
-(how the cell ended), ``said`` (a line of own values and alerts). Page to kernel: ``need``. Rows are float64 columns, the time first; loads are float64 times, and a byte a
-core and time. The page gets the rows of all groups, so that what it shows is its own choice.
+(how the cell ended), ``said`` (a line of own values and alerts). Page to kernel: ``need``. Rows are float64 columns, the time
+first; loads are float64 times, and a byte a core and time. The page gets the rows of all groups, so that what it shows is its
+own choice.
 """
 
 from __future__ import annotations
@@ -248,6 +249,7 @@ class Feed:
         import numpy as np
 
         self.seq = seq
+        self.folder = folder
         self.shown = tuple(shown)
         self._tail = Tail(folder, newest=0)  # the cell is yet to start
         self._rate_hz = float(self._tail.header()["rate_hz"])
