@@ -619,6 +619,8 @@ const STYLE = `
 .cm-sum { flex: 1; flex-wrap: wrap; gap: 2px 16px; }
 .cm-sum b { font-weight: 600; }
 .cm-sum span span { opacity: .68; }
+.cm-own { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; opacity: .8; padding-top: 4px; }
+.cm-own:empty { display: none; }
 .cm-tools, .cm-picks, .cm-window { display: flex; align-items: center; gap: 1px; }
 .cm-tools { flex: none; gap: 4px; margin-left: auto; }
 .cm-sum { order: 1; flex-basis: 100%; }
@@ -1095,6 +1097,7 @@ class View {
     this.picks = make("div", "cm-picks", { role: "group", "aria-label": "Charts shown", id: `${layout.prefix}k${serial++}`, hidden: "" });
     this.grid = make("div", "cm-grid");
     this.note = make("div", "cm-missing");
+    this.own = make("div", "cm-own");
     this.unzoom = button("Reset zoom", "Back to the whole window (or double-click a chart)", () => this.zoomTo(null));
     this.pause = button("", "", () => this.#pause());
     this.windows = WINDOWS.map(([seconds, text]) => {
@@ -1105,7 +1108,7 @@ class View {
     const said = make("div", "cm-said", {},
       make("span", "cm-state", {}, make("i"), this.stateText), make("span", "cm-title", { title: layout.title }, layout.title), this.time);
     const about = { "data-state": this.state, role: "group", "aria-label": `Resource use of ${layout.title}` };
-    this.root = make("div", "cellmeter", about, make("style", "", {}, STYLE), make("div", "cm-head", {}, said, this.sum, this.#tools()), this.picks, this.note, this.grid);
+    this.root = make("div", "cellmeter", about, make("style", "", {}, STYLE), make("div", "cm-head", {}, said, this.sum, this.#tools()), this.own, this.picks, this.note, this.grid);
     if (apart) this.root.style.cssText = "position:absolute;inset:0 0 auto 0;visibility:hidden";
     el.append(this.root);
     this.#press();
@@ -1425,6 +1428,7 @@ function open(model, early) {
   /** @type {Map<number, Band>} */
   const cells = new Map();
   const lead = (/** @type {HTMLElement} */ a, /** @type {string} */ id) => leadToCell(model, a, id);
+  let own = "";
   /** @type {Set<View>} */
   const views = new Set();
   /** @type {(record: Recorded) => void} */
@@ -1446,6 +1450,10 @@ function open(model, early) {
     cells: (_, message) => {
       for (const cell of message.cells) cells.set(cell.seq, cell);
       for (const view of views) view.band(message.cells, lead);
+    },
+    said: (_, { text }) => {
+      own = text;
+      for (const view of views) view.own.textContent = own;
     },
     end: ({ layout }, { ending, panels }) => {
       Object.assign(layout, ending, { panels });
@@ -1469,6 +1477,7 @@ function open(model, early) {
     /** @param {HTMLElement} el @param {AbortSignal} signal */
     async show(el, signal) {
       const view = new View(el, await opened, () => bokeh());
+      view.own.textContent = own;
       if (cells.size) view.band([...cells.values()], lead);
       const alike = lives.get(view.record.layout.prefix) ?? new Set();
       lives.set(view.record.layout.prefix, alike.add(view));

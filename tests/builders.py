@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from cellmeter.run import EDGE_END, EDGE_START, Cell, CellStatus, Column, Device, Gap, Host, Limit, Run, Segment
+from cellmeter.spans import Logged, Own, Span, SpanBatch, Steps
 
 GIB = 2**30
 MIB = 2**20
@@ -274,6 +275,25 @@ def a_run(
         start_ns=START_NS,
         duration=duration,
         segments=tuple(segments),
+    )
+
+
+def own_words(seconds: float, loss: str = "loss", span: str = "inference") -> Own:
+    """What code says that trains for so long, from second 2 on: a step of 0.5 s each second, a loss, a worker's too."""
+    times = np.arange(3.0, 2.0 + seconds)
+    ones, zeros = np.ones(len(times), np.int64), np.zeros(len(times), np.int64)
+    value = 1 / times
+    both = [
+        np.concatenate(pair) for pair in ((times, times), (value, 2 * value), (ones, 3 * ones), (zeros, zeros + 77))
+    ]
+    time, values, count, pid = both
+    spans = [Span(span, t - 0.5, t, "error" if t == 5 else "ok", items=8.0) for t in times]
+    batch = SpanBatch("tokenize", 3.0, 4.0, 1000, 0, 0.5, None, {-384: 900, -300: 100})
+    return Own(
+        tuple(spans),
+        (batch,),
+        {loss: Logged(time, values, 0.9 * values, 1.1 * values, values, count, pid)},
+        {"step": Steps(times, ones.astype(float)), "tokens": Steps(times, 4096.0 * ones)},
     )
 
 

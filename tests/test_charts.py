@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, hump
+from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, hump, own_words
 
 from cellmeter import charts
 from cellmeter.charts import BLUE, Frame, Line, PanelSpec
@@ -189,3 +189,19 @@ def test_a_frame_knows_which_columns_are_whose() -> None:
     two = PanelSpec("y", two.title, two.unit, two.lines)
     frame = Frame((one, two), np.zeros(1), np.array([[1.0, 2.0, 3.0]]))
     assert frame.of(two).tolist() == [[2.0, 3.0]]
+
+
+def test_what_the_code_said_is_drawn_below_on_the_same_axis() -> None:
+    silent = a_run(a_cell(30))
+    said = replace(silent, own=own_words(30))
+    few, more = charts.run_figures(silent).children, charts.run_figures(said).children
+    own = more[len(few) :]
+    titles = [fig.title.text for fig in own]
+    assert titles[0] == "Spans"
+    assert titles[1].startswith("Steps/s · peak ")
+    assert titles[2].startswith("tokens/s · peak ")
+    assert titles[3].startswith("loss · last ")
+    assert all(fig.x_range is more[0].x_range for fig in own)
+    bars = own[0].renderers[0].data_source.data
+    assert len(bars["row"]) == 29 + 1
+    assert (min(bars["left"]), max(bars["right"])) == (2.5, 31.0)

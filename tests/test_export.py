@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from builders import GIB, MIB, GpuWork, a_cell, a_device, a_run, bursts, hump, without
+from builders import GIB, MIB, GpuWork, a_cell, a_device, a_run, bursts, hump, own_words, without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ from cellmeter.errors import BadUsage, MissingExtra
 from cellmeter.export import markdown, report_json, table
 from cellmeter.export.summary import plain
 from cellmeter.rules import Checked, Judgement, judge
-from cellmeter.run import Gap, Run
+from cellmeter.run import AlertFired, Gap, OverBudget, Run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\x1b[2J\u202e|`@all`"
 
@@ -39,12 +39,20 @@ def busy_run() -> Run:
         devices=[a_device("gpu0", mine=True), a_device("gpu1", mine=True)],
         gaps=(Gap(30.0, 33.0, "suspended"),),
     )
+    run = replace(
+        run,
+        own=own_words(60),
+        alerts=(AlertFired("gpu.utilization < 30 for 5s", "gpu0", 2, 30.0, 12.5, 40.0),),
+        over_budget=(OverBudget("0.5", "cgroup.memory.used", 1, 8.0, 40.0 * GIB, 32.0 * GIB, True),),
+    )
     return without(run, "gpu.energy", "gpu1", "not supported on this GPU")
 
 
 def hostile_run() -> Run:
     cell = a_cell(20, label=HOSTILE, first_line=HOSTILE, rss=hump(GIB, 40 * GIB, 5, 8))
-    return a_run(cell, a_cell(5, label="=cmd|'/c calc'!A1"), notebook=f"/tmp/{HOSTILE}.ipynb", host_name=HOSTILE)
+    run = a_run(cell, a_cell(5, label="=cmd|'/c calc'!A1"), notebook=f"/tmp/{HOSTILE}.ipynb", host_name=HOSTILE)
+    fired = AlertFired(HOSTILE, HOSTILE, 1, 3.0, 5.0)
+    return replace(run, own=own_words(20, HOSTILE, HOSTILE), alerts=(fired,))
 
 
 @pytest.fixture(scope="module")
@@ -491,3 +499,68 @@ def test_a_judgement_can_be_handed_in(busy: Run) -> None:
         assert "39.0 GiB" not in re.sub(
             r"<script>.*?</script>", "", export.render(busy, format, nothing), flags=re.DOTALL
         )
+
+
+# ── what the user's code said ──
+
+
+def test_what_was_said_is_in_every_report(busy: Run) -> None:
+    text = export.render(busy, "text")
+    assert re.search(r"inference +59 \(1 failed\) +500 ms +500 ms +500 ms +16 items/s", text)
+    assert re.search(r"tokenize +1000 +≈ 493 µs +≈ 493 µs +≈ 2.6 ms", text)
+    assert "≈ summed up as they came too fast to be kept one by one, within 1 %" in text
+    assert re.search(r"loss +236 +0.3333 +0.03279 +0.01475 +0.7333", text)
+    assert re.search(r"tokens +241664 +4096/s", text)
+    assert "memory budget 0.5 · load, at 8.0 s of the run: 40.0 GiB in use of 32.0 GiB" in text
+    assert "the cell was interrupted" not in text  # it had ended by then
+    assert "gpu.utilization < 30 for 5s · In [2], at 30 s of the run, until 40 s: gpu0 at 12.5" in " ".join(
+        text.split()
+    )
+    marked = export.render(busy, "md")
+    page = export.html_report(busy)
+    inline = export.inline_html(busy)
+    for word in ("Logged values", "inference", "16 items/s", "memory budget 0.5"):
+        assert word in marked
+        assert word in page
+        assert word in inline
+
+
+def test_what_was_said_is_in_the_json_report(busy: Run) -> None:
+    fields = report_json.report(busy)
+    inference, tokenize = sorted(fields["spans"], key=lambda s: s["name"])
+    assert (inference["count"], inference["errors"], inference["exact"]) == (59, 1, True)
+    assert inference["p99_seconds"] == pytest.approx(0.5)
+    assert inference["unknown"]["gpu.gpu1.energy_joules"] == "not supported on this GPU"
+    assert (tokenize["exact"], tokenize["count"]) == (False, 1000)
+    assert fields["logged"][0]["workers"] == [77]
+    assert [s["per_second"] for s in fields["steps"]] == [pytest.approx(1), pytest.approx(4096)]
+    assert fields["alerts"][0]["cleared"] == 40.0
+    assert fields["over_budget"][0]["interrupt"] is True
+
+
+def test_what_was_said_is_in_the_tables(busy: Run, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(export.write(busy, tmp_path / "run.csv").open(encoding="utf-8")))
+    said = [row for row in rows if row["metric"].startswith(("logged.", "step.", "span."))]
+    assert {(row["metric"], row["subject"], row["unit"]) for row in said} == {
+        ("logged.loss", "kernel", ""),
+        ("logged.loss", "worker 77", ""),
+        ("step.step", "run", ""),
+        ("step.tokens", "run", ""),
+        ("span.inference", "kernel", "s"),
+    }
+    first = next(row for row in said if row["metric"] == "span.inference")
+    assert (float(first["time_s"]), float(first["value"]), first["label"]) == (3.0, 0.5, "load")
+
+
+def test_a_part_of_what_was_said(busy: Run, tmp_path: Path) -> None:
+    """Cells are from 2 s to 22 s, 24 s to 64 s and at 66 s; a span ends and a value comes each second from 3 s to 61 s."""
+    report = json.loads(export.write(busy, tmp_path / "x.json", part=part(busy, "1")).read_text())
+    assert [(s["name"], s["count"]) for s in report["spans"]] == [("inference", 20), ("tokenize", 1000)]
+    assert (report["alerts"], len(report["over_budget"])) == ([], 1)
+    report = json.loads(export.write(busy, tmp_path / "x.json", part=part(busy, "3")).read_text())
+    assert [report[key] for key in ("spans", "logged", "steps", "alerts", "over_budget")] == [[]] * 5
+
+
+def test_a_run_that_said_nothing_has_none_of_it() -> None:
+    text = export.render(a_run(a_cell(3)), "text")
+    assert not any(word in text for word in ("Spans", "Logged", "Steps", "Alerts"))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cellmeter import form
 from cellmeter.cli import main
 from cellmeter.errors import RunNotFound, RunUnreadable
 from cellmeter.run import EDGE_END, Column, Gap
@@ -180,8 +181,9 @@ def test_a_foreign_header_or_event_is_one_line(
     folder, writer = write_run()
     key = data.draw(st.sampled_from([*writer.header, "events"]))
     if key == "events":
-        kinds = st.sampled_from(["cell_start", "cell_end", "gap", "end", "unavailable", "lost", "peaks", "notice", "?"])
-        writer.event({"event": data.draw(kinds), **data.draw(st.dictionaries(st.sampled_from(["t", "seq"]), JSON))})
+        kind = data.draw(st.sampled_from([*form.EVENTS, "?"]))
+        keys = [key.removesuffix("?") for key in form.EVENTS.get(kind, {"t": int})]
+        writer.event({"event": kind, **data.draw(st.dictionaries(st.sampled_from(keys), JSON))})
     elif data.draw(st.booleans()):
         writer.describe(**{key: data.draw(JSON)})
     else:
@@ -195,6 +197,71 @@ def test_a_foreign_header_or_event_is_one_line(
         assert said.err.startswith("cellmeter: ")
         assert said.err.count("\n") == 1
     shutil.rmtree(folder)
+
+
+VALUES = (
+    st.integers(-3, 3)
+    | st.floats(-1e3, 1e3)
+    | st.sampled_from(["nan", "inf", "-inf", "x"])
+    | st.lists(JSON, max_size=5)
+)
+SAID = {
+    "logged": {"values": st.dictionaries(st.text(max_size=3), VALUES, max_size=2), "steps": st.just({"step": 1.0})},
+    "span": {"start": st.integers(), "name": st.text(max_size=3), "status": st.sampled_from(["ok", "error", "?"])},
+    "spans": {
+        "start": st.integers(),
+        "name": st.text(max_size=3),
+        "count": st.integers(-1, 3),
+        "errors": st.integers(),
+        "seconds": st.floats(-1e3, 1e3),
+        "histogram": st.dictionaries(st.integers().map(str) | st.text(max_size=2), st.integers(-1, 3), max_size=2),
+    },
+    "alert": {
+        "seq": st.integers(),
+        "state": st.just("fired"),
+        "alert": st.text(),
+        "subject": st.text(),
+        "value": VALUES,
+    },
+}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(data=st.data())
+def test_anything_said_in_the_right_form_makes_a_report_or_is_one_line(
+    data: st.DataObject, write_run: Callable[..., tuple[Path, Writer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, writer = write_run()
+    for kind in data.draw(st.lists(st.sampled_from(sorted(SAID)), max_size=4)):
+        said = {
+            "event": kind,
+            "t": data.draw(st.integers()),
+            **{key: data.draw(values) for key, values in SAID[kind].items()},
+        }
+        if kind == "alert" or data.draw(st.booleans()):
+            writer.event(said)
+        else:
+            with (folder / "events-7.jsonl").open("ab") as file:
+                file.write(sealed(said) + b"\n")
+    writer.close()
+    code = main(["report", str(folder), "--format", data.draw(st.sampled_from(["text", "json", "md"]))])
+    said_err = capsys.readouterr().err
+    assert code in (0, 2)
+    assert said_err.count("\n") == (code == 2)
+    shutil.rmtree(folder)
+
+
+def test_a_worker_says_nothing_but_its_own(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    folder, _ = write_run()
+    lines = [
+        {"event": "end", "t": at(9), "ending": "killed"},
+        {"event": "logged", "t": at(1), "values": {"x": 1}, "pid": 7},
+    ]
+    (folder / "events-7.jsonl").write_bytes(b"\n".join([*map(sealed, lines), b'{"event":"logged","t', b""]))
+    run = read_run(folder)
+    assert run.ending == "unknown"
+    assert run.logged["x"].pid.tolist() == [7]
+    assert run.notices == ("1 damaged event lines were left out: cells or gaps may be missing",)
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(

@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellmeter.magics import load_ipython_extension, start, stop, unload_ipython_extension
+    from cellmeter.magics import alert, load_ipython_extension, start, stop, unload_ipython_extension
+    from cellmeter.own import log, span, step
     from cellmeter.rules import judge
     from cellmeter.run import Cell, Run
     from cellmeter.store import open_run
@@ -19,10 +20,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Cell",
     "Run",
+    "alert",
     "judge",
     "load_ipython_extension",
+    "log",
     "open_run",
+    "span",
     "start",
+    "step",
     "stop",
     "unload_ipython_extension",
 ]
@@ -30,10 +35,14 @@ __all__ = [
 _HOME = {
     "Cell": "cellmeter.run",
     "Run": "cellmeter.run",
+    "alert": "cellmeter.magics",
     "judge": "cellmeter.rules",
     "load_ipython_extension": "cellmeter.magics",
+    "log": "cellmeter.own",
     "open_run": "cellmeter.store",
+    "span": "cellmeter.own",
     "start": "cellmeter.magics",
+    "step": "cellmeter.own",
     "stop": "cellmeter.magics",
     "unload_ipython_extension": "cellmeter.magics",
 }
@@ -41,7 +50,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return value
     raise AttributeError(f"module 'cellmeter' has no attribute {name!r}")
 
 

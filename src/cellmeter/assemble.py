@@ -9,7 +9,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter.run import EDGE_END, Cell, CellStatus, Column, Device, Ending, Gap, Host, Limit, Run, Segment
+from cellmeter.run import (
+    EDGE_END,
+    AlertFired,
+    Cell,
+    CellStatus,
+    Column,
+    Device,
+    Ending,
+    Gap,
+    Host,
+    Limit,
+    OverBudget,
+    Run,
+    Segment,
+)
+from cellmeter.spans import own_from
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +79,9 @@ def run_from(
         duration=duration,
         segments=_segments(parts, cells, start_ns),
         notices=tuple(_notices(events, damaged_lines, damaged_records)),
+        alerts=_alerts(events, start_ns),
+        over_budget=_over_budget(events, start_ns),
+        own=own_from(events, start_ns),
     )
 
 
@@ -128,6 +146,38 @@ def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_sta
 def _gaps(events: Iterable[Event], start_ns: int) -> tuple[Gap, ...]:
     found = (e for e in events if e.get("event") == "gap")
     return tuple(Gap((e["start"] - start_ns) * 1e-9, (e["end"] - start_ns) * 1e-9, e["reason"]) for e in found)
+
+
+def _alerts(events: Iterable[Event], start_ns: int) -> tuple[AlertFired, ...]:
+    """Pairs what went off with what cleared it, which may never have come."""
+    found: list[AlertFired] = []
+    for event in events:
+        if event.get("event") != "alert":
+            continue
+        time, key = (event["t"] - start_ns) * 1e-9, (event["alert"], event["subject"], event["seq"])
+        if event["state"] == "fired":
+            found.append(AlertFired(*key, time, event["value"]))
+        else:
+            same = [i for i, f in enumerate(found) if (f.alert, f.subject, f.cell) == key and f.cleared is None]
+            if same:
+                found[same[-1]] = replace(found[same[-1]], cleared=time)
+    return tuple(found)
+
+
+def _over_budget(events: Iterable[Event], start_ns: int) -> tuple[OverBudget, ...]:
+    return tuple(
+        OverBudget(
+            budget=event["budget"],
+            metric=event["metric"],
+            cell=event["seq"],
+            time=(event["t"] - start_ns) * 1e-9,
+            value_bytes=event["value"],
+            threshold_bytes=event["threshold"],
+            interrupt=event["interrupt"],
+        )
+        for event in events
+        if event.get("event") == "budget"
+    )
 
 
 def _unavailable(header: Mapping[str, Any], events: Iterable[Event]) -> dict[str, str]:

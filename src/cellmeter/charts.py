@@ -496,6 +496,7 @@ def values_of(
 
 FRAME_LEFT = 58  # CSS pixels between a figure's edge and its plot area: fixed, so that all panels' times align
 FRAME_RIGHT = 10
+TOOLS = "xpan,xbox_zoom,xwheel_pan,reset"
 AREA = "a"  # ends the name of a line's second column, in which a gap falls to the ground: Bokeh fills across NaN
 
 
@@ -506,19 +507,17 @@ def _models() -> Any:
     return bokeh.models
 
 
-def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, tools: str) -> Any:
-    """A bare figure with its lines; colours and ticks are set by whoever shows it."""
+def bare_figure(name: str, height: int, x_range: Any, tools: str) -> Any:
+    """A figure with nothing in it, whose frame lies above and below all others'."""
     from bokeh.plotting import figure
 
-    models = _models()
     fig: Any = figure(
-        name=spec.key,
-        height=spec.height,
+        name=name,
+        height=height,
         sizing_mode="stretch_width",
         toolbar_location=None,
         tools=tools,
         x_range=x_range,
-        y_range=models.Range1d(0, 1),
         min_border_left=FRAME_LEFT,
         min_border_right=FRAME_RIGHT,
         min_border_top=4,
@@ -531,8 +530,16 @@ def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, to
     fig.xaxis.major_tick_line_color = fig.yaxis.major_tick_line_color = None
     fig.xaxis.axis_line_color = fig.yaxis.axis_line_color = None
     fig.xaxis.major_label_text_font_size = fig.yaxis.major_label_text_font_size = "10px"
-    fig.yaxis.ticker = models.FixedTicker(ticks=[])
     fig.xgrid.grid_line_color = None
+    return fig
+
+
+def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, tools: str) -> Any:
+    """A bare figure with its lines; colours and ticks are set by whoever shows it."""
+    models = _models()
+    fig = bare_figure(spec.key, spec.height, x_range, tools)
+    fig.y_range = models.Range1d(0, 1)
+    fig.yaxis.ticker = models.FixedTicker(ticks=[])
     base = len(spec.lines) - 1
     for index, (line, name) in reversed(list(enumerate(zip(spec.lines, names, strict=True)))):
         ink = line.ink.light
@@ -552,8 +559,13 @@ def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, to
 
 
 def run_figures(run: Run, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
-    """A Bokeh layout of the whole run: its panels above each other, banded by cells. Raises nothing on an empty run."""
-    return window_figures(run, 0.0, run.duration, groups)
+    """A Bokeh layout of the whole run, banded by cells: its panels, and what its code said. Raises nothing on an empty run."""
+    from cellmeter import own_charts
+
+    layout = window_figures(run, 0.0, run.duration, groups)
+    if layout.children:
+        layout.children = [*layout.children, *own_charts.figures(run, 0.0, run.duration, layout.children[0].x_range)]
+    return layout
 
 
 def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
@@ -575,9 +587,9 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
             | {name + AREA: _grounded(spec, drawn, i) for i, name in enumerate(names)}
             | {f"{name}_text": shown[i] for i, name in enumerate(names)}
         )
-        fig = _figure(spec, source, names, x_range, "xpan,xbox_zoom,xwheel_pan,reset")
+        fig = _figure(spec, source, names, x_range, TOOLS)
         _dress(fig, spec, values, names, first=not figures)
-        _band(fig, run, start, end, titled=not figures)
+        band(fig, run, start, end, titled=not figures)
         figures.append(fig)
     return column(figures, sizing_mode="stretch_width", spacing=6)
 
@@ -600,19 +612,25 @@ def _dress(fig: Any, spec: PanelSpec, values: Floats, names: Sequence[str], *, f
     ticks, labels = axis_of(spec, fig.y_range.end)
     fig.yaxis.ticker.ticks = ticks
     fig.yaxis.major_label_overrides = dict(zip(ticks, labels, strict=True))
-    fig.xaxis.formatter = models.NumeralTickFormatter(format="00:00:00")
-    fig.xaxis.ticker = models.AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30])
-    fig.title.text = f"{spec.title} · {format_peak(highest(spec, peaks), spec)}"
-    fig.title.text_font_size = "12px"
-    fig.title.text_color = "#6E757B"
-    fig.axis.major_label_text_color = "#767D83"
-    fig.grid.grid_line_color = "#808080"
-    fig.grid.grid_line_alpha = 0.22
+    label(fig, f"{spec.title} · {format_peak(highest(spec, peaks), spec)}")
     fig.height = spec.height + (84 if first else 66)
     _name_lines(fig, spec, names)
     shown = [r for r in fig.renderers if r.name == names[0]]
     tips = [("time", "@t{0.0} s"), *((x.label, f"@{n}_text") for x, n in zip(spec.lines, names, strict=True))]
     fig.add_tools(models.HoverTool(renderers=shown, tooltips=tips, mode="vline", point_policy="snap_to_data"))
+
+
+def label(fig: Any, title: str) -> None:
+    """Title, time axis and the quiet colours of a report's figure."""
+    models = _models()
+    fig.xaxis.formatter = models.NumeralTickFormatter(format="00:00:00")
+    fig.xaxis.ticker = models.AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30])
+    fig.title.text = title
+    fig.title.text_font_size = "12px"
+    fig.title.text_color = "#6E757B"
+    fig.axis.major_label_text_color = "#767D83"
+    fig.grid.grid_line_color = "#808080"
+    fig.grid.grid_line_alpha = 0.22
 
 
 def _name_lines(fig: Any, spec: PanelSpec, names: Sequence[str]) -> None:
@@ -654,7 +672,7 @@ def axis_label(value: float, unit: str) -> str:
     return f"{value:g}" if unit == "{cpu}" else f"{value:g} {suffix}"
 
 
-def _band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None:
+def band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None:
     """Shades every other cell; the first figure of a column names those that are wide enough.
 
     All bands are one glyph, and cells too narrow to be seen have none: a thousand annotations would take a minute.
@@ -683,6 +701,6 @@ def _band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None
     for _, cell, stop in seen:
         if titled and stop - cell.start >= 0.06 * span:
             x, y = max(cell.start, start), fig.y_range.end
-            label = models.Label(x=x, y=y, text=cell.title[:24], text_font_size="10px", x_offset=3, text_baseline="top")
-            label.text_color = "#6E757B"
-            fig.add_layout(label)
+            name = models.Label(x=x, y=y, text=cell.title[:24], text_font_size="10px", x_offset=3, text_baseline="top")
+            name.text_color = "#6E757B"
+            fig.add_layout(name)

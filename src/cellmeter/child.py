@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cellmeter import __version__
+from cellmeter.alerts import Board, Budget, guard_of
 from cellmeter.recorder import Config
-from cellmeter.sampling import Sampler, SystemClock
+from cellmeter.sampling import Sampler, Stream, SystemClock
 from cellmeter.sources import Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, is_exiting, judge_death, wait_status
 from cellmeter.sources.filesystems import Filesystems, working_folders
@@ -92,6 +93,7 @@ class Child:
             self._poll.register(self._pidfd, select.POLLIN)
         self._kills = OutOfMemoryKills(config.pid)
         self._kills_seen = deque([self._kills.count()], KILL_LOOKS)
+        self._board = Board()
         self._look_at = self._prune_at = 0.0
         self._died = False
         self._header_is_old = False
@@ -113,6 +115,7 @@ class Child:
         self._writer.describe(**header, **machine, **self._gpu_header(0.0))
         sources = [*self._machine_sources, *self._gpus.sources]
         self._sampler = Sampler(sources, self._writer, clock, self._config.rate_hz, self._gpus.backlogs)
+        self._sampler.observer = self._observe
         for message in early:
             self._handle(message)
         self._died = not self._kernel_lives()
@@ -168,8 +171,28 @@ class Child:
             self._goodbye = message["how"]
         elif kind == "stop":
             self._stopped_ns = message["t"]
+        elif kind == "watch":
+            self._watch(message)
         else:
             self._sampler.event(message)
+
+    def _watch(self, message: Mapping[str, Any]) -> None:
+        """What to watch for from here on."""
+        self._board.set_alerts(message["alerts"])
+        guard = None
+        if message["budget"] is not None:
+            budget = Budget(**message["budget"])
+            guard = guard_of(budget, self._sampler.columns, *self._writer.header["limits"]["memory_bytes"])
+            if guard is None:
+                text = f"the memory budget of {budget.text} is not watched: its limit or the use is not known here"
+                self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
+        self._board.set_guard(guard)
+
+    def _observe(self, stream: Stream, now: int, seq: int, row: Sequence[float]) -> None:
+        if stream.segment < 0:
+            return  # a full disk has no file for these columns yet, nor for an event
+        for event in self._board.see(stream.segment, stream.columns, now, seq, row):
+            self._sampler.event(event)
 
     def _follow_environ(self, environ: Mapping[str, str]) -> None:
         """The cell chose other GPUs: what is "mine" is judged anew."""

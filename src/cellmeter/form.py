@@ -81,8 +81,40 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
     "lost": {"t": int, "subject": str, "reason": str},
     "returned": {"t": int, "subject": str, "reason": str},
     "notice": {"t": int, "text": str},
+    "alert": {"t": int, "seq": int, "state": str, "alert": str, "subject": str, "value": NUMBER},
+    "budget": {
+        "t": int,
+        "seq": int,
+        "budget": str,
+        "metric": str,
+        "value": NUMBER,
+        "threshold": NUMBER,
+        "interrupt": bool,
+    },
+    "logged": {"t": int, "pid?": int, "values?": {"*": (int, float, str, list)}, "steps?": {"*": NUMBER}},
+    "span": {
+        "t": int,
+        "start": int,
+        "name": str,
+        "status": str,
+        "parent?": TEXT_OR_NONE,
+        "items?": NUMBER_OR_NONE,
+        "pid?": int,
+    },
+    "spans": {
+        "t": int,
+        "start": int,
+        "name": str,
+        "count": int,
+        "errors": int,
+        "seconds": NUMBER,
+        "items?": NUMBER_OR_NONE,
+        "histogram": {"*": int},
+        "pid?": int,
+    },
     "end": {"t": int, "ending": str, "signal?": INT_OR_NONE, "exit_code?": INT_OR_NONE},
 }
+OWN = ("logged", "span", "spans", "notice")  # the kinds that workers write
 
 
 def check(value: Any, form: Any, where: str) -> None:

@@ -6,8 +6,9 @@ the runtime. Code and rows travel as custom messages, never as widget state: Jup
 
 Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
 ``c`` (loads of the cores from ``s`` on), ``h`` (all there is, the next row being number ``n``, the next load ``c``), ``end``
-(how the cell ended). Page to kernel: ``need``. Rows are float64 columns, the time first; loads are float64 times, and a byte a
-core and time. The page gets the rows of all groups, so that what it shows is its own choice.
+(how the cell ended), ``said`` (a line of own values and alerts). Page to kernel: ``need``. Rows are float64 columns, the time
+first; loads are float64 times, and a byte a core and time. The page gets the rows of all groups, so that what it shows is its
+own choice.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from cellmeter import charts, layouts, widget
 from cellmeter.errors import CellmeterError
 from cellmeter.run import EDGE_END, Cell, Column, Run
 from cellmeter.store import Tail
+from cellmeter.ticker import Ticker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -247,6 +249,7 @@ class Feed:
         import numpy as np
 
         self.seq = seq
+        self.folder = folder
         self.shown = tuple(shown)
         self._tail = Tail(folder, newest=0)  # the cell is yet to start
         self._rate_hz = float(self._tail.header()["rate_hz"])
@@ -396,6 +399,7 @@ class Panel:
     def __init__(self, stage: Stage, feed: Feed, title: str) -> None:
         self._stage = stage
         self._feed = feed
+        self._ticker = Ticker(feed.folder)
         self._title = title
         self._loads_sent = 0
         self._id = "cm" + os.urandom(6).hex()
@@ -467,12 +471,15 @@ class Panel:
         with self._lock:
             start = self._feed.next
             rows = self._feed.poll()
+            said = self._ticker.poll()
             if self._again:
                 self._again = False
-                rows, start, self._loads_sent = self._feed.rows(), -1, 0
+                rows, start, self._loads_sent, said = self._feed.rows(), -1, 0, self._ticker.text
             sent, self._loads_sent = self._loads_sent, self._feed.loads.next
             loads = self._feed.loads.since(sent)
         self._send(rows, start, loads, sent)
+        if said is not None:
+            self._widget.send({"k": "said", "text": said})
 
     def _send(self, rows: Floats, start: int, loads: list[bytes], sent: int) -> None:
         if start < 0:

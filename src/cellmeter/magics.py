@@ -19,8 +19,10 @@ from IPython.core.getipython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
-from cellmeter import strip
+from cellmeter import own, strip
+from cellmeter.alerts import Budget, parse_budget
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
+from cellmeter.lookout import Callback, Lookout
 from cellmeter.recording import OpenCell, Recording
 from cellmeter.settings import checked_rate, load_settings
 from cellmeter.tagging import Begun, Finished, Tagger
@@ -62,11 +64,16 @@ def _cell_parser() -> _Parser:
 def _line_parser() -> _Parser:
     parser = _Parser(prog="%monitor", add_help=False)
     commands = parser.add_subparsers(
-        dest="command", metavar="start|stop|cells|report|show|dock|compare", parser_class=_Parser
+        dest="command", metavar="start|stop|cells|report|show|alert|dock|compare", parser_class=_Parser
     )
     start = commands.add_parser("start", add_help=False)
     start.add_argument("--rate", type=float, metavar="HZ")
     start.add_argument("--auto", action="store_true")
+    start.add_argument("--max-memory", metavar="BUDGET")
+    start.add_argument("--interrupt", action="store_true")
+    alert = commands.add_parser("alert", add_help=False)
+    alert.add_argument("expression", nargs="*")
+    alert.add_argument("--remove", type=int, metavar="N")
     commands.add_parser("stop", add_help=False)
     commands.add_parser("cells", add_help=False)
     commands.add_parser("report", add_help=False).add_argument("path", nargs="?")
@@ -110,6 +117,7 @@ class Session:
         self.dock: Dock | None = None
         self._tagger = Tagger(shell, self._begun, self._finished)
         self._told: set[str] = set()
+        self.lookout = Lookout(self.tell)
 
     def attach(self) -> None:
         """Hooks into the shell and starts recording."""
@@ -148,11 +156,13 @@ class Session:
         if self.recording is not None:
             live.prepare(self.shell)
 
-    def start(self, rate_hz: float | None = None) -> Recording:
-        """Starts a run, or gives back the one there is. Raises CellmeterError."""
+    def start(self, rate_hz: float | None = None, budget: Budget | None = None) -> Recording:
+        """Starts a run, or gives back the one there is; a budget holds for either. Raises CellmeterError."""
         if rate_hz is not None:
             checked_rate(rate_hz)
         if self.recording is not None and self.recording.recorder.alive():
+            if budget is not None:
+                self.lookout.set_budget(budget)
             return self.recording
         settings = load_settings()
         if rate_hz is not None:
@@ -160,6 +170,8 @@ class Session:
         self.recording = Recording.start(settings, notebook_path(self.shell))
         self.last_folder = self.recording.folder
         self._told.clear()
+        self.lookout.budget = budget
+        self.lookout.follow(self.recording)
         return self.recording
 
     def stop(self) -> Path | None:
@@ -167,6 +179,7 @@ class Session:
         recording, self.recording, self.auto = self.recording, None, False
         if recording is None:
             return None
+        self.lookout.follow(None)
         recording.stop()
         self._guarded(self._finish_dock)
         return recording.folder
@@ -236,6 +249,7 @@ class Session:
             )
         except RecorderUnavailable:
             self._give_up(recording)
+        self.lookout.cell_began(cell.seq)
         return monitored
 
     def _cell_options(self, begun: Begun) -> argparse.Namespace | None:
@@ -263,7 +277,13 @@ class Session:
 
     def _finished(self, monitored: Monitored | None, finished: Finished) -> None:
         if monitored is not None:
+            seq = monitored.cell.seq
+            try:
+                self.lookout.cell_over(seq, finished.status)
+            except KeyboardInterrupt:  # the budget's, too late for the cell
+                self.lookout.cell_over(seq, finished.status)
             self._guarded(lambda: self._finish(monitored, finished))
+            self._guarded(lambda: self.lookout.cell_ended(seq))
 
     def _finish(self, monitored: Monitored, finished: Finished) -> None:
         ended_ns = time.monotonic_ns()
@@ -293,6 +313,7 @@ class Session:
             return
         message = getattr(getattr(self.shell, "kernel", None), "_shutdown_message", None) or {}
         how = "restart" if (message.get("content") or {}).get("restart") else "exit"
+        own.flush()
         try:
             recording.say({"event": "goodbye", "t": time.monotonic_ns(), "how": how})
         except RecorderUnavailable:
@@ -330,6 +351,13 @@ class MonitorMagics(Magics):
             %monitor start [--rate HZ]   start a new recording
             %monitor start --auto        the same, or go on, with a line of figures under each cell of a second or more,
                                          or with a memory spike; %monitor start without --auto takes the line away again
+            %monitor start --max-memory 0.9 [--interrupt]
+                                         warn when a cell goes beyond that share of the memory limit, or bytes
+                                         (12GiB) of its own; with --interrupt the cell is interrupted, and the
+                                         kernel and its variables live on
+            %monitor alert "gpu.utilization < 30 for 60s"
+                                         a line under the cell when that has held so long; METRIC[:SUBJECT], < or >
+            %monitor alert [--remove N]  list the alerts, remove one
             %monitor stop                stop it
             %monitor cells               a table of the cells run so far
             %monitor report              findings: what was underused, what spiked, and what to do
@@ -356,7 +384,10 @@ class MonitorMagics(Magics):
         if options.command is None:
             print(self._status())
         elif options.command == "start":
-            recording = self.session.start(options.rate)
+            if options.interrupt and options.max_memory is None:
+                raise BadUsage("%monitor start: --interrupt needs --max-memory")
+            budget = options.max_memory and parse_budget(options.max_memory, options.interrupt)
+            recording = self.session.start(options.rate, budget)
             self.session.auto = options.auto
             each = ", with a line under each cell" if options.auto else ""
             print(f"cellmeter: recording {recording.folder.name} at {recording.rate_hz:g} Hz{each}")
@@ -381,7 +412,19 @@ class MonitorMagics(Magics):
 
         if self.session.last_folder is None:
             return "cellmeter: recording is off: %monitor start"
-        return status_text(read_run(self._run_folder()))
+        watched = [f"  Watched for          {line}" for line in self.session.lookout.status()]
+        return "\n".join([status_text(read_run(self._run_folder())), *watched])
+
+    def _alert(self, options: argparse.Namespace) -> None:
+        lookout = self.session.lookout
+        if options.remove is not None:
+            print(f"cellmeter: removed {lookout.remove(options.remove).text}")
+        elif options.expression:
+            alert = lookout.add(" ".join(options.expression))
+            blind = lookout.blind(alert)
+            print(f"cellmeter: alert {alert.text}" + (f": {blind}" if blind else ""))
+        else:
+            print("\n".join(lookout.status()) or "no alerts")
 
     def _cells(self, options: argparse.Namespace) -> None:
         from cellmeter.export import cells_table
@@ -455,18 +498,39 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
 
 
 _script: tuple[Recording, OpenCell] | None = None
+_script_lookout = Lookout(lambda line: print(f"cellmeter: {line}", file=sys.stderr))
 
 
-def start(rate_hz: float | None = None) -> None:
+def alert(expression: str, callback: Callback | None = None) -> Callable[[], None]:
+    """Watches cells for ``METRIC[:SUBJECT] < or > VALUE for DURATION``: ``"gpu.utilization < 30 for 60s"``.
+
+    When that has held so long, a line comes out under the cell, ``callback`` is called with an
+    :class:`~cellmeter.run.AlertFired` from a thread of its own, and the run keeps it. It is watched by the recorder, also while
+    a cell holds the GIL; line and callback then come when it lets go. Call what is returned to remove the alert.
+    In IPython it starts recording as :func:`start` does. Raises BadUsage with a caret under what is wrong.
+    """
+    shell = get_ipython()
+    lookout = _script_lookout
+    if shell is not None:
+        load_ipython_extension(shell)
+        lookout = shell.magics_manager.registry[_NAME].session.lookout
+    added = lookout.add(expression, callback)
+    return lambda: lookout.discard(added)
+
+
+def start(rate_hz: float | None = None, max_memory: str | float | None = None, interrupt: bool = False) -> None:
     """Starts recording: in IPython as ``%monitor start`` does, in a plain script for this process.
 
-    ``rate_hz``: samples a second, 0.1 to 100. Raises BadUsage and RecorderUnavailable.
+    ``rate_hz``: samples a second, 0.1 to 100. ``max_memory``: warn beyond that share of the memory limit (0.9), or beyond
+    bytes of the process and its workers (``"12GiB"``); with ``interrupt`` as if somebody had pressed Ctrl-C as well.
+    Raises BadUsage and RecorderUnavailable.
     """
+    budget = None if max_memory is None else parse_budget(str(max_memory), interrupt)
     global _script
     shell = get_ipython()
     if shell is not None:
         load_ipython_extension(shell)
-        shell.magics_manager.registry[_NAME].session.start(rate_hz)
+        shell.magics_manager.registry[_NAME].session.start(rate_hz, budget)
         return
     if _script is not None:
         return
@@ -476,7 +540,11 @@ def start(rate_hz: float | None = None) -> None:
     script = sys.argv[0] if sys.argv and sys.argv[0] else None
     recording = Recording.start(settings, os.path.abspath(script) if script else None)
     # a script is one cell: it is sampled at the full rate, and has a row of its own in the report
-    _script = recording, recording.cell_started("", label=Path(script).name if script else "script")
+    cell = recording.cell_started("", label=Path(script).name if script else "script")
+    _script = recording, cell
+    _script_lookout.budget = budget
+    _script_lookout.follow(recording)
+    _script_lookout.cell_began(cell.seq)
     atexit.register(stop)
 
 
@@ -487,6 +555,9 @@ def stop() -> None:
     if shell is not None and _NAME in shell.magics_manager.registry:
         shell.magics_manager.registry[_NAME].session.stop()
     if _script is not None:
+        _script_lookout.cell_over(_script[1].seq, "ok")
+        _script_lookout.cell_ended(_script[1].seq)
+        _script_lookout.follow(None)
         _script[0].stop()
         _script = None
         atexit.unregister(stop)

@@ -8,6 +8,10 @@ the same quantity by, or None where there is none.
 
 from typing import Literal, NamedTuple
 
+SHORT_FOR_ENERGY_SECONDS = 0.1  # NVML's energy counter moves every 20-100 ms
+SHORT_FOR_UTILIZATION_SECONDS = 0.2  # utilisation is a mean over the last sixth of a second or more
+LONGEST_READING_SECONDS = 2.0  # a reading stands for no more time than this: a gap is unknown, not as before
+
 Kind = Literal["gauge", "counter", "rate"]
 Scope = Literal["host", "core", "process", "cgroup", "gpu", "recorder"]
 Group = Literal["cpu", "memory", "gpu", "io", "net", "power"]

@@ -69,12 +69,24 @@ class Recorder:
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Sends a message, or keeps it in order until the pipe takes it. Raises RecorderUnavailable if the child is gone."""
+        self._unsent.append(_line(message))
+        self._push()
+
+    def offer(self, message: Mapping[str, Any]) -> int:
+        """Sends a message that may wait for another time: 0 if the pipe is full, else its length. Raises as :meth:`send`."""
+        self._push()
+        if self._unsent:
+            return 0
+        self._unsent.append(line := _line(message))
+        self._push()
+        return len(line)
+
+    def _push(self) -> None:
         if self._channel is None:
             raise RecorderUnavailable("the recorder has been stopped")
         if _identity(self._channel) != self._identity:
             self._channel = None  # a cell has closed it, and its number may be a file of the user's by now
             raise RecorderUnavailable("the recorder's channel was closed from outside")
-        self._unsent.append(json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n")
         try:
             while self._unsent:
                 line = self._unsent.popleft()
@@ -120,6 +132,10 @@ class Recorder:
                 os.close(self._channel)
             self._channel = None
         _HANDLES.discard(self)
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def _identity(fd: int) -> tuple[int, int] | None:

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from cellmeter import own
 from cellmeter.errors import RecorderUnavailable
 from cellmeter.recorder import Config, Recorder
 from cellmeter.run import CellStatus
 from cellmeter.settings import Settings
-from cellmeter.store import new_run_folder, process_identity, runs_home
+from cellmeter.store import name_kernel, new_run_folder, process_identity, runs_home
 from cellmeter.torch_peaks import WORTH_SECONDS, TorchPeaks
 
 FIRST_LINE_LENGTH = 80
@@ -60,18 +61,22 @@ class Recording:
     def start(cls, settings: Settings, notebook: str | None) -> Recording:
         """Makes the run folder and starts the recorder. Raises RecorderUnavailable."""
         home, start_ns = runs_home(), time.monotonic_ns()
+        pid = os.getpid()
+        identity = process_identity(pid)
         try:
             folder = new_run_folder(home)
+            name_kernel(folder, pid, identity)
         except OSError as error:
             raise RecorderUnavailable(
                 f"cellmeter cannot record: {home} cannot be written ({error.strerror}); "
                 "set CELLMETER_HOME to a folder that can"
             ) from error
         environ = _gpu_environ()
-        pid = os.getpid()
         most = int(min(settings.max_total_gib, 1e9) * 2**30)
-        config = Config(str(folder), pid, process_identity(pid), start_ns, settings.rate_hz, notebook, most, environ)
-        return cls(Recorder.start(config), settings)
+        config = Config(str(folder), pid, identity, start_ns, settings.rate_hz, notebook, most, environ)
+        recording = cls(Recorder.start(config), settings)
+        own.attach(recording.offer)
+        return recording
 
     def next_cell(self) -> OpenCell:
         """Gives a cell its sequence; it has not started yet."""
@@ -137,6 +142,7 @@ class Recording:
     def cell_ended(self, cell: OpenCell, status: CellStatus, execution_count: int | None = None) -> int:
         """Sends an end edge and returns its time in ns. Raises RecorderUnavailable."""
         ended_ns = time.monotonic_ns()
+        own.flush()
         with self._lock:
             resident = self._fold_peak()
             self._open.pop(cell.seq, None)
@@ -196,6 +202,20 @@ class Recording:
         with self._lock:
             self.recorder.send(message)
 
+    def offer(self, event: Mapping[str, Any]) -> int:
+        """Sends an event that may come later; see :data:`cellmeter.own.Sink`.
+
+        Waits neither for the pipe nor for the lock: a signal handler that logs may have come upon us while we hold it.
+        """
+        if not self._lock.acquire(blocking=False):
+            return 0
+        try:
+            return self.recorder.offer(event)
+        except RecorderUnavailable:
+            return 0
+        finally:
+            self._lock.release()
+
     def stop(self) -> None:
         """Ends the run; cells that are open end with it, as they went well so far."""
         for cell in list(self._open.values()):
@@ -203,6 +223,8 @@ class Recording:
                 self.cell_ended(cell, "ok")
             except RecorderUnavailable:
                 break
+        own.flush()
+        own.detach()
         self.recorder.stop()
 
 

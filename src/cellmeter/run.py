@@ -13,7 +13,11 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from cellmeter.metrics import METRICS, RATE_OF
+from cellmeter.frames import logged_frame, samples_frame, spans_frame
+from cellmeter.metrics import LONGEST_READING_SECONDS as LONGEST_READING_SECONDS
+from cellmeter.metrics import METRICS, RATE_OF, SHORT_FOR_ENERGY_SECONDS, SHORT_FOR_UTILIZATION_SECONDS
+from cellmeter.span_stats import SpanStats, span_stats
+from cellmeter.spans import Logged, Own, Span, Steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,11 +33,8 @@ Ending = Literal["stopped", "exited", "restarted", "killed", "out-of-memory", "c
 EDGE_START = 1
 EDGE_END = 2
 
-SHORT_FOR_ENERGY_SECONDS = 0.1  # NVML's energy counter moves every 20-100 ms
-SHORT_FOR_UTILIZATION_SECONDS = 0.2  # utilisation is a mean over the last sixth of a second or more
 DRIVER_SAMPLE_SECONDS = 1 / 6
 LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
-LONGEST_READING_SECONDS = 2.0  # a reading stands for no more time than this: a gap is unknown, not as before
 
 
 class Column(NamedTuple):
@@ -184,6 +185,31 @@ class CellUsage:
 
 
 @dataclass(frozen=True)
+class AlertFired:
+    """An alert that went off, in seconds since the run's start. ``cleared`` None: it held to the end of its cell."""
+
+    alert: str
+    subject: str
+    cell: int
+    time: float
+    value: float
+    cleared: float | None = None
+
+
+@dataclass(frozen=True)
+class OverBudget:
+    """A cell that went beyond the memory budget. ``interrupt``: the cell was to be interrupted for it."""
+
+    budget: str
+    metric: str
+    cell: int
+    time: float
+    value_bytes: float
+    threshold_bytes: float
+    interrupt: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """One recording, from the start of the recorder to its end."""
 
@@ -211,6 +237,10 @@ class Run:
     """False: there is no end record; the ending is what the last samples make probable."""
     notices: tuple[str, ...] = ()
     """What the recorder or the reader has to say about this recording: damage, devices lost, what was not recorded."""
+    alerts: tuple[AlertFired, ...] = ()
+    over_budget: tuple[OverBudget, ...] = ()
+    own: Own = field(repr=False, default_factory=Own)
+    """What the user's code said: :attr:`spans`, :attr:`logged`, :attr:`steps`."""
 
     @cached_property
     def _cache(self) -> dict[tuple[str, str], Series]:
@@ -274,6 +304,53 @@ class Run:
             known = self.memo["usage", cell.seq] = (cell, cell_usage(self, cell))
         usage: CellUsage = known[1]
         return usage
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The spans that were kept one by one, in the order of their ends; :meth:`span_stats` knows of all."""
+        return self.own.spans
+
+    @property
+    def logged(self) -> Mapping[str, Logged]:
+        """What ``cellmeter.log`` was given, by name: arrays over time."""
+        return self.own.logged
+
+    @property
+    def steps(self) -> Mapping[str, Steps]:
+        """What ``cellmeter.step`` counted: ``step`` itself, and each amount by its name."""
+        return self.own.steps
+
+    def span_stats(self) -> tuple[SpanStats, ...]:
+        """One entry a span name, in the order they first ended: latencies, throughput, and what the GPUs did meanwhile."""
+        return self.spans_in(-math.inf, math.inf)
+
+    def spans_in(self, start: float, end: float) -> tuple[SpanStats, ...]:
+        """The same of the spans that ended from ``start`` to ``end`` (seconds since the run's start)."""
+        return span_stats(self, start, end)
+
+    def logged_frame(self) -> pd.DataFrame:
+        """Logged values as a DataFrame in long form: time, name, value, low, high, mean, count, pid, cell.
+
+        Raises MissingExtra without pandas.
+        """
+        return logged_frame(self)
+
+    def spans_frame(self) -> pd.DataFrame:
+        """The spans that were kept one by one as a DataFrame: name, start, end, seconds, status, parent, items, pid, cell.
+
+        Raises MissingExtra without pandas.
+        """
+        return spans_frame(self)
+
+    def cells_at(self, times: Floats) -> NDArray[np.int64]:
+        """The sequence of the innermost cell that ran at each of some times, which are in order; 0 where none did."""
+        import numpy as np
+
+        found = np.zeros(len(times), np.int64)
+        for cell in sorted(self.cells, key=lambda cell: cell.start):
+            end = math.inf if cell.end is None else cell.end
+            found[times.searchsorted(cell.start, "left") : times.searchsorted(end, "right")] = cell.seq
+        return found
 
     def samples(self) -> pd.DataFrame:
         """The main stream as a DataFrame: one row a sample, indexed by seconds since the start.
@@ -443,32 +520,3 @@ def _gpu_unknown(run: Run, metric: str, device: Device, end: float) -> str:
     if end <= device.since:
         return f"{device.id} came after this cell"
     return run.unavailable.get(f"{metric}:{device.id}", "too few samples in this cell")
-
-
-def samples_frame(run: Run) -> pd.DataFrame:
-    """See :meth:`Run.samples`."""
-    try:
-        import pandas as pd
-    except ImportError as error:
-        from cellmeter.errors import MissingExtra
-
-        raise MissingExtra("pandas", "pandas", "a DataFrame of the samples") from error
-    columns: dict[str, Any] = {}
-    units: dict[str, str] = {}
-    index: Any = []
-    main = [s for s in run.segments if s.stream == "main"]
-    for column in dict.fromkeys(c for s in main for c in s.columns):
-        for name in (column.metric, METRICS[column.metric].rate if column.metric in METRICS else None):
-            if name is None:
-                continue
-            series = run.series(name, column.subject)
-            columns[f"{name}:{column.subject}"] = pd.Series(series.values, index=series.time)
-            units[f"{name}:{column.subject}"] = METRICS[name].unit
-            if len(series.time) > len(index):
-                index = series.time
-                columns["cell"] = pd.Series(series.seq, index=series.time)
-    frame = pd.DataFrame(columns, index=pd.Index(index, name="seconds"))
-    if "cell" in frame:
-        frame.insert(0, "cell", frame.pop("cell").astype("int64"))
-    frame.attrs["units"] = units
-    return frame

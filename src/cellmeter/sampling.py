@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cellmeter.run import EDGE_END, EDGE_START, Column
@@ -101,6 +101,10 @@ def streams_of(sources: Iterable[Source]) -> list[Stream]:
     return [main, *(Stream(source.name, [source]) for source in sources if source.interval > 0)]
 
 
+Observer = Callable[[Stream, int, int, Sequence[float]], None]
+"""Is shown each row that was read: its stream, the time in ns, and the cell it is tagged with."""
+
+
 class Sampler:
     """Decides when to sample and writes what was read. All times are ns of ``Clock.monotonic_ns``."""
 
@@ -126,6 +130,12 @@ class Sampler:
         for stream in self._streams():
             stream.segment = sink.add_segment(stream.name, stream.columns)
         self.deadline_ns = self._last_ns
+        self.observer: Observer | None = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What the main stream reads."""
+        return self._main.columns
 
     def _streams(self) -> list[Stream | LateStream]:
         return [self._main, *self._others, *self._late]
@@ -222,6 +232,8 @@ class Sampler:
         else:
             if self._lost_from_ns is not None or self._unwritten:
                 self._resume(now)
+        if self.observer is not None:
+            self.observer(stream, now, seq, row)
         for source in stream.sources:
             self._tell(source.notices, now)
 

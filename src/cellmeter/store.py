@@ -2,6 +2,8 @@
 
 ``run.json``          what the run is: host, devices, limits, rate, the columns of each sample file; replaced whole
 ``events.jsonl``      cell edges, gaps, anchors, notices and the ending; one JSON object a line
+``kernel.json``       which process it is the run of, there before its recorder is: workers find it by that
+``events-<pid>.jsonl``  what worker processes say of themselves (see ``own``)
 ``samples-NNN.f64``   fixed-size records: monotonic ns (i8), cell (u4), flags (u4), float64 × columns, CRC-32 (u4)
 
 Every record, line and header carries a CRC, so a reader drops what is torn or damaged and says so, instead of showing it.
@@ -31,7 +33,9 @@ VERSION = 1
 STARTING_SECONDS = 60.0
 FOREIGN_SECONDS = 30.0  # a recorder writes once a second; clocks of hosts may differ
 HEADER = "run.json"
+KERNEL = "kernel.json"
 EVENTS = "events.jsonl"
+MOST_WORKER_FILES = 256
 RECORDER_LOG = "recorder.log"
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _CRC_FIELD = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
@@ -61,6 +65,25 @@ def new_run_folder(home: Path) -> Path:
         except FileExistsError:
             continue
         return folder
+
+
+def name_kernel(folder: Path, pid: int, identity: str | None) -> None:
+    """Says in a new folder whose run it will be. Raises OSError."""
+    fd = os.open(folder / KERNEL, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, sealed({"pid": pid, "identity": identity}))
+    finally:
+        os.close(fd)
+
+
+def kernel_of(folder: Path) -> tuple[int, str] | None:
+    """Pid and identity of the process that is recorded; None if nobody says."""
+    try:
+        fields = unsealed((folder / KERNEL).read_bytes())
+    except OSError:
+        return None
+    pid, identity = (fields or {}).get("pid"), (fields or {}).get("identity")
+    return (pid, identity) if isinstance(pid, int) and isinstance(identity, str) else None
 
 
 def sealed(fields: Mapping[str, Any]) -> bytes:
@@ -268,14 +291,24 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def read_events(folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """All sound events in the order they were written, and how many damaged lines were left out."""
+def worker_file(folder: Path) -> Path:
+    """Where this process writes what it says of itself, if it is not the kernel."""
+    return folder / f"events-{os.getpid()}.jsonl"
+
+
+def worker_events(folder: Path) -> list[Path]:
+    """The files in which workers say something."""
+    return sorted(folder.glob("events-*.jsonl"))
+
+
+def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """All sound events of a file in the order they were written, and how many damaged lines were left out."""
     try:
-        data = (folder / EVENTS).read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
         return [], 0
     except OSError as error:
-        raise RunUnreadable(f"{folder / EVENTS} cannot be read: {error.strerror}") from None
+        raise RunUnreadable(f"{path} cannot be read: {error.strerror}") from None
     whole = data[: data.rfind(b"\n") + 1]
     events = [unsealed(line) for line in whole.splitlines()]
     return [event for event in events if event is not None], events.count(None)
@@ -346,8 +379,18 @@ def _read_run(folder: Path, header: Mapping[str, Any], newest: int | None) -> Ru
     form.check_header(header)
     # A running recorder is looked at first: were it the other way round, one that ends meanwhile would leave no end record.
     running = is_open(header, folder)
-    events, damaged_lines = read_events(folder)
+    events, damaged_lines = read_events(folder / EVENTS)
     form.check_events(events)
+    paths = worker_events(folder)
+    if len(paths) >= MOST_WORKER_FILES:
+        text = f"{len(paths)} worker processes have said something; what further ones said was not kept"
+        events.append({"event": "notice", "t": header["start_ns"], "text": text})
+    for path in paths:
+        said, damaged = read_events(path)
+        said = [event for event in said if event.get("event") in form.OWN]
+        form.check_events(said)
+        events += said
+        damaged_lines += damaged
     parts, damaged_records = [], 0
     for entry in header["segments"]:
         columns = tuple(Column(*column) for column in entry["columns"])
@@ -440,7 +483,7 @@ def prune(home: Path, most_bytes: int, keep: Path) -> list[Path]:
     for folder, size in sizes.items():
         if total <= most_bytes:
             break
-        if folder != keep and not _may_be_open(folder):
+        if folder != keep and not may_be_open(folder):
             import shutil
 
             shutil.rmtree(folder, ignore_errors=True)
@@ -456,7 +499,7 @@ def _size(folder: Path) -> int:
         return 0
 
 
-def _may_be_open(folder: Path) -> bool:
+def may_be_open(folder: Path) -> bool:
     """Recorded now, or so young that its recorder has not written the header yet."""
     try:
         return is_open(read_header(folder), folder)

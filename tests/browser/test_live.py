@@ -68,6 +68,34 @@ def test_the_chart_grows_while_the_cell_runs_and_a_picture_stays(open_book: Call
     assert len(json.dumps(output["data"])) < 20_000
 
 
+SAYS = """%%monitor training
+import cellmeter, os, time
+while not os.path.exists('said'):
+    with cellmeter.span('batch'):
+        time.sleep(0.05)
+    cellmeter.log(loss=0.125)
+    cellmeter.step(tokens=64)
+"""
+
+
+def test_the_panel_tells_what_the_code_says_and_what_it_is_told(open_book: Callable[..., Book]) -> None:
+    book = open_book("says", ["%load_ext cellmeter", '%monitor alert "process.threads > 0 for 1s"', SAYS])
+    told = book.path.with_name("said")
+    told.unlink(missing_ok=True)
+    for cell in (0, 1):
+        book.run(cell)
+        book.wait(cell)
+    book.run(2)
+    line = book.page.locator(".cellmeter .cm-own")
+    for word in ("loss 0.125", "steps/s", "tokens/s", "batch ", "▲ process.threads > 0 for 1s (process)"):
+        line.get_by_text(word).wait_for(timeout=ACTION_MS)
+    book.screenshot("said", 2)
+    told.touch()
+    book.wait(2)
+    assert "cellmeter: alert: process.threads > 0 for 1s (process is at " in json.dumps(book.outputs(2))
+    assert book.complaints() == []
+
+
 def test_a_page_loaded_anew_while_the_cell_runs_shows_all_of_it_in_the_end(open_book: Callable[..., Book]) -> None:
     book = open_book("reload", ["%load_ext cellmeter", BUSY.replace("+ 6", "+ 12")])
     book.run(0)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter import charts
+from cellmeter.export import said
 from cellmeter.export.summary import (
     CELL_HEADERS,
     FINDINGS_SHOWN,
@@ -71,6 +72,8 @@ def inline_html(run: Run, judgement: Judgement | None = None) -> str:
         *(_inline_finding(run, finding) for finding in shown),
         f'<div class="soft">and {more} more: %monitor report report.html shows all</div>' if more > 0 else "",
         _inline_cells(run),
+        *(f"<b>{table.title}</b>{_inline_table(table.headers, table.rows)}" for table in said.tables(run)),
+        *(f"<div><b>{_text(name)}</b> {_text(value)}</div>" for name, value in said.alarms(run)),
         _inline_details(run, judgement),
     ]
     return f'<div class="cellmeter-report">{"".join(parts)}</div>'
@@ -95,6 +98,8 @@ def _body(run: Run, judgement: Judgement, timeline: Timeline | None) -> str:
         _section("Findings", _findings(run, judgement.findings), counts(judgement.findings)),
         _section("Timeline", f'<div class="panel">{timeline.element}</div>' if timeline else ""),
         _section("Cells", _cells(run, rows, judgement.findings), "press a heading to sort"),
+        *(_section(table.title, _said(table), table.note) for table in said.tables(run)),
+        _section("Alerts", _definitions(said.alarms(run))),
         _section("GPUs", _gpus(run), "over all samples of the run"),
         _section("Not judged", _unchecked(judgement)),
         _section("This recording", _definitions((fact.name, fact.value) for fact in facts(run))),
@@ -188,6 +193,17 @@ def _cells(run: Run, rows: Sequence[CellRow], findings: Sequence[Finding]) -> st
     return f'<div class="panel wide"><table data-sortable><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _said(table: said.Table) -> str:
+    heads = "".join(f'<th scope="col"{_left_if(n == 0)}>{_text(name)}</th>' for n, name in enumerate(table.headers))
+    rows = ("".join(f"<td{_left_if(n == 0)}>{_text(text)}</td>" for n, text in enumerate(row)) for row in table.rows)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="panel wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _left_if(text: bool) -> str:
+    return ' class="left"' if text else ""
+
+
 def _left(name: str) -> str:
     return ' class="left"' if name in ("Cell", "Status") else ""
 
@@ -277,8 +293,11 @@ def _inline_finding(run: Run, finding: Finding) -> str:
 
 
 def _inline_cells(run: Run) -> str:
-    heads = "".join(f"<th>{name}</th>" for name in CELL_HEADERS)
-    rows = (row.texts() for row in cell_rows(run))
+    return _inline_table(CELL_HEADERS, [row.texts() for row in cell_rows(run)])
+
+
+def _inline_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f"<th>{name}</th>" for name in headers)
     body = "".join("<tr>" + "".join(f"<td>{_text(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>" if body else ""
 

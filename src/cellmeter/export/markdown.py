@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from cellmeter.export import said
 from cellmeter.export.summary import (
     CELL_HEADERS,
     FINDINGS_SHOWN,
@@ -35,6 +37,7 @@ def markdown_report(run: Run, judgement: Judgement | None = None) -> str:
         f"**{escaped(lead(run, judgement))}**",
         _findings(run, judgement),
         "### Cells\n\n" + _cells(run),
+        *_said(run),
         _unchecked(judgement),
         _facts(run),
     ]
@@ -68,8 +71,24 @@ def _cells(run: Run) -> str:
     rows = [row.texts() for row in cell_rows(run)]
     if not rows:
         return "No cell was run."
-    lines = [CELL_HEADERS, ["---", *["---:"] * 6, "---"], *([escaped(text) for text in row] for row in rows)]
+    return _table(CELL_HEADERS, ["---", *["---:"] * 6, "---"], rows)
+
+
+def _table(headers: Sequence[str], rule: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headers, rule, *([escaped(text) for text in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _said(run: Run) -> list[str]:
+    """What the user's code said, and what it was told."""
+    parts = []
+    for table in said.tables(run):
+        rule = ["---", *["---:"] * (len(table.headers) - 1)]
+        note = f"\n\n{table.note}" if table.note else ""
+        parts.append(f"### {table.title}{note}\n\n{_table(table.headers, rule, table.rows)}")
+    if alarms := said.alarms(run):
+        parts.append("### Alerts\n\n" + "\n".join(f"- {escaped(name)}: {escaped(value)}" for name, value in alarms))
+    return parts
 
 
 def _unchecked(judgement: Judgement) -> str:

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import cellmeter
+from cellmeter.export import said
 from cellmeter.rules import judge
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def report(run: Run, judgement: Judgement | None = None) -> dict[str, Any]:
         "run": _run(run),
         "devices": [asdict(device) for device in run.devices],
         "cells": [_cell(run, cell) for cell in run.cells],
+        **said.fields(run),
         "findings": [asdict(finding) for finding in judgement.findings],
         "checked": [asdict(checked) for checked in judgement.checked],
     }

@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from cellmeter.errors import BadUsage
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from cellmeter.rules import Judgement
     from cellmeter.run import Cell, Run
+
+    Floats = NDArray[np.float64]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -93,4 +98,22 @@ def narrowed(run: Run, judgement: Judgement, part: Part) -> tuple[Run, Judgement
         for finding in judgement.findings
         if seqs.intersection(finding.cells) or (not finding.cells and part.cells is None and finding.end >= part.start)
     )
-    return replace(run, cells=cells), replace(judgement, findings=findings)
+    return _with_cells(run, cells, part), replace(judgement, findings=findings)
+
+
+def _with_cells(run: Run, cells: tuple[Cell, ...], part: Part) -> Run:
+    """The run with these cells, and of what its code said and was told only what belongs to the part."""
+    import numpy as np
+
+    def wanted(times: Floats) -> NDArray[np.bool_]:
+        late: NDArray[np.bool_] = times >= part.start
+        return late if part.cells is None else late & np.isin(run.cells_at(times), list(part.cells))
+
+    seqs = {cell.seq for cell in cells}
+    return replace(
+        run,
+        cells=cells,
+        own=run.own.only(wanted),
+        alerts=tuple(fired for fired in run.alerts if fired.cell in seqs),
+        over_budget=tuple(over for over in run.over_budget if over.cell in seqs),
+    )

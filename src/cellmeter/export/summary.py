@@ -95,19 +95,20 @@ def _title(cell: Cell) -> str:
     return cell.title
 
 
-def _maybe_mine(devices: Sequence[Device]) -> list[Device]:
+def maybe_mine(devices: Sequence[Device]) -> list[Device]:
+    """The GPUs that are the kernel's, or may be."""
     return [device for device in devices if device.mine is not False]
 
 
 def _gpu_percent(devices: Sequence[Device], usage: CellUsage) -> float | None:
-    means = [usage.gpu[device.id].utilization_mean for device in _maybe_mine(devices)]
+    means = [usage.gpu[device.id].utilization_mean for device in maybe_mine(devices)]
     known = [mean for mean in means if mean is not None]
     return sum(known) / len(known) if known else None
 
 
 def _energy(devices: Sequence[Device], usage: CellUsage) -> float | None:
     """Of all GPUs that may be the kernel's; a sum without one of them would be too small, so it is unknown."""
-    parts = [usage.gpu[device.id].energy_joules for device in _maybe_mine(devices)]
+    parts = [usage.gpu[device.id].energy_joules for device in maybe_mine(devices)]
     known = [part for part in parts if part is not None]
     return sum(known) if known and len(known) == len(parts) else None
 

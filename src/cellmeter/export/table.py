@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -77,7 +78,7 @@ def _labels(run: Run) -> dict[int, str]:
 
 def _quantities(run: Run) -> dict[tuple[str, str], str]:
     """Metric and subject of all that can be read, the rates of counters too, with their unit."""
-    found: dict[tuple[str, str], str] = {}
+    found = {(metric, subject): unit for metric, subject, unit in _said(run)}
     for column in (column for segment in run.segments for column in segment.columns):
         found.setdefault((column.metric, column.subject), column.unit)
         rate = METRICS[column.metric].rate if column.metric in METRICS else None
@@ -92,6 +93,8 @@ def _pieces(run: Run, part: Part) -> Iterator[Piece]:
             # A run keeps every series it was asked for; a copy that is dropped keeps none.
             series = _selected(replace(run).series(metric, subject), part)
             yield from _cut(run, metric, subject, unit, series)
+    for key, said in _said(run).items():
+        yield from _cut(run, *key, _selected(said, part))
 
 
 def _selected(series: Series, part: Part) -> Series:
@@ -101,6 +104,26 @@ def _selected(series: Series, part: Part) -> Series:
     if part.cells is not None:
         wanted &= np.isin(series.seq, list(part.cells))
     return series if wanted.all() else Series(series.time[wanted], series.values[wanted], series.seq[wanted])
+
+
+def _said(run: Run) -> dict[tuple[str, str, str], Series]:
+    """What the user's code said: ``logged.loss``, ``step.tokens`` and ``span.inference``, whose value is its duration."""
+    import numpy as np
+
+    rows: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+    for name, logged in run.logged.items():
+        for time, value, pid in zip(logged.time, logged.value, logged.pid, strict=True):
+            rows[f"logged.{name}", _who(int(pid)), ""].append((time, value))
+    for name, steps in run.steps.items():
+        rows[f"step.{name}", "run", ""] += zip(steps.time, steps.amount, strict=True)
+    for span in run.spans:
+        rows[f"span.{span.name}", _who(span.pid), "s"].append((span.end, span.seconds))
+    columns = {key: np.array(table).T for key, table in rows.items()}
+    return {key: Series(time, values, run.cells_at(time)) for key, (time, values) in columns.items()}
+
+
+def _who(pid: int) -> str:
+    return f"worker {pid}" if pid else "kernel"
 
 
 def _cut(run: Run, metric: str, subject: str, unit: str, series: Series) -> Iterator[Piece]:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cellmeter.export import said
 from cellmeter.export.summary import (
     CELL_HEADERS,
     FINDINGS_SHOWN,
@@ -44,10 +45,25 @@ def text_report(run: Run, judgement: Judgement | None = None) -> str:
         _paragraph(lead(run, judgement), ""),
         _findings(run, judgement.findings),
         "Cells\n" + _indented(cells_table(run)),
+        *_said(run),
         _unchecked(judgement),
         "Run\n" + "\n".join(_fact(fact.name, fact.value) for fact in facts(run)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _said(run: Run) -> list[str]:
+    """What the user's code said, and what it was told."""
+    parts = []
+    for table in said.tables(run):
+        rows = [(_shortened(row[0], TITLE_WIDTH), *row[1:]) for row in table.rows]
+        note = f" ({table.note})" if table.note else ""
+        parts.append(
+            f"{table.title}{note}\n" + _indented(_table(table.headers, rows, set(range(1, len(table.headers)))))
+        )
+    if alarms := said.alarms(run):
+        parts.append("Alerts\n" + "\n".join(_paragraph(f"{name} · {value}", "  ", "    ") for name, value in alarms))
+    return parts
 
 
 def cells_table(run: Run) -> str:

@@ -34,6 +34,13 @@ def seconds_text(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
+def latency_text(seconds: float) -> str:
+    """A duration down to microseconds, three digits: ``4.21 ms``."""
+    if seconds >= 1:
+        return seconds_text(seconds) if seconds >= 9.95 else f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
+
+
 def percent_text(percent: float | None) -> str:
     """A share with the digits that matter: ``0.4 %``, ``12 %``."""
     if percent is None or not math.isfinite(percent):

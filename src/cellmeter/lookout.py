@@ -1,0 +1,260 @@
+"""The kernel's side of alerts and the memory budget: tells the recorder what to watch for, and passes on what it saw.
+
+The recorder judges, as it reads on while a cell holds the GIL, and writes what it saw to the run. While a cell runs, a thread
+here follows that, prints a line under the cell, calls back, and interrupts the cell where a budget says so. There is no thread
+without an alert or a budget, and none between cells.
+
+The interrupt comes from here and not from the recorder so that it can hit no other cell than the one meant: within one process
+a lock tells for certain whether that cell is still running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cellmeter.alerts import MOST_ALERTS, Alert, Budget, message_of, parse, watches
+from cellmeter.errors import BadUsage, RecorderUnavailable, RunUnreadable
+from cellmeter.metrics import METRICS
+from cellmeter.run import AlertFired, CellStatus
+from cellmeter.store import Tail, read_header
+
+if TYPE_CHECKING:
+    from cellmeter.recording import Recording
+
+LOOK_SECONDS = 0.25
+LOOK_FAST_SECONDS = 0.05  # where a cell is to be interrupted
+ARRIVAL_SECONDS = 0.05  # a signal sent to oneself is there by then
+CELL_END_SECONDS = 1.0
+READY_SECONDS = 5.0
+
+Callback = Callable[[AlertFired], Any]
+
+
+class Gate:
+    """Lets an interrupt through to a cell that runs on the main thread, and to nothing else."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seq: int | None = None
+        self._sent = False
+
+    def open(self, seq: int) -> None:
+        """A cell begins. On another thread (a subshell) it cannot be interrupted."""
+        if threading.current_thread() is threading.main_thread():
+            self._seq, self._sent = seq, False
+
+    def interrupt(self, seq: int) -> bool:
+        """Interrupts a cell as the stop button does, from another thread; False if it has ended or cannot be."""
+        main = threading.main_thread().ident
+        with self._lock:
+            if self._seq != seq or self._sent or main is None:
+                return False
+            self._sent = True
+            signal.pthread_kill(main, signal.SIGINT)
+            return True
+
+    def close(self, status: CellStatus) -> None:
+        """The cell has ended. An interrupt that came too late for it is taken here, so that it hits nothing else."""
+        while self._seq is not None:
+            try:
+                with self._lock:
+                    self._seq = None
+            except KeyboardInterrupt:
+                self._sent = False
+        if self._sent and status != "interrupted":
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(ARRIVAL_SECONDS)
+        self._sent = False
+
+
+class Told(NamedTuple):
+    """An alert and who wants to know."""
+
+    alert: Alert
+    callback: Callback | None
+
+
+class Lookout:
+    """The alerts and the budget of one session, over all its recordings."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self.alerts: list[Told] = []
+        self.budget: Budget | None = None
+        self._recording: Recording | None = None
+        self._gate = Gate()
+        self._running: list[int] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, text: str, callback: Callback | None = None) -> Alert:
+        """One more alert; the same again takes the new callback. Raises BadUsage."""
+        alert = parse(text)
+        rest = [told for told in self.alerts if told.alert != alert]
+        if len(rest) >= MOST_ALERTS:
+            raise BadUsage(f"alert: there are {MOST_ALERTS} already: %monitor alert --remove N")
+        self.alerts = [*rest, Told(alert, callback)]
+        self._say()
+        return alert
+
+    def blind(self, alert: Alert) -> str | None:
+        """Why an alert cannot go off in the run as it is; None if it can, or nobody knows yet."""
+        if self._recording is None or not self._recording.recorder.ready(READY_SECONDS):
+            return None
+        folder = self._recording.folder
+        try:
+            header = read_header(folder)
+            sampled = (folder / header["segments"][0]["file"]).stat().st_size > 0
+        except (RunUnreadable, LookupError, OSError):
+            return None
+        there = ((metric, subject) for segment in header["segments"] for metric, subject, _ in segment["columns"])
+        if not sampled or any(watches(alert, *column) for column in there):
+            return None
+        named = alert.metric if alert.subject is None else f"{alert.metric}:{alert.subject}"
+        reasons = header.get("unavailable", {})
+        why = next((text for key, text in reasons.items() if key == named or key.startswith(f"{named}:")), None)
+        return f"this run has no {named}, so it cannot go off" + (f" ({why})" if why else "")
+
+    def status(self) -> list[str]:
+        """A line for each alert, and one for the budget."""
+        lines = [f"{number}  {told.alert.text}" for number, told in enumerate(self.alerts, 1)]
+        if self.budget is not None:
+            lines.append(f"memory budget {self.budget.text}{', interrupts' if self.budget.interrupt else ''}")
+        return lines
+
+    def remove(self, number: int) -> Alert:
+        """Removes an alert by its place in the list, from 1. Raises BadUsage."""
+        if not 1 <= number <= len(self.alerts):
+            raise BadUsage(f"alert: there is no number {number}: %monitor alert lists them")
+        removed = self.alerts[number - 1].alert
+        self.discard(removed)
+        return removed
+
+    def discard(self, alert: Alert) -> None:
+        """Removes an alert if it is there."""
+        self.alerts = [told for told in self.alerts if told.alert != alert]
+        self._say()
+
+    def set_budget(self, budget: Budget | None) -> None:
+        """From here on this memory budget."""
+        self.budget = budget
+        self._say()
+
+    def follow(self, recording: Recording | None) -> None:
+        """The recording to be watched from here on; None: none."""
+        self._recording = recording
+        if recording is not None:
+            self._tail = Tail(recording.folder)
+            if self.alerts or self.budget:
+                self._say()
+
+    def _say(self) -> None:
+        if self._recording is not None:
+            try:
+                self._recording.say(message_of([told.alert for told in self.alerts], self.budget))
+            except RecorderUnavailable as error:
+                self._tell(str(error))
+        if self._running:
+            self._start()
+
+    # ---- while a cell runs ----
+
+    def cell_began(self, seq: int) -> None:
+        """Follows what the recorder sees from here on."""
+        self._running.append(seq)
+        if len(self._running) == 1:
+            self._gate.open(seq)
+        if self._recording is not None and (self.alerts or self.budget):
+            self._start()
+
+    def cell_over(self, seq: int, status: CellStatus) -> None:
+        """From here on the cell is not interrupted. May be called again, when an interrupt has broken it off."""
+        if self._running[:1] == [seq]:
+            self._gate.close(status)
+
+    def cell_ended(self, seq: int) -> None:
+        """Stops with the outermost cell, and passes on what has come since."""
+        if seq in self._running:
+            self._running.remove(seq)
+        if self._running:
+            return
+        self._stop.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(CELL_END_SECONDS)
+            self._look()
+
+    def _start(self) -> None:
+        """A thread in the context of the cell, so that what it prints comes out there."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._stop = stop = threading.Event()
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=lambda: context.run(self._follow, stop), name="cellmeter-alerts", daemon=True
+        )
+        self._thread.start()
+
+    def _follow(self, stop: threading.Event) -> None:
+        while not stop.wait(LOOK_FAST_SECONDS if self.budget is not None and self.budget.interrupt else LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            with self._lock:
+                events = self._tail.events()
+            for event in events:
+                if event.get("event") == "alert" and event["state"] == "fired":
+                    self._alert(event)
+                elif event.get("event") == "budget":
+                    self._over_budget(event)
+        except Exception as error:
+            self._tell(f"alerts: {type(error).__name__}: {error}")
+
+    def _alert(self, event: Mapping[str, Any]) -> None:
+        for told in self.alerts:
+            if told.alert.text == event["alert"]:
+                value = _value_text(event["value"], METRICS[told.alert.metric].unit)
+                self._print(f"alert: {told.alert.text} ({event['subject']} is at {value})")
+                if told.callback is not None:
+                    self._call(told.callback, event)
+
+    def _call(self, callback: Callback, event: Mapping[str, Any]) -> None:
+        time = (event["t"] - int(self._tail.header()["start_ns"])) * 1e-9
+        try:
+            callback(AlertFired(event["alert"], event["subject"], event["seq"], time, event["value"]))
+        except Exception as error:
+            self._tell(f"the callback of {event['alert']!r} failed: {type(error).__name__}: {error}")
+
+    def _over_budget(self, event: Mapping[str, Any]) -> None:
+        from cellmeter.rules.units import bytes_text
+
+        running = list(self._running)  # a line of a cell that has ended may come now
+        stopped = event["interrupt"] and event["seq"] in running and self._gate.interrupt(running[0])
+        line = (
+            f"memory budget {event['budget']}: {bytes_text(event['value'])} in use of {bytes_text(event['threshold'])}"
+        )
+        self._print(f"{line}; the cell is interrupted" if stopped else line)
+
+    @staticmethod
+    def _print(line: str) -> None:
+        """To the cell that runs; each time, for each time it is news."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the user may have closed or replaced stderr
+            print(f"cellmeter: {line}", file=sys.stderr, flush=True)
+
+
+def _value_text(value: float, unit: str) -> str:
+    if unit == "By":
+        from cellmeter.rules.units import bytes_text
+
+        return bytes_text(value)
+    suffix = {"{cpu}": " cores", "Cel": " °C", "1": ""}.get(unit, f" {unit}")
+    return f"{value:.3g}{suffix}"

@@ -1,0 +1,81 @@
+"""The line in the live panel of what the user's code says and is told: last values, steps per second, spans, alerts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cellmeter.spans import STEP, number_text
+from cellmeter.store import Tail
+
+MOST_PARTS = 6  # of each kind
+RATE_SECONDS = 10.0
+
+Event = Mapping[str, Any]
+
+
+class Ticker:
+    """Follows what the kernel of a run says from here on. What workers say is in the report."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tail = Tail(folder, newest=0)
+        self._values: dict[str, str] = {}
+        self._spans: dict[str, str] = {}
+        self._alerts: dict[str, str] = {}
+        self._steps: dict[str, deque[tuple[int, float]]] = {}
+        self.text = ""
+
+    def poll(self) -> str | None:
+        """The line, if there is another than before."""
+        return self.take(self._tail.events())
+
+    def take(self, events: Iterable[Event]) -> str | None:
+        """See :meth:`poll`."""
+        for event in events:
+            self._take(event)
+        parts = [*self._alerts.values(), *self._rates(), *self._values.values(), *self._spans.values()]
+        before, self.text = self.text, " · ".join(parts)
+        return self.text if self.text != before else None
+
+    def _take(self, event: Event) -> None:
+        from cellmeter.rules.units import bytes_text, latency_text
+
+        kind = event.get("event")
+        if kind == "logged":
+            for name, said in event.get("values", {}).items():
+                last = said[1] if isinstance(said, list) else said
+                _put(self._values, name, f"{name} {last if isinstance(last, str) else number_text(last)}")
+            for name, amount in event.get("steps", {}).items():
+                self._steps.setdefault(name, deque()).append((event["t"], amount))
+        elif kind == "span":
+            _put(self._spans, event["name"], f"{event['name']} {latency_text((event['t'] - event['start']) * 1e-9)}")
+        elif kind == "spans":
+            mean = event["seconds"] / event["count"]
+            _put(self._spans, event["name"], f"{event['name']} {latency_text(mean)}")
+        elif kind == "alert":
+            key = f"{event['alert']} {event['subject']}"
+            self._alerts.pop(key, None)
+            if event["state"] == "fired":
+                _put(self._alerts, key, f"▲ {event['alert']} ({event['subject']})")
+        elif kind == "cell_end":
+            self._alerts.clear()
+        elif kind == "budget":
+            _put(self._alerts, "", f"▲ {bytes_text(event['value'])} in use, budget {event['budget']}")
+
+    def _rates(self) -> list[str]:
+        """Over the last ten seconds in which steps were told of."""
+        found = []
+        for name, done in self._steps.items():
+            while done[-1][0] - done[0][0] > RATE_SECONDS * 1e9:
+                done.popleft()
+            if (elapsed := (done[-1][0] - done[0][0]) * 1e-9) > 0:
+                rate = sum(amount for _, amount in list(done)[1:]) / elapsed
+                found.append(f"{number_text(rate)} {'steps' if name == STEP else name}/s")
+        return found[:MOST_PARTS]
+
+
+def _put(parts: dict[str, str], key: str, text: str) -> None:
+    if key in parts or len(parts) < MOST_PARTS:
+        parts[key] = text

@@ -1,0 +1,408 @@
+"""Alerts and the memory budget: their expressions, when they go off, and what they do to real kernels."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nvml_stub
+import pytest
+from conftest import Kernel, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellmeter.alerts import LATE, Alert, Board, Budget, Guard, Watch, guard_of, message_of, parse, parse_budget
+from cellmeter.errors import BadUsage
+from cellmeter.lookout import Gate
+from cellmeter.metrics import METRICS
+from cellmeter.run import Column
+
+MIB = 2**20
+
+
+# ── expressions ──
+
+
+@pytest.mark.parametrize(
+    ("text", "alert"),
+    [
+        ("gpu.utilization < 30 for 60s", ("gpu.utilization", None, False, 30, 60)),
+        ("gpu.utilization:gpu0<30% for 1m", ("gpu.utilization", "gpu0", False, 30, 60)),
+        (" process.memory.rss  >  1.5 GiB for 500ms ", ("process.memory.rss", None, True, 1.5 * 2**30, 0.5)),
+        ("process.memory.rss > 2GB for 0s", ("process.memory.rss", None, True, 2e9, 0)),
+        ("process.disk.read.rate > 10MB/s for 2 min", ("process.disk.read.rate", None, True, 1e7, 120)),
+        ("host.cpu.usage > 3.5 cores for 1h", ("host.cpu.usage", None, True, 3.5, 3600)),
+        ("gpu.power > 300 W for 10s", ("gpu.power", None, True, 300, 10)),
+        ("gpu.temperature > -1e1 °C for 10s", ("gpu.temperature", None, True, -10, 10)),
+    ],
+)
+def test_what_an_expression_means(text: str, alert: tuple[object, ...]) -> None:
+    assert parse(text) == Alert(" ".join(text.split()), *alert)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "why", "under"),
+    [
+        ("", "here goes the name of a metric", ""),
+        ("gpu.utilisation < 30 for 60s", "did you mean gpu.utilization?", "gpu.utilisation"),
+        ("loss < 30 for 60s", "there is no metric 'loss': there are", "loss"),
+        ("gpu.utilization.driver < 30 for 60s", "come too late to be watched", "gpu.utilization.driver"),
+        ("gpu.utilization: < 30 for 60s", "after the colon goes a subject", "gpu.utilization:"),
+        ("gpu.utilization <= 30 for 60s", "here goes < or >", "<="),
+        ("gpu.utilization 30", "here goes < or >", "30"),
+        ("gpu.utilization < low for 60s", "here goes a number", "low"),
+        ("gpu.utilization < 1e999 for 60s", "that is too much", "1e999"),
+        ("gpu.utilization < 30 GiB for 60s", "gpu.utilization has no unit 'GiB': use %", "GiB"),
+        ("gpu.utilization < 30", 'here goes "for"', ""),
+        ("gpu.utilization < 30 for", "here goes how long", ""),
+        ("gpu.utilization < 30 for ever", "here goes how long", "ever"),
+        ("gpu.utilization < 30 for 60", "a duration has a unit", ""),
+        ("gpu.utilization < 30 for 60 parsecs", "there is no time 'parsecs'", "parsecs"),
+        ("gpu.utilization < 30 for 25h", "that is more than a day", "25h"),
+        ("gpu.utilization < 30 for 60s or so", "nothing may follow", "or"),
+        ("温度 < 30 for 60s", "there is no metric '温度'", "温度"),
+    ],
+)
+def test_a_caret_under_the_fault(text: str, why: str, under: str) -> None:
+    with pytest.raises(BadUsage) as caught:
+        parse(text)
+    message, shown, carets = str(caught.value).split("\n")
+    assert message.startswith("alert: ")
+    assert why in message
+    assert shown == f"  {text}"
+    wide = 2 if "温" in under else 1
+    at = len(text) if not under else text.rindex(under)
+    assert carets == "  " + " " * at + "^" * max(1, wide * len(under))
+
+
+NAMES = st.sampled_from(sorted(METRICS.keys() - {LATE}))
+
+
+@given(
+    NAMES,
+    st.none() | st.sampled_from(["gpu0", "host", "cpu12"]),
+    st.sampled_from("<>"),
+    st.integers(-(10**9), 10**9) | st.floats(-1e12, 1e12).map(lambda x: round(x, 6)),
+    st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600)]),
+    st.integers(0, 24),
+    st.sampled_from(["", " ", "  "]),
+)
+def test_every_metric_can_be_watched(
+    metric: str, subject: str | None, sign: str, value: float, unit: tuple[str, float], number: int, gap: str
+) -> None:
+    named = metric if subject is None else f"{metric}:{subject}"
+    alert = parse(f"{named}{gap}{sign}{gap}{value} for {number}{gap}{unit[0]}")
+    assert alert == Alert(alert.text, metric, subject, sign == ">", float(value), number * unit[1])
+    assert parse(alert.text) == alert
+
+
+WORDS = ["gpu.power", "<", ">", "=", "for", "3", "60s", "%:"]
+
+
+@given(st.text(max_size=40) | st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join))
+def test_any_text_is_an_alert_or_one_error(text: str) -> None:
+    try:
+        parse(text)
+    except BadUsage as error:
+        lines = str(error).split("\n")
+        assert len(lines) == 3
+        assert set(lines[2].strip()) == {"^"}
+        assert lines[2].rstrip() == lines[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("0.9", (0.9, None)),
+        ("90%", (0.9, None)),
+        ("1", (1.0, None)),
+        (" 12GiB ", (None, 12 * 2**30)),
+        (".5", (0.5, None)),
+    ],
+)
+def test_budgets(text: str, budget: tuple[float | None, float | None]) -> None:
+    assert parse_budget(text) == Budget(text.strip(), *budget, interrupt=False)
+
+
+@pytest.mark.parametrize("text", ["", "0", "1.1", "12", "101%", "0GiB", "-1", "much", "12 GiB/s", "nan"])
+def test_no_budgets(text: str) -> None:
+    with pytest.raises(BadUsage, match=r"a memory budget is a share of the limit \(0\.9, 90%\) or bytes \(12GiB\)"):
+        parse_budget(text)
+
+
+# ── when they go off ──
+
+
+def states(alert: str, readings: list[float], step: float = 1.0) -> list[tuple[float, str]]:
+    """When an alert changes, in seconds, for readings at even steps."""
+    watch = Watch(parse(alert), "x")
+    seen = ((i * step, watch.see(int((100 + i * step) * 1e9), reading)) for i, reading in enumerate(readings))
+    return [(t, state) for t, state in seen if state is not None]
+
+
+def test_it_goes_off_once_until_it_clears() -> None:
+    low, high, unknown = [10.0], [90.0], [math.nan]
+    text = "gpu.utilization < 30 for 3s"
+    assert states(text, low * 10) == [(3, "fired")]
+    assert states(text, low * 3 + high + low * 4) == [(7, "fired")]
+    assert states(text, low * 5 + high + low * 9) == [(3, "fired")]  # not long enough to clear
+    assert states(text, low * 5 + high * 5 + low * 5) == [(3, "fired"), (8, "cleared"), (13, "fired")]
+    assert states(text, unknown * 20) == []
+    assert states(text, (low * 3 + unknown) * 5) == []
+    assert states(text, low * 4 + unknown * 9 + low * 9) == [(3, "fired")]
+    assert states(text, low * 9, step=6.0) == []  # nobody knows what was between
+
+
+def test_for_no_time_at_all_it_does_not_flutter() -> None:
+    assert states("gpu.utilization < 30 for 0s", [10.0, 90.0] * 50, step=0.1) == [(0, "fired")]
+
+
+def test_a_counter_is_watched_as_its_rate() -> None:
+    assert states("process.cpu.usage > 1.5 for 2s", [0.0, 1, 2, 4, 6, 8, 10, 11]) == [(5, "fired")]
+    assert states("process.cpu.usage > 1.5 for 2s", [0.0, 9, 0, 9, 0, 9, 0]) == []  # another process each time
+
+
+@given(st.lists(st.floats(0, 100) | st.just(math.nan), max_size=60), st.integers(0, 5))
+def test_what_goes_off_has_held(readings: list[float], seconds: int) -> None:
+    changes = states(f"gpu.utilization < 50 for {seconds}s", readings)
+    assert [state for _, state in changes] == ["fired", "cleared"][:1] * (len(changes) > 0) + [
+        ("cleared", "fired")[i % 2] for i in range(len(changes) - 1)
+    ]
+    for t, state in changes:
+        if state == "fired":
+            assert all(r < 50 for r in readings[int(t) - seconds : int(t) + 1])
+
+
+COLUMNS = [Column("gpu.utilization", "gpu0", "%"), Column("gpu.utilization", "gpu1", "%")]
+
+
+def test_each_subject_is_on_its_own_and_cells_begin_anew() -> None:
+    board = Board()
+    board.set_alerts(message_of([parse("gpu.utilization < 30 for 2s")], None)["alerts"])
+    rows = [[10.0, 90.0]] * 4
+    seen = [
+        board.see(0, COLUMNS, int(i * 1e9), seq, row) for i, (seq, row) in enumerate(zip([1] * 4, rows, strict=True))
+    ]
+    assert [(e["subject"], e["value"], e["seq"]) for events in seen for e in events] == [("gpu0", 10.0, 1)]
+    assert board.see(0, COLUMNS, int(4e9), 0, rows[0]) == []
+    later = [board.see(0, COLUMNS, int(i * 1e9), 2, [10.0, 10.0]) for i in (5, 6, 7)]
+    assert [e["subject"] for e in later[2]] == ["gpu0", "gpu1"]
+    board.set_alerts([])
+    assert board.see(0, COLUMNS, int(9e9), 2, [10.0, 10.0]) == []
+
+
+def test_the_budget_lets_a_cell_clean_up() -> None:
+    guard = Guard(parse_budget("1GB"), "process.memory.rss", "process", 1e9)
+    cells = {1: [0.5e9, 0.9e9, 1.1e9, 1.2e9], 2: [1.2e9, 1.2e9, 0.8e9], 3: [1.2e9, 1.2e9, 1.3e9], 4: [math.nan, 0.1e9]}
+    assert {seq: [guard.see(seq, value) for value in values] for seq, values in cells.items()} == {
+        1: [False, False, True, False],
+        2: [False, False, False],
+        3: [False, False, True],
+        4: [False, False],
+    }
+
+
+def test_what_a_budget_is_about() -> None:
+    columns = [Column(m, s, "By") for m, s in [("host.memory.used", "host"), ("cgroup.memory.used", "cgroup")]]
+    own = [Column("process.memory.rss", "process", "By"), Column("process.tree.memory.rss", "process", "By")]
+
+    def watched(text: str, source: str, columns: list[Column]) -> tuple[str, float] | None:
+        guard = guard_of(parse_budget(text), columns, 100.0, source)
+        return guard and (guard.metric, guard.threshold)
+
+    assert watched("0.9", "cgroup", columns + own) == ("cgroup.memory.used", 90)
+    assert watched("0.9", "host", columns + own) == ("host.memory.used", 90)
+    assert watched("0.9", "rlimit", columns + own) == ("process.tree.memory.rss", 90)
+    assert watched("64B", "cgroup", columns + own[:1]) == ("process.memory.rss", 64)
+    assert watched("64B", "cgroup", columns) is None
+
+
+# ── the interrupt ──
+
+
+def test_an_interrupt_hits_the_cell_it_is_meant_for_and_nothing_else() -> None:
+    """A thread interrupts as fast as it can, while cells begin and end: between them no interrupt comes."""
+    gate, stop, sent = Gate(), threading.Event(), [0]
+    current = [0]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def interrupt() -> None:
+        while not stop.is_set():
+            sent[0] += gate.interrupt(current[0])
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        for seq in range(1, 10_000):
+            if sent[0] >= 30:
+                break
+            current[0], status = seq, "ok"
+            gate.open(seq)
+            try:
+                until = time.perf_counter() + seq % 4 * 1e-4
+                while time.perf_counter() < until:
+                    pass
+            except KeyboardInterrupt:
+                status = "interrupted"
+            try:
+                gate.close(status)  # type: ignore[arg-type]
+            except KeyboardInterrupt:
+                gate.close("interrupted")
+            sum(range(300))  # between cells: a KeyboardInterrupt here ends the test
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert sent[0] >= 30
+    assert not gate.interrupt(current[0])
+
+
+def test_a_cell_on_another_thread_is_not_interrupted() -> None:
+    gate = Gate()
+    thread = threading.Thread(target=gate.open, args=(1,))
+    thread.start()
+    thread.join()
+    assert not gate.interrupt(1)
+
+
+# ── real kernels ──
+
+GROW = """
+blocks = []
+for _ in range(200):
+    blocks.append(b"x" * (4 << 20))
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("older", "grow"), [(False, GROW), (True, GROW), (False, GROW.replace("time.sleep", "await asyncio.sleep"))]
+)
+def test_a_cell_beyond_its_budget_is_interrupted_and_its_variables_live(
+    start_kernel: Callable[..., Kernel], older: bool, grow: str
+) -> None:
+    kernel = start_kernel(older=older)
+    kernel.load()
+    resident = int(kernel.run("import asyncio, os, time, psutil; print(psutil.Process().memory_info().rss)").stdout)
+    started = kernel.run(f"%monitor start --max-memory {resident + 300 * MIB}B --interrupt")
+    assert started.status == "ok", started.traceback
+    reply = kernel.run("before = 'here'\n" + grow)
+    assert reply.error in ("KeyboardInterrupt", "CancelledError")
+    assert f"cellmeter: memory budget {resident + 300 * MIB}B: " in reply.stderr
+    assert "; the cell is interrupted" in reply.stderr
+    after = kernel.run("print(before, 50 <= len(blocks) < 200)")
+    assert (after.status, after.stdout, after.stderr) == ("ok", "here True\n", "")
+    clean = kernel.run(
+        "kept = len(blocks); time.sleep(0.3); del blocks; print(kept)"
+    )  # still beyond it, but not growing
+    assert (clean.status, clean.stderr) == ("ok", "")
+    run = kernel.recorded_cells(5)
+    (over,) = run.over_budget
+    assert over.interrupt
+    assert over.value_bytes > over.threshold_bytes == resident + 300 * MIB
+    assert [cell.status for cell in run.cells if cell.seq == over.cell] == ["interrupted"]
+    assert "is interrupted" not in kernel.run(GROW.replace("200", "5")).stderr
+
+
+def test_without_interrupt_it_only_warns(kernel: Kernel) -> None:
+    resident = int(kernel.run("import os, time, psutil; print(psutil.Process().memory_info().rss)").stdout)
+    kernel.run(f"%monitor start --max-memory {resident + 100 * MIB}B")
+    reply = kernel.run(GROW.replace("200", "60"))
+    assert reply.status == "ok"
+    assert reply.stderr.count("memory budget") == 1
+    assert "interrupted" not in reply.stderr
+    (over,) = kernel.recorded_cells(3).over_budget
+    assert not over.interrupt
+    for bad, why in [("--max-memory lots", "a memory budget is"), ("--interrupt", "--interrupt needs --max-memory")]:
+        assert why in kernel.run(f"%monitor start {bad}").stderr
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_an_alert_is_a_line_a_callback_and_an_event(start_kernel: Callable[..., Kernel], older: bool) -> None:
+    kernel = start_kernel(older=older)
+    kernel.load()
+    added = kernel.run('%monitor alert "process.memory.rss > 1MiB for 200ms"')
+    assert added.stdout == "cellmeter: alert process.memory.rss > 1MiB for 200ms\n"
+    kernel.run(
+        "import cellmeter, time, threading\n"
+        "seen, called = [], threading.Event()\n"
+        "remove = cellmeter.alert('process.threads > 0 for 0s', lambda fired: (seen.append(fired), called.set()))"
+    )
+    reply = kernel.run("called.wait(20); print(seen[0].alert, seen[0].cell)\nwhile time.sleep(0.01): pass")
+    assert "process.threads > 0 for 0s" in reply.stdout
+    wait = "until = time.monotonic() + 1.2\nwhile time.monotonic() < until: time.sleep(0.05)"
+    second = kernel.run(wait)
+    assert "cellmeter: alert: process.memory.rss > 1MiB for 200ms (process is at " in second.stderr
+    listed = kernel.run("%monitor alert").stdout
+    assert listed == "1  process.memory.rss > 1MiB for 200ms\n2  process.threads > 0 for 0s\n"
+    kernel.run("remove()")
+    assert kernel.run("%monitor alert --remove 1").stdout == "cellmeter: removed process.memory.rss > 1MiB for 200ms\n"
+    assert kernel.run("%monitor alert").stdout == "no alerts\n"
+    assert kernel.run(wait).stderr == ""
+    run = kernel.recorded_cells(9)
+    fired = [alert for alert in run.alerts if alert.alert.startswith("process.memory")]
+    assert fired[-1].value > MIB
+    cell = next(cell for cell in run.cells if cell.seq == fired[-1].cell)
+    assert 0.2 <= fired[-1].time - cell.start <= 2
+    assert kernel.run("print([t.name for t in threading.enumerate() if 'cellmeter-alerts' in t.name])").stdout == "[]\n"
+
+
+def test_a_bad_alert_is_one_error_with_a_caret(kernel: Kernel) -> None:
+    reply = kernel.run("%monitor alert gpu.utilisation < 30 for 60s")
+    assert "did you mean gpu.utilization?\n  gpu.utilisation < 30 for 60s\n  ^^^^^^^^^^^^^^^\n" in reply.stderr
+    assert "--remove" not in reply.stderr
+    kernel.recorded_cells(1)
+    wait_until(lambda: kernel.recorded().sample_count, "a sample")
+    blind = kernel.run("%monitor alert process.cpu.usage:gpu7 > 3 for 1s").stdout
+    assert blind.endswith(": this run has no process.cpu.usage:gpu7, so it cannot go off\n")
+    kernel.run("%monitor start --max-memory 90%")
+    status = kernel.run("%monitor").stdout
+    assert "Watched for          1  process.cpu.usage:gpu7 > 3 for 1s\n" in status
+    assert "Watched for          memory budget 90%\n" in status
+    assert "there is no number 3" in kernel.run("%monitor alert --remove 3").stderr
+    reply = kernel.run("import cellmeter; cellmeter.alert('gpu.power > 3')")
+    assert reply.error == "BadUsage"
+
+
+def test_a_callback_that_fails_is_one_line(kernel: Kernel) -> None:
+    kernel.run("import cellmeter, time\nremove = cellmeter.alert('process.threads > 0 for 0s', lambda fired: 1 / 0)")
+    reply = kernel.run("time.sleep(1)")
+    assert reply.status == "ok"
+    assert "the callback of 'process.threads > 0 for 0s' failed: ZeroDivisionError: division by zero" in reply.stderr
+
+
+def test_it_is_seen_while_the_gil_is_held(kernel: Kernel) -> None:
+    """The event is in the run before the cell, which lets nothing else run in the kernel, has ended."""
+    kernel.run('%monitor alert "process.memory.rss > 1MiB for 500ms"')
+    kernel.recorded_cells(1)
+    held = kernel.send("import ctypes; ctypes.PyDLL(None).sleep(3)")
+    fired = wait_until(
+        lambda: [a for a in kernel.recorded().alerts if kernel.recorded().cells[-1].end is None], "the alert"
+    )
+    reply = kernel.reply(held)
+    assert fired[0].value > MIB
+    assert "cellmeter: alert: process.memory.rss > 1MiB for 500ms" in reply.stderr
+
+
+def test_gpus_are_watched_and_spans_tell_of_them(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    """Two GPUs, one idle: the alert names that one, and a span has both their use."""
+    trace = "gpu name=A mem=80g\ngpu name=B mem=80g\nat 0 gpu 0 util=90 power=300\nat 0 gpu 1 util=4 power=60\n"
+    kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path))
+    kernel.load()
+    assert kernel.run('%monitor alert "gpu.utilization < 30 for 500ms"').stdout.endswith("for 500ms\n")
+    reply = kernel.run("import cellmeter, time\nwith cellmeter.span('infer'): time.sleep(1.5)")
+    assert "cellmeter: alert: gpu.utilization < 30 for 500ms (gpu1 is at 4 %)" in reply.stderr
+    assert "gpu0" not in reply.stderr
+    kernel.recorded_cells(2)
+    run = wait_until(
+        lambda: (r := kernel.recorded()).usage(r.cells[-1]).gpu["gpu0"].energy_joules and r, "the last sample"
+    )
+    assert [fired.subject for fired in run.alerts] == ["gpu1"]
+    (infer,) = run.span_stats()
+    assert infer.utilization_mean == {"gpu0": pytest.approx(90), "gpu1": pytest.approx(4)}
+    assert infer.energy_joules["gpu0"] == pytest.approx(300 * infer.p50, rel=0.1)
