@@ -6,10 +6,10 @@
 
 /** @typedef {{column: string, label: string, role: "main"|"second"|"faint", ink: [string, string], top: number|null}} Line */
 /** @typedef {{key: string, title: string, unit: string, limit: number|null, exact?: number|null, lanes: boolean, height: number, lines: Line[]}} Panel */
-/** @typedef {{panels: Panel[], doc: string, prefix: string, title: string, notes?: string[], status?: string, end?: number, bounds?: [number, number][]}} Layout */
+/** @typedef {{panels: Panel[], doc: string, prefix: string, title: string, notes?: string[], status?: string, says?: string, end?: number, tail?: string, bounds?: [number, number][]}} Layout */
 /** @typedef {{seq: number, title: string, line: string, id: string|null, status: string, start: number, end: number|null}} Band a cell of the run */
 /** @typedef {{time: Float64Array, columns: Float64Array[]}} Rows */
-/** @typedef {{get: (name: string) => any, send: (content: any) => void, on: Function, off: Function, comm_live?: boolean, widget_manager?: any}} Model */
+/** @typedef {{get: (name: string) => any, send: (content: any) => void, on: Function, off: Function, widget_manager?: any}} Model */
 
 const MOST_ROWS = 24000; // kept in the page: 40 minutes at 10 Hz in full; older ones are thinned out, spikes stay
 const MOST_DRAWN = 1600;
@@ -666,6 +666,7 @@ class View {
   /** @param {string} state */
   become(state) {
     this.state = state;
+    this.update();
     this.#text();
   }
 
@@ -735,7 +736,7 @@ class View {
     const last = samples.size ? samples.parts[0][samples.size - 1] : 0;
     const since = live && samples.size ? (performance.now() - this.heard) / 1000 : 0;
     this.root.dataset.state = this.state;
-    this.stateText.textContent = STATES[this.state] ?? this.state;
+    this.stateText.textContent = layout.says ?? STATES[this.state] ?? this.state;
     this.time.textContent = formatDuration(layout.end ?? last + (since > 0.9 ? since : 0));
     const row = this.cursor === null ? samples.size - 1 : samples.before(this.cursor);
     let first = 0;
@@ -812,6 +813,88 @@ function floats(buffer) {
   return new Float64Array(bytes);
 }
 
+// ---- when the kernel cannot speak -----------------------------------------------------------------------------------
+
+const ASK_AFTER_MS = 550; // the kernel speaks every 250
+const ASK_EVERY_MS = 250;
+const MOST_FAILURES = 6;
+const MOST_REFUSALS = 2;
+/** How often the server has said that it does not know a run. @type {Map<string, number>} */
+const refusals = new Map();
+
+/** @typedef {{rows: string, width: number, s: number|null, n: number, ending: Ending|null}} Tail see server.py */
+/** @typedef {{status: string, seconds: number, says: string|null}} Ending */
+
+/** How to ask the page's Jupyter server; null where cellmeter is not installed beside it. */
+function jupyterServer() {
+  const text = document.getElementById("jupyter-config-data")?.textContent;
+  const config = text ? JSON.parse(text) : {};
+  if (!config.cellmeter) return null;
+  const xsrf = document.cookie.match(/(?:^|; )_xsrf=([^;]*)/);
+  /** @type {Record<string, string>} */
+  const headers = {};
+  if (xsrf) headers["X-XSRFToken"] = xsrf[1];
+  if (config.token) headers.Authorization = `token ${config.token}`;
+  return { url: `${config.baseUrl}cellmeter/v1/`, headers };
+}
+
+/** Takes a server's reply in. False: it is of another layout. @param {Samples} samples @param {Tail} tail @returns {boolean} */
+export function takeTail(samples, { rows, width, s, n }) {
+  if (width !== samples.width + 1) return false;
+  const flat = floats(Uint8Array.from(atob(rows), (c) => c.charCodeAt(0)));
+  if (s !== null) return samples.put(s, flat);
+  if (n >= samples.next) samples.reset(n, flat);
+  return true;
+}
+
+/**
+ * Asks the server for a cell's rows whenever the kernel has been silent for a moment, until the cell has ended.
+ * @param {Layout} layout @param {Samples} samples @param {() => boolean} watched
+ * @param {(ending: Ending|null) => void} told
+ * @returns {() => void} to be called whenever the kernel has spoken, and when somebody begins to watch
+ */
+function standIn(layout, samples, watched, told) {
+  const server = jupyterServer();
+  const run = layout.tail?.split("/cells/")[0] ?? "";
+  const refused = () => refusals.get(run) ?? 0;
+  if (!server || !run || layout.status || refused() >= MOST_REFUSALS) return () => {};
+  let [heard, failures, timer, passed] = [0, 0, 0, 0];
+  let over = false;
+  const arm = (/** @type {number} */ ms) => {
+    clearTimeout(timer);
+    if (!over) timer = window.setTimeout(turn, ms);
+  };
+  async function turn() {
+    if (!watched()) return;
+    const wait = document.hidden ? 1000 : await ask();
+    arm(Math.max(wait, heard + ASK_AFTER_MS - performance.now()));
+  }
+  /** How long to wait with the next question, in milliseconds. */
+  async function ask() {
+    const before = Math.max(samples.next, passed);
+    const wanted = { headers: server?.headers, signal: AbortSignal.timeout(5000) };
+    const reply = await fetch(`${server?.url}${layout.tail}&from=${before}`, wanted).catch(() => null);
+    if (!reply?.ok) {
+      if (reply?.status === 404) refusals.set(run, refused() + 1); // the kernel's runs are not this server's
+      over = reply?.status === 404 || failures >= MOST_FAILURES;
+      return 1000 * 2 ** failures++;
+    }
+    failures = 0;
+    /** @type {Tail} */
+    const tail = await reply.json();
+    over = Boolean(layout.status || tail.ending);
+    if (!layout.status && !takeTail(samples, tail)) passed = tail.n; // a GPU has come since: only the ending is of use here
+    if (!layout.status && (tail.ending || samples.next > before)) told(tail.ending);
+    return ASK_EVERY_MS;
+  }
+  return () => {
+    heard = performance.now();
+    arm(ASK_AFTER_MS);
+  };
+}
+
+// ---- panels and pictures --------------------------------------------------------------------------------------------
+
 /** @type {() => Promise<any>} */
 let bokeh = async () => Promise.reject(new Error("BokehJS has not arrived"));
 
@@ -824,6 +907,7 @@ function open(model, early) {
   let layout = null;
   let samples = new Samples(0);
   let asked = 0;
+  let spoken = () => {};
   /** @type {Map<number, Band>} */
   const cells = new Map();
   const lead = (/** @type {HTMLElement} */ a, /** @type {string} */ id) => leadToCell(model, a, id);
@@ -837,11 +921,20 @@ function open(model, early) {
     asked = performance.now();
     model.send({ k: "need", s: samples.next });
   };
+  const told = (/** @type {Ending|null} */ ending) => {
+    if (layout && ending) {
+      layout.end = ending.seconds;
+      layout.status = ending.status;
+      if (ending.says) layout.says = ending.says[0].toUpperCase() + ending.says.slice(1);
+    }
+    for (const view of views) ending ? view.become(ending.status) : view.update();
+  };
   const hear = (/** @type {any} */ message, /** @type {any[]} */ buffers) => {
     if (message.k === "open" && !layout) {
       layout = /** @type {Layout} */ (message.layout);
       samples = new Samples(layout.panels.reduce((sum, panel) => sum + panel.lines.length, 0));
       ready(layout);
+      spoken = standIn(layout, samples, () => views.size > 0, told);
     } else if (message.k === "d" && layout) {
       if (!samples.put(message.s, floats(buffers[0]))) need();
     } else if (message.k === "h" && layout) {
@@ -855,6 +948,7 @@ function open(model, early) {
     } else if (!layout) {
       need();
     }
+    spoken();
     for (const view of views) view.update();
   };
   for (const [message, buffers] of early) hear(message, buffers);
@@ -866,8 +960,9 @@ function open(model, early) {
       const view = new View(el, await opened, samples, () => bokeh(), signal);
       if (cells.size) view.band([...cells.values()], lead);
       views.add(view);
-      const left = () => views.forEach((v) => model.comm_live === false && v.become("gone"));
-      model.on("comm_live_update", left);
+      spoken();
+      const left = () => layout?.status || view.become("gone");
+      model.on("comm_live_update", left); // once, when the kernel's end or restart takes the comm away
       signal.addEventListener("abort", () => views.delete(view));
     },
   };

@@ -5,7 +5,7 @@ once a kernel; a ``Stage`` for each cell, which streams rows; and the static out
 the runtime. Code and rows travel as custom messages, never as widget state: JupyterLab and nbclient save state in notebooks.
 
 Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
-``h`` (all rows, the next being number ``n``). Page to kernel: ``need``. Rows are float64 columns, the time first.
+``h`` (all rows, the next being number ``n``). Page to kernel: ``here``, ``need``. Rows are float64 columns, the time first.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 UPDATE_SECONDS = 0.25
 BUILD_SECONDS = 4.0  # a process apart builds a layout in one
 READY_SECONDS = 10.0
+IDLE_SECONDS = 2.0  # in this time a page with widgets says that it is there
+PICTURE_SECONDS = 1.0  # between pictures for those without
 LAST_SAMPLE_SECONDS = 0.06  # the longest a cell's end waits for its last sample
 MOST_ROWS = 36_000  # kept in the kernel: an hour at 10 Hz; older ones are thinned out, spikes stay
 KEPT_FOR_RATES = 32  # records: half an interval and more at any rate
@@ -80,6 +82,7 @@ export default () => {
       };
       model.on("msg:custom", keep);
       if (model.get("role") === "runtime") {
+        model.send({ k: "here" });
         const ask = () => s.taken || model.send({ k: "need" });
         model.get("sent") ? ask() : setTimeout(ask, 3000);
       } else {
@@ -133,6 +136,9 @@ class Stage:
         self.panels: set[Panel] = set()
         self._last: Panel | None = None
         self.widget: Any = None
+        self._page_speaks = False
+        self._idle_since = time.monotonic()
+        self._was_idle = False
         self._thread: threading.Thread | None = None
         self._comms = getattr(getattr(shell, "kernel", None), "comm_manager", None)
         if self._comms is None:
@@ -184,15 +190,23 @@ class Stage:
         self.widget.update(sent=True)
 
     def _asked(self, message: Event) -> None:
+        self._page_speaks = True
         if message.get("k") == "need":
             self._guarded(self._send_code)
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether the front end seems to have no widgets: none has spoken, though the kernel had time to listen."""
+        return self._was_idle and not self._page_speaks
+
     def answer_reloads(self, _result: Any = None) -> None:
         """At each cell's end, for the cell may have imported ipywidgets."""
+        self._idle_since = time.monotonic()
         self._guarded(lambda: widget.answer_reloads(self._comms))
 
     def panel_widget(self, on_message: Callable[[Event], None]) -> widget.Widget:
-        """A widget for one cell."""
+        """A widget for one cell, which begins now."""
+        self._was_idle |= time.monotonic() - self._idle_since > IDLE_SECONDS
         return widget.Widget(_STUB, {"code": self._key, "role": "panel"}, on_message)
 
     def outlive(self, panel: Panel) -> None:
@@ -249,15 +263,15 @@ def forget(shell: Any) -> None:
 
 
 class Feed:
-    """A cell's rows out of a run folder's tail. Not thread-safe."""
+    """A cell's rows out of a run folder's tail, by default of one that is yet to start. Not thread-safe."""
 
-    def __init__(self, folder: Path, seq: int, groups: Sequence[Group]) -> None:
+    def __init__(self, folder: Path, seq: int, groups: Sequence[Group], tail: Tail | None = None) -> None:
         import numpy as np
 
         self.seq = seq
         self.folder = folder
         self.groups = tuple(groups)
-        self._tail = Tail(folder, newest=0)  # the cell is yet to start
+        self._tail = tail or Tail(folder, newest=0)
         self._rate_hz = float(self._tail.header()["rate_hz"])
         self.panels = layouts.panels_of(folder, groups)
         self._width = 1 + sum(len(spec.lines) for spec in self.panels)
@@ -268,6 +282,7 @@ class Feed:
         self.started_ns: int | None = None
         self.next = 0
         """Number of the next row; earlier ones may have been thinned out."""
+        self._intact_from = 0
         self.ended = False
 
     def poll(self) -> Floats:
@@ -320,7 +335,14 @@ class Feed:
             half = self._count // 2
             few, values = charts.decimate(self._rows[:half, 0], self._rows[:half, 1:], half // 4)
             thinned = np.concatenate([np.column_stack([few, values]), self._rows[half : self._count]])
+            self._intact_from = self.next - (self._count - half)
             self._rows, self._count = thinned, len(thinned)
+
+    def since(self, number: int) -> Floats | None:
+        """The rows from a number on; None where they have been thinned out, or are none of this cell's."""
+        if not self._intact_from <= number <= self.next:
+            return None
+        return self._rows[self._count - (self.next - number) : self._count]
 
     def rows(self) -> Floats:
         """All rows that are kept: rows × (time, lines)."""
@@ -356,6 +378,8 @@ class Panel:
         self._widget: Any = None
         self._thread: threading.Thread | None = None
         self._layout: dict[str, Any] | None = None
+        self._bundle: dict[str, Any] = {}
+        self._next_picture = PICTURE_SECONDS
         self._again = False
         stage.panels.add(self)
 
@@ -374,8 +398,8 @@ class Panel:
     def _show(self) -> None:
         self._widget = self._stage.panel_widget(self._asked)
         view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
-        bundle = {_WIDGET: view, "text/plain": f"cellmeter: recording {self._title}"}
-        self._place(bundle)
+        self._bundle = {_WIDGET: view, "text/plain": f"cellmeter: recording {self._title}"}
+        self._place(self._bundle)
         self._thread = self._stage.run_thread(self._stream, "cellmeter-live")
 
     def _place(self, data: dict[str, Any]) -> None:
@@ -383,7 +407,7 @@ class Panel:
 
         display(data, raw=True, display_id=self._id)  # type: ignore[no-untyped-call]
 
-    def _replace(self, data: dict[str, str], metadata: dict[str, Any]) -> None:
+    def _replace(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
         from IPython.display import update_display
 
         update_display(data, raw=True, display_id=self._id, metadata=metadata)  # type: ignore[no-untyped-call]
@@ -406,10 +430,32 @@ class Panel:
             "prefix": self._id,
             "title": self._title,
         }
+        if self._feed.seq:  # the server follows cells, not whole runs
+            address = f"runs/{self._feed.folder.name}/cells/{self._feed.seq}"
+            self._layout["tail"] = f"{address}/tail?show={','.join(self._feed.groups)}"
         self._widget.send({"k": "open", "layout": self._layout})
         while not self._stop.is_set():
             self._update()
+            if self._feed.seq and self._stage.unanswered:
+                self._show_picture()
             self._stop.wait(UPDATE_SECONDS)
+
+    def _show_picture(self) -> None:
+        """For a front end that ignores widgets and shows what else there is: once a second, seldom in a long cell."""
+        from cellmeter import picture
+
+        with self._lock:  # so that none comes after what `close` puts there
+            rows = self._feed.rows()
+            seconds = float(rows[-1, 0]) if len(rows) else 0.0
+            if seconds < self._next_picture or self._stop.is_set():
+                return
+            self._next_picture = seconds + max(PICTURE_SECONDS, 0.01 * seconds)
+            frame = self._feed.frame(self._feed.started_ns or 0)
+            drawn = picture.draw(frame, seconds)
+            text = summary(frame, Facts(self._title, "running", seconds))
+            data = {**self._bundle, "text/plain": text, "image/png": base64.b64encode(drawn.png).decode()}
+            size = {"image/png": {"width": drawn.width, "height": drawn.height}}
+            self._replace(data, size)
 
     def _update(self) -> None:
         with self._lock:
@@ -483,7 +529,13 @@ def facts_of(title: str, status: str, seconds: float, edges: Mapping[str, Event]
     return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cpu)
 
 
-_ENDED = {"ok": "done in", "error": "failed after", "interrupted": "interrupted after", "died": "kernel died after"}
+_ENDED = {
+    "ok": "done in",
+    "error": "failed after",
+    "interrupted": "interrupted after",
+    "died": "kernel died after",
+    "running": "recording for",
+}
 
 
 def summary(frame: charts.Frame, facts: Facts) -> str:
