@@ -7,11 +7,11 @@
 /** @typedef {{label: string, role: "main"|"second"|"faint", ink: [string, string], top: number|null, about?: string}} Line */
 /** @typedef {{key: string, title: string, unit: string, limit: number|null, exact?: number|null, lanes: boolean, height: number, lines: Line[]}} Panel */
 /** @typedef {{status: string, word: string, end: number, notes: string[]}} Ending */
-/** @typedef {{panels: Panel[], shown: string[], asked: boolean, missing: Record<string, string>, cores?: string[], prefix: string, title: string} & Partial<Ending>} Layout */
+/** @typedef {{panels: Panel[], shown: string[], asked: boolean, missing: Record<string, string>, cores?: string[], prefix: string, title: string, tail?: string} & Partial<Ending>} Layout */
 /** @typedef {{time: Float64Array, columns: Float64Array[]}} Rows */
 /** @typedef {{groups: string[]|null, window: number}} Choice */
 /** @typedef {{layout: Layout, samples: Samples, cores: Cores}} Recorded a cell's readings, as the page has them */
-/** @typedef {{get: (name: string) => any, send: (content: any) => void, on: Function, off: Function, comm_live?: boolean, widget_manager?: any}} Model */
+/** @typedef {{get: (name: string) => any, send: (content: any) => void, on: Function, off: Function, widget_manager?: any}} Model */
 /** @typedef {{seq: number, title: string, line: string, id: string|null, status: string, start: number, end: number|null}} Band a cell of the run */
 
 const MOST_ROWS = 24000; // kept in the page: 40 minutes at 10 Hz in full; older ones are thinned out, spikes stay
@@ -1332,6 +1332,7 @@ class View {
   /** @param {string} state */
   become(state) {
     this.state = state;
+    this.update();
     this.#text();
   }
 
@@ -1414,6 +1415,87 @@ function octets(buffer) {
 /** @param {any} buffer @returns {Float64Array} */
 const floats = (buffer) => new Float64Array(octets(buffer).buffer);
 
+// ---- when the kernel cannot speak -----------------------------------------------------------------------------------
+
+const ASK_AFTER_MS = 550; // the kernel speaks every 250
+const ASK_EVERY_MS = 250;
+const MOST_FAILURES = 6;
+const MOST_REFUSALS = 2;
+/** How often the server has said that it does not know a run. @type {Map<string, number>} */
+const refusals = new Map();
+
+/** @typedef {{rows: string, width: number, s: number|null, n: number, ending: Told|null}} Tail see server.py */
+/** @typedef {{status: string, seconds: number, says: string}} Told how the cell ended */
+
+/** How to ask the page's Jupyter server; null where cellmeter is not installed beside it. */
+function jupyterServer() {
+  const text = document.getElementById("jupyter-config-data")?.textContent;
+  const config = text ? JSON.parse(text) : {};
+  if (!config.cellmeter) return null;
+  const xsrf = document.cookie.match(/(?:^|; )_xsrf=([^;]*)/);
+  /** @type {Record<string, string>} */
+  const headers = {};
+  if (xsrf) headers["X-XSRFToken"] = xsrf[1];
+  if (config.token) headers.Authorization = `token ${config.token}`;
+  return { url: `${config.baseUrl}cellmeter/v1/`, headers };
+}
+
+/** Takes a server's reply in. False: it is of another layout. @param {Samples} samples @param {Tail} tail @returns {boolean} */
+export function takeTail(samples, { rows, width, s, n }) {
+  if (width !== samples.width + 1) return false;
+  const flat = floats(Uint8Array.from(atob(rows), (c) => c.charCodeAt(0)));
+  if (s !== null) return samples.put(s, flat);
+  if (n >= samples.next) samples.reset(n, flat);
+  return true;
+}
+
+/**
+ * Asks the server for a cell's rows whenever the kernel has been silent for a moment, until the cell has ended.
+ * @param {Recorded} record @param {() => boolean} watched @param {(ending: Told|null) => void} told
+ * @returns {() => void} to be called whenever the kernel has spoken, and when somebody begins to watch
+ */
+function standIn({ layout, samples }, watched, told) {
+  const server = jupyterServer();
+  const run = layout.tail?.split("/cells/")[0] ?? "";
+  const refused = () => refusals.get(run) ?? 0;
+  if (!server || !run || layout.status || refused() >= MOST_REFUSALS) return () => {};
+  let [heard, failures, timer, passed] = [0, 0, 0, 0];
+  let over = false;
+  const arm = (/** @type {number} */ ms) => {
+    clearTimeout(timer);
+    if (!over) timer = window.setTimeout(turn, ms);
+  };
+  async function turn() {
+    if (!watched()) return;
+    const wait = document.hidden ? 1000 : await ask();
+    arm(Math.max(wait, heard + ASK_AFTER_MS - performance.now()));
+  }
+  /** How long to wait with the next question, in milliseconds. */
+  async function ask() {
+    const before = Math.max(samples.next, passed);
+    const wanted = { headers: server?.headers, signal: AbortSignal.timeout(5000) };
+    const reply = await fetch(`${server?.url}${layout.tail}?from=${before}`, wanted).catch(() => null);
+    if (!reply?.ok) {
+      if (reply?.status === 404) refusals.set(run, refused() + 1); // the kernel's runs are not this server's
+      over = reply?.status === 404 || failures >= MOST_FAILURES;
+      return 1000 * 2 ** failures++;
+    }
+    failures = 0;
+    /** @type {Tail} */
+    const tail = await reply.json();
+    over = Boolean(layout.status || tail.ending);
+    if (!layout.status && !takeTail(samples, tail)) passed = tail.n; // a GPU has come since: only the ending is of use here
+    if (!layout.status && (tail.ending || samples.next > before)) told(tail.ending);
+    return ASK_EVERY_MS;
+  }
+  return () => {
+    heard = performance.now();
+    arm(ASK_AFTER_MS);
+  };
+}
+
+// ---- panels and pictures --------------------------------------------------------------------------------------------
+
 /** @type {() => Promise<any>} */
 let bokeh = async () => Promise.reject(new Error("BokehJS has not arrived"));
 
@@ -1425,6 +1507,7 @@ function open(model, early) {
   /** @type {Recorded|null} */
   let record = null;
   let asked = 0;
+  let spoken = () => {};
   /** @type {Map<number, Band>} */
   const cells = new Map();
   const lead = (/** @type {HTMLElement} */ a, /** @type {string} */ id) => leadToCell(model, a, id);
@@ -1460,14 +1543,20 @@ function open(model, early) {
       for (const view of views) view.finish();
     },
   };
+  const told = (/** @type {Told|null} */ ending) => {
+    if (record && ending) Object.assign(record.layout, { status: ending.status, word: ending.says, end: ending.seconds });
+    for (const view of views) ending ? view.finish() : view.update();
+  };
   const hear = (/** @type {any} */ message, /** @type {any[]} */ buffers) => {
     if (message.k === "open") {
       if (record) return;
       record = recorded(message.layout);
       ready(record);
+      spoken = standIn(record, () => views.size > 0, told);
     } else if (!record || takes[message.k]?.(record, message, buffers) === false) {
       need();
     }
+    spoken();
     for (const view of views) view.update();
   };
   for (const [message, buffers] of early) hear(message, buffers);
@@ -1482,8 +1571,9 @@ function open(model, early) {
       const alike = lives.get(view.record.layout.prefix) ?? new Set();
       lives.set(view.record.layout.prefix, alike.add(view));
       views.add(view);
-      const left = () => views.forEach((v) => model.comm_live === false && v.live && v.become("gone"));
-      model.on("comm_live_update", left);
+      spoken();
+      // once, when the kernel's end or restart takes the comm away
+      model.on("comm_live_update", () => view.live && view.become("gone"));
       // gone with its widget, unless the static output that comes in the widget's place takes it over
       const end = () => setTimeout(() => alike.delete(view) && (views.delete(view), view.close()), ADOPT_MS);
       signal.aborted ? end() : signal.addEventListener("abort", end);

@@ -228,3 +228,17 @@ test("the page's code has its two doors, and no export named render", () => {
   assert.deepEqual(Object.keys(page), ["install", "open"]);
   assert.ok(!("render" in live));
 });
+
+test("a server's reply is taken in once, and only in the panel's own layout", () => {
+  const samples = new live.Samples(1);
+  const rows = (...numbers) => Buffer.from(new Float64Array(numbers).buffer).toString("base64");
+  assert.equal(live.takeTail(samples, { rows: rows(0, 1, 5, 6), width: 2, s: 0, n: 2 }), true);
+  assert.equal(live.takeTail(samples, { rows: rows(1, 2, 6, 7), width: 2, s: 1, n: 3 }), true);
+  assert.deepEqual([...samples.rows().columns[0]], [5, 6, 7]);
+  assert.equal(live.takeTail(samples, { rows: rows(0, 9), width: 2, s: null, n: 2 }), true, "older than what is there");
+  assert.equal(samples.next, 3);
+  assert.equal(live.takeTail(samples, { rows: rows(0, 9), width: 2, s: null, n: 4 }), true);
+  assert.deepEqual([...samples.rows().columns[0]], [9]);
+  assert.equal(live.takeTail(samples, { rows: rows(1, 2, 3), width: 3, s: 4, n: 5 }), false);
+  assert.equal(samples.next, 4);
+});

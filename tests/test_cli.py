@@ -218,6 +218,17 @@ def test_doctor_says_what_can_be_measured(cellmeter: Call) -> None:
     assert "✗ runs folder" in broken.stdout
 
 
+def test_doctor_says_whether_the_server_extension_is_on(cellmeter: Call, tmp_path: Path) -> None:
+    assert "✓ server extension" in cellmeter("doctor").stdout
+    config = tmp_path / "jupyter_server_config.json"
+    config.write_text(json.dumps({"ServerApp": {"jpserver_extensions": {"cellmeter.server": False}}}))
+    off = cellmeter("doctor", env={**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path)}).stdout
+    assert f"~ server extension      switched off in {config}" in off
+    assert "→ jupyter server extension enable cellmeter.server" in off
+    none = cellmeter("doctor", env={**os.environ, "JUPYTER_NO_CONFIG": "1", "JUPYTER_CONFIG_DIR": "/nowhere"}).stdout
+    assert "~ server extension      not enabled" in none
+
+
 def test_a_reader_that_goes_away_is_no_error(recorded: str, tmp_path: Path) -> None:
     command = f"{sys.executable} -m cellmeter.cli report --format html | head -c 10; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(

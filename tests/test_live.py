@@ -15,6 +15,7 @@ import nbformat
 import numpy as np
 import pytest
 from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, come_late, hump
+from conftest import Kernel
 from nbclient import NotebookClient
 
 from cellmeter import charts, live
@@ -241,7 +242,7 @@ def test_the_static_output_holds_its_readings() -> None:
     memory = 1 + len(frame.panels[0].lines)
     low, high = layout["bounds"][memory]
     readings = low + (high - low) * levels[memory] / 1022
-    assert readings.max() == pytest.approx(frame.of(frame.panels[1]).max(), rel=1e-6)
+    assert readings.max() == pytest.approx(frame.of(frame.panels[1])[:, 0].max(), rel=1e-6)
     assert (np.diff(levels[0]) >= 0).all()
     assert layout["word"] == "done"
 
@@ -337,3 +338,30 @@ def test_the_mean_of_a_gpu_that_came_late_is_of_the_time_it_was_there() -> None:
     facts = live.Facts("In [1]", "ok", 30.0)
     said = live.summary(charts.Frame(frame.panels, frame.time - cell.start, frame.values), facts)
     assert "GPU 68 % mean, 90 % peak" in said  # 5 s of nothing, 15 s of 90 %
+
+
+PICTURED = (
+    "%%monitor train\nimport time\nuntil = time.monotonic() + 2\nwhile time.monotonic() < until: sum(range(10**5))"
+)
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def test_a_client_that_ignores_widgets_gets_pictures_while_the_cell_runs(kernel: Kernel) -> None:
+    kernel.run("from cellmeter import live; live.IDLE_SECONDS, live.PICTURE_SECONDS = 3600, 0.3")
+    assert len(kernel.run(PICTURED).updates) == 1, "a kernel that was never idle cannot know"
+    kernel.run("live.IDLE_SECONDS = 0")
+    *pictures, final = kernel.run(PICTURED).updates
+    assert len(pictures) >= 2
+    for one in pictures:
+        assert set(one["data"]) == {WIDGET, "text/plain", "text/html"}
+        assert one["data"]["text/html"].startswith('<img alt="Charts of train: recording for ')
+        assert one["data"]["text/plain"].startswith("train: recording for ")
+    assert WIDGET not in final["data"]
+
+
+def test_a_page_that_has_spoken_gets_no_pictures(kernel: Kernel) -> None:
+    kernel.run("from cellmeter import live; live.IDLE_SECONDS, live.PICTURE_SECONDS = 0, 0.3")
+    comm = kernel.run("print(live._stages[get_ipython()].widget.model_id, end='')").stdout
+    said = {"comm_id": comm, "data": {"method": "custom", "content": {"k": "here"}}}
+    kernel.client.shell_channel.send(kernel.client.session.msg("comm_msg", said))
+    assert len(kernel.run(PICTURED).updates) == 1

@@ -45,6 +45,9 @@ def test_wheel_holds_what_is_not_python(wheel):
 
 def test_wheel_holds_nothing_else(wheel):
     assert {name.split("/")[0].split("-")[0] for name in wheel.namelist()} == {"cellmeter"}
+    (shared,) = [name for name in wheel.namelist() if ".data/" in name]
+    assert shared.endswith(".data/data/etc/jupyter/jupyter_server_config.d/cellmeter.json")
+    assert json.loads(wheel.read(shared)) == {"ServerApp": {"jpserver_extensions": {"cellmeter.server": True}}}
     assert not [name for name in wheel.namelist() if "node_modules" in name or "/tests/" in name]
 
 

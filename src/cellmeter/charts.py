@@ -267,12 +267,17 @@ def format_value(value: float | None, unit: str) -> str:
 
 def format_peak(peak: float | None, spec: PanelSpec) -> str:
     """``peak 3.21 of 16 GiB``; without the limit where there is none, or where it is 100 %."""
-    text = format_value(peak, spec.unit)
-    if not spec.limit or spec.unit == "%":
-        return f"peak {text}"
-    limit = re.sub(r"\.0+(?= |$)", "", format_value(spec.limit, spec.unit))
+    return f"peak {format_of(peak, None if spec.unit == '%' else spec.limit, spec.unit)}"
+
+
+def format_of(value: float | None, limit: float | None, unit: str) -> str:
+    """``3.21 of 16 GiB``; the value alone where there is no limit."""
+    text = format_value(value, unit)
+    if not limit:
+        return text
+    most = re.sub(r"\.0+(?= |$)", "", format_value(limit, unit))
     number, _, suffix = text.partition(" ")
-    return f"peak {number if limit.endswith(' ' + suffix) else text} of {limit}"
+    return f"{number if most.endswith(' ' + suffix) else text} of {most}"
 
 
 def _half_up(value: float) -> int:

@@ -95,7 +95,7 @@ class Dock(live.Panel):
         else:
             self._sidecar.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
 
-    def _replace(self, data: dict[str, str], metadata: dict[str, Any]) -> None:
+    def _replace(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
         if self._sidecar is None:
             super()._replace(data, metadata)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import sys
@@ -23,6 +24,7 @@ SAMPLES = 5
 WAIT_SECONDS = 10.0
 LOW_DISK_BYTES = 1 << 30
 _SIGN: dict[State, str] = {"ok": "✓", "limited": "~", "missing": "–", "broken": "✗"}
+SERVER_EXTENSION = "cellmeter.server"
 _EXTRAS = {
     "pandas": ("pandas", "Run.samples(), csv export"),
     "pyarrow": ("parquet", "parquet export"),
@@ -46,7 +48,7 @@ def examine() -> list[Check]:
         run = _trial_run()
     except CellmeterError as error:
         return [*checks, Check("recorder", "broken", str(error), "please report this with the line above")]
-    return [*checks, *_recording(run), *_gpus(run), *_front_end(), *_extras()]
+    return [*checks, *_recording(run), *_gpus(run), *_front_end(), _server_extension(), *_extras()]
 
 
 def report_text(checks: list[Check]) -> str:
@@ -149,6 +151,34 @@ def _front_end() -> Iterator[Check]:
             "neither JupyterLab nor Notebook is in this environment",
             "if the front end runs in another environment: pip install anywidget there",
         )
+
+
+def _server_extension() -> Check:
+    """Whether a Jupyter server of this environment serves the tail of runs; see ``server``, which is not imported for it."""
+    name, serves = "server extension", "panels go on while a cell holds the GIL, and say how the kernel died"
+    if _version("jupyter_server") is None:
+        advice = "pip install cellmeter into the environment that the Jupyter server runs in"
+        return Check(name, "missing", f"no Jupyter server in this environment; with it {serves}", advice)
+    switched, where = _switched(SERVER_EXTENSION)
+    if switched:
+        return Check(name, "ok", f"enabled: {serves}")
+    says = "not enabled: no Jupyter configuration names it" if switched is None else f"switched off in {where}"
+    return Check(name, "limited", f"{says}; with it {serves}", f"jupyter server extension enable {SERVER_EXTENSION}")
+
+
+def _switched(extension: str) -> tuple[bool | None, Path | None]:
+    """What Jupyter's configuration says of a server extension, and where. As there, the first file that names it counts."""
+    from jupyter_core.paths import jupyter_config_path
+
+    folders = [Path(folder) for folder in jupyter_config_path()]
+    parts = [part for folder in folders for part in sorted((folder / "jupyter_server_config.d").glob("*.json"))]
+    for file in (*(folder / "jupyter_server_config.json" for folder in folders), *parts):
+        try:
+            switched = json.loads(file.read_bytes())["ServerApp"]["jpserver_extensions"][extension]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        return bool(switched), file
+    return None, None
 
 
 def _extras() -> Iterator[Check]:

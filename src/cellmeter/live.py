@@ -6,9 +6,9 @@ the runtime. Code and rows travel as custom messages, never as widget state: Jup
 
 Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
 ``c`` (loads of the cores from ``s`` on), ``h`` (all there is, the next row being number ``n``, the next load ``c``), ``end``
-(how the cell ended), ``said`` (a line of own values and alerts). Page to kernel: ``need``. Rows are float64 columns, the time
-first; loads are float64 times, and a byte a core and time. The page gets the rows of all groups, so that what it shows is its
-own choice.
+(how the cell ended), ``said`` (a line of own values and alerts). Page to kernel: ``here``, ``need``. Rows are float64 columns,
+the time first; loads are float64 times, and a byte a core and time. The page gets the rows of all groups, so that what it shows
+is its own choice.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     Event = Mapping[str, Any]
 
 UPDATE_SECONDS = 0.25
+IDLE_SECONDS = 2.0  # in this time a page with widgets says that it is there
+PICTURE_SECONDS = 1.0  # between pictures for those without
 LAST_SAMPLE_SECONDS = 0.06  # the longest a cell's end waits for its last sample
 MOST_ROWS = 36_000  # kept in the kernel: an hour at 10 Hz; older ones are thinned out, spikes stay
 MOST_CORE_ROWS = 3_600  # an hour of the cores' loads: what a page that is loaded anew gets of a longer cell
@@ -86,6 +88,7 @@ export default () => {
       };
       model.on("msg:custom", keep);
       if (model.get("role") === "runtime") {
+        model.send({ k: "here" });
         const ask = () => s.taken || model.send({ k: "need" });
         model.get("sent") ? ask() : setTimeout(ask, 3000);
       } else {
@@ -138,6 +141,9 @@ class Stage:
         self.panels: set[Panel] = set()
         self._last: Panel | None = None
         self.widget: Any = None
+        self._page_speaks = False
+        self._idle_since = time.monotonic()
+        self._was_idle = False
         self._thread: threading.Thread | None = None
         self._comms = getattr(getattr(shell, "kernel", None), "comm_manager", None)
         if self._comms is None:
@@ -180,15 +186,23 @@ class Stage:
         self.widget.update(sent=True)
 
     def _asked(self, message: Event) -> None:
+        self._page_speaks = True
         if message.get("k") == "need":
             self._guarded(self._send_code)
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether the front end seems to have no widgets: none has spoken, though the kernel had time to listen."""
+        return self._was_idle and not self._page_speaks
+
     def answer_reloads(self, _result: Any = None) -> None:
         """At each cell's end, for the cell may have imported ipywidgets."""
+        self._idle_since = time.monotonic()
         self._guarded(lambda: widget.answer_reloads(self._comms))
 
     def panel_widget(self, on_message: Callable[[Event], None]) -> widget.Widget:
-        """A widget for one cell."""
+        """A widget for one cell, which begins now."""
+        self._was_idle |= time.monotonic() - self._idle_since > IDLE_SECONDS
         return widget.Widget(_STUB, {"code": self._key, "role": "panel"}, on_message)
 
     def outlive(self, panel: Panel) -> None:
@@ -243,15 +257,18 @@ def forget(shell: Any) -> None:
 
 
 class Feed:
-    """A cell's rows out of a run folder's tail: of all groups, whichever are ``shown`` first. Not thread-safe."""
+    """A cell's rows out of a run folder's tail: of all groups, whichever are ``shown`` first. Not thread-safe.
 
-    def __init__(self, folder: Path, seq: int, shown: Sequence[Group]) -> None:
+    ``tail``: by default that of a cell which is yet to start.
+    """
+
+    def __init__(self, folder: Path, seq: int, shown: Sequence[Group], tail: Tail | None = None) -> None:
         import numpy as np
 
         self.seq = seq
         self.folder = folder
         self.shown = tuple(shown)
-        self._tail = Tail(folder, newest=0)  # the cell is yet to start
+        self._tail = tail or Tail(folder, newest=0)
         self._rate_hz = float(self._tail.header()["rate_hz"])
         self.panels = layouts.panels_of(folder)
         self.missing = layouts.missing_in(folder, self.panels)
@@ -265,6 +282,7 @@ class Feed:
         self.started_ns: int | None = None
         self.next = 0
         """Number of the next row; earlier ones may have been thinned out."""
+        self._intact_from = 0
         self.ended = False
 
     def poll(self) -> Floats:
@@ -329,7 +347,14 @@ class Feed:
             self._seconds *= 2
             few = charts.thinned(older[:, 0], older[:, 1:], self._seconds)
         thinned = np.concatenate([np.column_stack(few), self._rows[self._count - newer : self._count]])
+        self._intact_from = self.next - newer
         self._rows, self._count = thinned, len(thinned)
+
+    def since(self, number: int) -> Floats | None:
+        """The rows from a number on; None where they have been thinned out, or are none of this cell's."""
+        if not self._intact_from <= number <= self.next:
+            return None
+        return self._rows[self._count - (self.next - number) : self._count]
 
     def rows(self) -> Floats:
         """All rows that are kept: rows × (time, lines)."""
@@ -408,6 +433,8 @@ class Panel:
         self._widget: Any = None
         self._thread: threading.Thread | None = None
         self._layout: dict[str, Any] | None = None
+        self._bundle: dict[str, Any] = {}
+        self._next_picture = PICTURE_SECONDS
         self._again = False
         stage.panels.add(self)
 
@@ -429,8 +456,8 @@ class Panel:
     def _show(self) -> None:
         self._widget = self._stage.panel_widget(self._asked)
         view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
-        bundle = {_WIDGET: view, "text/plain": f"cellmeter: recording {self._title}"}
-        self._place(bundle)
+        self._bundle = {_WIDGET: view, "text/plain": f"cellmeter: recording {self._title}"}
+        self._place(self._bundle)
         self._thread = self._stage.run_thread(self._stream, "cellmeter-live")
 
     def _place(self, data: dict[str, Any]) -> None:
@@ -438,7 +465,7 @@ class Panel:
 
         display(data, raw=True, display_id=self._id)  # type: ignore[no-untyped-call]
 
-    def _replace(self, data: dict[str, str], metadata: dict[str, Any]) -> None:
+    def _replace(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
         from IPython.display import update_display
 
         update_display(data, raw=True, display_id=self._id, metadata=metadata)  # type: ignore[no-untyped-call]
@@ -462,10 +489,29 @@ class Panel:
             "prefix": self._id,
             "title": self._title,
         }
+        if feed.seq:  # the server follows cells, not whole runs
+            self._layout["tail"] = f"runs/{feed.folder.name}/cells/{feed.seq}/tail"
         self._widget.send({"k": "open", "layout": self._layout})
         while not self._stop.is_set():
             self._update()
+            if feed.seq and self._stage.unanswered:
+                self._show_picture()
             self._stop.wait(UPDATE_SECONDS)
+
+    def _show_picture(self) -> None:
+        """For a front end that ignores widgets and shows what else there is: once a second, seldom in a long cell."""
+        from cellmeter import picture
+
+        with self._lock:  # so that none comes after what `close` puts there
+            rows = self._feed.rows()
+            seconds = float(rows[-1, 0]) if len(rows) else 0.0
+            if seconds < self._next_picture or self._stop.is_set():
+                return
+            self._next_picture = seconds + max(PICTURE_SECONDS, 0.01 * seconds)
+            frame = self._feed.frame(self._feed.started_ns or 0).only(self._feed.shown)
+            text = summary(frame, Facts(self._title, "running", seconds))
+            image = _image_html(text, picture.draw(frame, seconds)) if frame.panels else ""
+            self._replace({**self._bundle, "text/plain": text, "text/html": image or html.escape(text)}, {})
 
     def _update(self) -> None:
         with self._lock:
@@ -567,7 +613,7 @@ def facts_of(title: str, status: str, seconds: float, edges: Mapping[str, Event]
     return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cpu)
 
 
-ENDINGS = {"ok": "done", "error": "failed", "interrupted": "interrupted", "died": "kernel died", "running": "running"}
+ENDINGS = {"ok": "done", "error": "failed", "interrupted": "interrupted", "died": "kernel died", "running": "recording"}
 
 
 def summary(frame: charts.Frame, facts: Facts) -> str:
@@ -672,17 +718,18 @@ def still(
     return {"text/plain": text, "text/html": _still_html(text, drawn, packed, name)}, {}
 
 
+def _image_html(text: str, drawn: Any) -> str:
+    return (
+        f'<img alt="Charts of {html.escape(text)}" style="max-width:100%" width="{drawn.width}" '
+        f'src="data:{drawn.type};base64,{base64.b64encode(drawn.image).decode()}">'
+    )
+
+
 def _still_html(text: str, drawn: Any, packed: str, name: str) -> str:
-    said = html.escape(text)
-    image = ""
-    if drawn is not None:
-        image = (
-            f'<img alt="Charts of {said}" style="max-width:100%" width="{drawn.width}" '
-            f'src="data:{drawn.type};base64,{base64.b64encode(drawn.image).decode()}">'
-        )
+    image = _image_html(text, drawn) if drawn is not None else ""
     return (
         '<div class="cellmeter-still">'
-        f'<div style="font-size:12px;padding:2px 0 6px;opacity:.8">{said}</div>{image}'
+        f'<div style="font-size:12px;padding:2px 0 6px;opacity:.8">{html.escape(text)}</div>{image}'
         f'<script>(globalThis[Symbol.for("cellmeter.stills")]??=[])'
         f'.push([document.currentScript,"{packed}","{name}"])</script></div>'
     )

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cellmeter.dock import Dock
     from cellmeter.live import Panel
     from cellmeter.metrics import Group
+    from cellmeter.run import Run
 
 READY_SECONDS = 5.0
 PANEL_SECONDS = 0.5  # the longest a cell waits for the recorder to get ready, for the sake of its panel
@@ -362,7 +363,7 @@ class MonitorMagics(Magics):
             %monitor cells               a table of the cells run so far
             %monitor report              findings: what was underused, what spiked, and what to do
             %monitor report PATH         the same as a file: .html .json .md .txt .csv .parquet
-            %monitor show [N]            draw the recorded cell In [N] again; the last one without N
+            %monitor show [N]            draw the recorded cell In [N] again, also of a kernel that died; the last one without N
             %monitor dock                the whole run live, its cells as bands, beside the notebook where the package
                                          sidecar is installed, else under this cell
             %monitor compare A [B]       two runs side by side, by cell; this one without B
@@ -460,14 +461,27 @@ class MonitorMagics(Magics):
 
     def _show(self, options: argparse.Namespace) -> None:
         from cellmeter import live
-        from cellmeter.store import read_run
 
-        run = read_run(self._run_folder())
-        cells = [c for c in run.cells if c.end is not None and options.cell in (None, c.execution_count)]
-        if not cells:
-            wanted = "no cell has ended yet" if options.cell is None else f"In [{options.cell}] is not in {run.id}"
-            raise BadUsage(f"{wanted}; %monitor cells lists what there is")
-        live.show_cell(run, cells[-1])
+        for run in self._this_and_the_last_run():
+            cells = [c for c in run.cells if c.status != "running" and options.cell in (None, c.execution_count)]
+            if cells:
+                live.show_cell(run, cells[-1])
+                return
+        wanted = (
+            "no cell has ended yet"
+            if options.cell is None
+            else f"In [{options.cell}] is not in this run, nor in the one before"
+        )
+        raise BadUsage(f"{wanted}; %monitor cells lists what there is")
+
+    def _this_and_the_last_run(self) -> Iterator[Run]:
+        """The run of this kernel, then that of the notebook's kernel before, which may have died."""
+        from cellmeter.store import previous_run, read_run
+
+        folder, notebook = self._run_folder(), notebook_path(self.session.shell)
+        yield read_run(folder)
+        if notebook is not None and (previous := previous_run(folder, notebook)) is not None:
+            yield read_run(previous)
 
     def _compare(self, options: argparse.Namespace) -> None:
         from cellmeter import export

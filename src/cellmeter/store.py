@@ -12,6 +12,7 @@ A sample is one ``write`` to a file opened with O_APPEND: ``kill -9`` loses noth
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import re
@@ -216,14 +217,28 @@ def parse_records(data: bytes, columns: int) -> tuple[NDArray[Any], int]:
 class Tail:
     """Follows a run folder that is being written, or reads one that has ended; each call returns what is new.
 
-    ``newest``: begin with that many samples before the end, and with the events still to come.
+    ``newest``: begin with that many samples before the end, and with the events still to come. ``since_ns``: begin with
+    the samples taken from then on. ``most_bytes``: the most of a file that one call reads.
     """
 
-    def __init__(self, folder: Path, stream: str = "main", newest: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stream: str = "main",
+        newest: int | None = None,
+        *,
+        since_ns: int | None = None,
+        most_bytes: int = -1,
+    ) -> None:
         self.folder = folder
         self.stream = stream
+        self._most_bytes = most_bytes
         self._offsets: dict[str, int] = {}
         self._events_offset = 0
+        if since_ns is not None:
+            for entry in self.header()["segments"]:
+                size = record_size(len(entry["columns"]))
+                self._offsets[entry["file"]] = _first_since(folder / entry["file"], size, since_ns) * size
         if newest is not None:
             self._events_offset = _file_size(folder / EVENTS)
             for entry in self.header()["segments"]:
@@ -245,11 +260,13 @@ class Tail:
             size, done = record_size(len(columns)), self._offsets.get(entry["file"], 0)
             with open(self.folder / entry["file"], "rb") as file:
                 file.seek(done)
-                data = file.read()
+                data = file.read(self._most_bytes)
             data = data[: len(data) // size * size]
             if data:
                 self._offsets[entry["file"]] = done + len(data)
                 grown.append((columns, parse_records(data, len(columns))[0]))
+            if len(data) == self._most_bytes // size * size:
+                break  # there may be more, and it comes before the next file's
         return grown
 
     def events(self) -> list[dict[str, Any]]:
@@ -263,6 +280,19 @@ class Tail:
         data = data[: data.rfind(b"\n") + 1]
         self._events_offset += len(data)
         return [event for line in data.splitlines() if (event := unsealed(line)) is not None]
+
+
+def _first_since(path: Path, size: int, t_ns: int) -> int:
+    """Number of a file's first record taken at ``t_ns`` or later, by bisection: records are in the order of their time."""
+    try:
+        with open(path, "rb") as file:
+            return bisect.bisect_left(
+                range(os.fstat(file.fileno()).st_size // size),
+                t_ns,
+                key=lambda n: int.from_bytes(os.pread(file.fileno(), 8, n * size), "little", signed=True),
+            )
+    except OSError:
+        return 0
 
 
 def _file_size(path: Path) -> int:

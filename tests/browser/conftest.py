@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
-from browser.driver import ACTION_MS, TOKEN, Book, Server, left_running, wait_until
+from browser.driver import TOKEN, Book, Server, serving
 
 FLAGS = (
     "--no-sandbox",
@@ -25,6 +20,13 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+)
+
+
+LAB_OPTIONS = (
+    "--LabApp.expose_app_in_browser=True",
+    "--JupyterNotebookApp.expose_app_in_browser=True",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
 )
 
 
@@ -38,45 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("jupyter")
-    folders = {name: base / name for name in ("config", "data", "runtime", "ipython", "home", "notebooks")}
-    for folder in folders.values():
-        folder.mkdir()
-    quiet = folders["config"] / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
-    quiet.mkdir(parents=True)
-    (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
-    environ = os.environ | {
-        "JUPYTER_CONFIG_DIR": str(folders["config"]),
-        "JUPYTER_DATA_DIR": str(folders["data"]),
-        "JUPYTER_RUNTIME_DIR": str(folders["runtime"]),
-        "IPYTHONDIR": str(folders["ipython"]),
-        "CELLMETER_HOME": str(folders["home"]),
-    }
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
-        f"--ServerApp.root_dir={folders['notebooks']}",
-        f"--IdentityProvider.token={TOKEN}",
-        *("--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--LabApp.expose_app_in_browser=True"),
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]
-    with (base / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
-
-    def address() -> str | None:
-        assert process.poll() is None, (base / "server.log").read_text()
-        for file in folders["runtime"].glob("jpserver-*.json"):
-            return str(json.loads(file.read_text())["url"])
-        return None
-
-    try:
-        yield Server(wait_until(address, "JupyterLab starts"), folders["notebooks"], folders["home"])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        wait_until(lambda: not left_running(folders["home"]), "server, kernels and recorders end", 30)
+    with serving(base, "jupyterlab", base / "home", LAB_OPTIONS) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -91,29 +56,25 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def open_book(server: Server, chromium: Any) -> Iterator[Callable[..., Book]]:
-    """Writes a notebook and opens it: ``open_book(name, cells, width=1300, dark=False)``."""
+    """Writes a notebook and opens it: ``open_book(name, cells, front="lab", width=1300, dark=False)``."""
     contexts = []
 
-    def opener(name: str, cells: list[str], *, width: int = 1300, dark: bool = False) -> Book:
-        path = server.notebook(name, cells)
+    def opener(
+        name: str, cells: list[str], *, front: str = "lab", width: int = 1300, dark: bool = False, on: Server = server
+    ) -> Book:
+        path = on.notebook(name, cells)
         context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
         )
-        contexts.append(context)
-        page = context.new_page()
-        book = Book(page, server, path)
-        page.on("console", lambda m: book.console.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: book.console.append(f"pageerror: cellmeter? {error}"))
-        page.on("request", lambda request: book.requests.append(request.url))
-        page.on("dialog", lambda dialog: dialog.accept())
-        page.goto(f"{server.url}lab/tree/{path.name}?token={TOKEN}&reset")
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=ACTION_MS)
+        contexts.append((context, on))
+        book = Book(context.new_page(), on, path, front)
+        book.open(f"token={TOKEN}&reset")
         book.ready()
         book.command("apputils:change-theme", {"theme": f"JupyterLab {'Dark' if dark else 'Light'}"})
         return book
 
     yield opener
-    for context in contexts:
+    for context, _ in contexts:
         context.close()
-    for session in server.request("GET", "api/sessions"):
-        server.request("DELETE", f"api/sessions/{session['id']}")
+    for used in {id(on): on for _, on in contexts}.values():
+        used.end_kernels()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +48,7 @@ def left_running(home: Path) -> list[int]:
 
 @dataclass
 class Server:
-    """JupyterLab, its address, and where its notebooks lie."""
+    """A Jupyter server, its address, and where its notebooks lie."""
 
     url: str
     root: Path
@@ -67,16 +71,85 @@ class Server:
             body = reply.read()
         return json.loads(body) if body else None
 
+    def end_kernels(self) -> None:
+        """Ends all sessions."""
+        for session in self.request("GET", "api/sessions"):
+            self.request("DELETE", f"api/sessions/{session['id']}")
+
+
+@contextmanager
+def serving(base: Path, app: str, home: Path, options: Sequence[str] = ()) -> Iterator[Server]:
+    """A Jupyter server of its own on loopback (``app``: jupyterlab or jupyter_server), which ends with all it started."""
+    folders = {name: base / name for name in ("config", "data", "runtime", "ipython", "notebooks")}
+    for folder in (*folders.values(), home):
+        folder.mkdir(exist_ok=True)
+    quiet = folders["config"] / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    quiet.mkdir(parents=True)
+    (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    environ = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(folders["config"]),
+        "JUPYTER_DATA_DIR": str(folders["data"]),
+        "JUPYTER_RUNTIME_DIR": str(folders["runtime"]),
+        "IPYTHONDIR": str(folders["ipython"]),
+        "CELLMETER_HOME": str(home),
+    }
+    command = [
+        *(sys.executable, "-m", app, "--no-browser", "--allow-root"),
+        f"--ServerApp.root_dir={folders['notebooks']}",
+        f"--IdentityProvider.token={TOKEN}",
+        *("--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", *options),
+    ]
+    with (base / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
+
+    def address() -> str | None:
+        assert process.poll() is None, (base / "server.log").read_text()
+        for file in folders["runtime"].glob("jpserver-*.json"):
+            url = json.loads(file.read_text())["url"]
+            with suppress(OSError), urllib.request.urlopen(f"{url}api", timeout=20):
+                return str(url)
+        return None
+
+    try:
+        yield Server(wait_until(address, "the server to start"), folders["notebooks"], home)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        wait_until(lambda: not left_running(home), "server, kernels and recorders end", 30)
+
 
 @dataclass
 class Book:
-    """A notebook open in JupyterLab."""
+    """A notebook open in JupyterLab (``front`` is lab) or in Notebook 7 (notebook)."""
 
     page: Any
     server: Server
     path: Path
+    front: str = "lab"
     console: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", lambda m: self.console.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.console.append(f"pageerror: {error} {error.stack}"))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("dialog", lambda dialog: dialog.accept())
+
+    def open(self, query: str = "reset") -> None:
+        """Opens the notebook on its page; another one that was there is closed."""
+        place = {"lab": "lab/tree", "notebook": "notebooks"}[self.front]
+        self.page.goto(f"{self.server.url}{place}/{self.path.name}?{query}")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=ACTION_MS)
+
+    def beside(self, path: Path | None = None) -> Book:
+        """The same notebook, or another one, in a second tab of the browser."""
+        other = Book(self.page.context.new_page(), self.server, path or self.path, self.front)
+        other.open()
+        return other
 
     def run(self, index: int) -> None:
         """Starts a cell, and does not wait for it."""
@@ -113,7 +186,8 @@ class Book:
         )
 
     def restart(self) -> None:
-        """Restarts the kernel, as the server does it; the page hears of it."""
+        """Restarts the kernel, as the server does it; the page hears of it, if it was connected before."""
+        self.ready()
         session = next(s for s in self.server.request("GET", "api/sessions") if s["path"] == self.path.name)
         self.server.request("POST", f"api/kernels/{session['kernel']['id']}/restart")
         self.ready()

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmeter.rules.memory import memory_under_limit
+from cellmeter.charts import format_of
+from cellmeter.rules.memory import RSS, memory_under_limit
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.run import known
 
@@ -229,6 +230,22 @@ def _died_in(run: Run) -> str:
     return f" in {_title(died[-1])}" if died else ""
 
 
+def death(run: Run) -> str:
+    """What a panel says when the run's end cut its cell short: ``kernel died in this cell: out of memory at 7.8 of 8 GiB``."""
+    if run.ending in ("stopped", "exited", "restarted"):
+        how = "recording was stopped" if run.ending == "stopped" else f"kernel {run.ending}"
+        return f"{how} in this cell" + (f" (exit code {run.exit_code})" if run.exit_code else "")
+    if run.ending in (None, "unknown"):
+        return "how the kernel ended in this cell is not known: the record breaks off"
+    how = "out of memory" if run.ending == "out-of-memory" else str(run.ending)
+    if run.signal and run.ending != "out-of-memory":
+        how += f" ({_signal_name(run.signal)})"
+    if (used := _memory_in_use(run)) is not None and run.ending != "crashed":
+        joined = " at " if run.ending == "out-of-memory" else ", memory at "
+        how += joined + format_of(used, run.limits["memory_bytes"].value, "By")
+    return f"kernel died in this cell: {how if run.ending_sure else f'probably {how}; the record breaks off'}"
+
+
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -238,11 +255,19 @@ def _signal_name(number: int) -> str:
 
 def _last_memory(run: Run) -> str:
     """``, with 31.8 GiB of 32.0 GiB in use``: the last sample before the end, of what the limit is about."""
-    limit = run.limits["memory_bytes"]
-    metric, subject = memory_under_limit(run)
-    used = known(run.series(metric, subject).values)
-    whose = "its control group" if subject == "cgroup" else "it"
-    return f", with {bytes_text(used[-1])} of {bytes_text(limit.value)} in use by {whose}" if len(used) else ""
+    used, limit = _memory_in_use(run), run.limits["memory_bytes"]
+    whose = "its control group" if memory_under_limit(run)[1] == "cgroup" else "it"
+    return "" if used is None else f", with {bytes_text(used)} of {bytes_text(limit.value)} in use by {whose}"
+
+
+def _memory_in_use(run: Run) -> float | None:
+    """At the last sample that saw the kernel alive: afterwards its control group has what it left free."""
+    import numpy as np
+
+    own = run.series(RSS, "process")
+    alive = own.time[~np.isnan(own.values)]
+    used = known(run.series(*memory_under_limit(run)).between(0, alive[-1]).values) if len(alive) else alive
+    return float(used[-1]) if len(used) else None
 
 
 def last_kernel(run: Run) -> str | None:

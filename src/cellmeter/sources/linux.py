@@ -316,10 +316,12 @@ class ProcessPart:
         """One value a column."""
         stat = os.pread(self._stat, 1024, 0)
         words = stat[stat.rindex(b")") + 2 :].split(None, 40)
-        if words[0] in (b"Z", b"X"):  # a zombie's memory reads 0: it is unknown
-            raise ProcessLookupError(errno.ESRCH, "the process has ended")
         memory = os.pread(self._statm, 128, 0).split(None, 3)
         rss = int(memory[1]) * _PAGE
+        if (
+            words[0] in (b"Z", b"X") or not rss
+        ):  # a zombie's memory reads 0, and that of one that is about to be: unknown
+            raise ProcessLookupError(errno.ESRCH, "the process has ended")
         self._follow_tree()
         children_cpu, children_rss = self._read_children()
         own = self._own_cpu(words) + (int(words[13]) + int(words[14])) * _TICK
