@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from builders import GIB, NAN, RESTING, CellPlan, GpuWork, a_cell, a_device, a_run, bursts, hump, without
 from test_rules import findings, outcome, the_finding
@@ -11,6 +12,7 @@ from test_rules import findings, outcome, the_finding
 from cellmeter.rules import judge
 from cellmeter.rules.gpu import GpuUnderused
 from cellmeter.run import Run
+from cellmeter.spans import Own, Span, Steps
 
 FULL = 80 * GIB
 
@@ -63,6 +65,44 @@ def test_the_cause_is_named(plan: dict[str, object], work: dict[str, object], ca
     finding = the_finding(a_run(cell, devices=[a_device()]), "gpu-underused")
     assert finding.cause == cause
     assert ("quota" in finding.fact) == ("throttled" in plan)
+
+
+def inference(seconds: float, memory: float = 2 * GIB, **own: object) -> Run:
+    """A GPU at 20 % for a minute in which spans of so many seconds follow each other."""
+    run = a_run(a_cell(60, gpu={"gpu0": GpuWork(20, memory=memory)}), devices=[a_device()])
+    start = run.cells[0].start
+    spans = [Span("answer", start + n * seconds, start + (n + 1) * seconds, "ok") for n in range(int(60 / seconds))]
+    return replace(run, own=Own(tuple(spans)) if not own else Own(**own))  # type: ignore[arg-type]
+
+
+def steps(rate: float) -> dict[str, object]:
+    times = np.arange(2.0, 62.0)
+    return {"steps": {"steps": Steps(times, np.full(60, rate))}}
+
+
+@pytest.mark.parametrize(
+    ("run", "cause"),
+    [
+        pytest.param(inference(0.5), "small-work", id="slow spans"),
+        pytest.param(inference(0.05), "unknown", id="quick spans"),
+        pytest.param(inference(0.5, memory=60 * GIB), "unknown", id="no room for more"),
+    ],
+)
+def test_small_work_needs_the_users_own_words(run: Run, cause: str) -> None:
+    finding = the_finding(run, "gpu-underused")
+    assert finding.cause == cause
+    assert ("“answer” took 500 ms (median of 119)" in finding.fact) == (cause == "small-work")
+
+
+@pytest.mark.parametrize(("rate", "cause"), [(4, "small-work"), (40, "unknown")])
+def test_small_work_is_told_by_steps_too(rate: float, cause: str) -> None:
+    assert the_finding(inference(0.5, **steps(rate)), "gpu-underused").cause == cause
+
+
+def test_spans_that_fill_little_of_the_work_are_no_evidence() -> None:
+    run = inference(0.5)
+    few = replace(run, own=Own(run.spans[:20]))
+    assert the_finding(few, "gpu-underused").cause == "unknown"
 
 
 # ── gpu-hollow ──

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.rules.busy import GAP_SECONDS, Busy
-from cellmeter.rules.units import bytes_text, percent_text, seconds_text
+from cellmeter.rules.units import bytes_text, latency_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,9 @@ TRANSFER_BYTES_PER_SECOND = 2 * 2**30  # pageable copies reach 3 GB/s and more; 
 THROTTLED_SHARE = 0.1
 # NVML's clocks event reasons: hardware slowdown, software thermal, hardware thermal, hardware power brake.
 THROTTLE_BITS = 0x08 | 0x20 | 0x40 | 0x80
+SLOW_SECONDS = 0.1  # a step or request of this length could do more
+WORK_SHARE = 0.5
+ROOMY_SHARE = 0.5
 LOADER = re.compile(r"\bDataLoader\b|\bnum_workers\b")
 
 
@@ -154,6 +157,37 @@ def _gaps(busy: Busy) -> Cause | None:
     )
 
 
+def _small_work(busy: Busy) -> Cause | None:
+    """Slow spans or steps with room in the GPU's memory: each gives the GPU too little at once. Nothing else tells it."""
+    slow = _slow_span(busy) or _slow_steps(busy)
+    used = busy.mean_of("gpu.memory.used")
+    if slow is None or used is None or used >= ROOMY_SHARE * busy.device.memory_bytes:
+        return None
+    return Cause(
+        "small-work",
+        f"{slow}, while {percent_text(100 * used / busy.device.memory_bytes)} of its memory was in use.",
+        "Give it more at once: a larger batch, several requests together; then fewer, larger kernels "
+        "(torch.compile, CUDA graphs).",
+    )
+
+
+def _slow_span(busy: Busy) -> str | None:
+    """The span that filled most of the busy part, if it filled half of it and each took long."""
+    start, end = busy.readings.start, busy.readings.end
+    longest = max(busy.run.spans_in(start, end), key=lambda stats: stats.open_seconds, default=None)
+    if longest is None or longest.open_seconds < WORK_SHARE * (end - start) or longest.p50 < SLOW_SECONDS:
+        return None
+    return f"Each “{longest.name}” took {latency_text(longest.p50)} (median of {longest.count})"
+
+
+def _slow_steps(busy: Busy) -> str | None:
+    steps = busy.run.steps.get("steps")
+    rate = steps.per_second(busy.readings.start, busy.readings.end) if steps is not None else None
+    if rate is None or rate * SLOW_SECONDS > 1:
+        return None
+    return f"Each step took {latency_text(1 / rate)} on average"
+
+
 def _throttled(busy: Busy) -> Cause | None:
     share = throttled_share(busy, THROTTLE_BITS)
     if share is None or share <= THROTTLED_SHARE:
@@ -181,7 +215,7 @@ def _unknown(busy: Busy) -> Cause:
     )
 
 
-TESTS: tuple[Callable[[Busy], Cause | None], ...] = (_input_bound, _io, _transfer, _gaps, _throttled)
+TESTS: tuple[Callable[[Busy], Cause | None], ...] = (_input_bound, _io, _transfer, _gaps, _small_work, _throttled)
 
 
 def _has_bursts(busy: Busy) -> bool:
