@@ -12,7 +12,7 @@ from test_rules import findings, outcome, the_finding
 from cellmeter.rules import judge
 from cellmeter.rules.gpu import GpuUnderused
 from cellmeter.run import Run
-from cellmeter.spans import Own, Span, Steps
+from cellmeter.spans import STEP, Own, Span, Steps
 
 FULL = 80 * GIB
 
@@ -77,7 +77,7 @@ def inference(seconds: float, memory: float = 2 * GIB, **own: object) -> Run:
 
 def steps(rate: float) -> dict[str, object]:
     times = np.arange(2.0, 62.0)
-    return {"steps": {"steps": Steps(times, np.full(60, rate))}}
+    return {"steps": {STEP: Steps(times, np.full(60, rate))}}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.rules.busy import GAP_SECONDS, Busy
 from cellmeter.rules.units import bytes_text, latency_text, percent_text, seconds_text
+from cellmeter.spans import STEP
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,7 +182,7 @@ def _slow_span(busy: Busy) -> str | None:
 
 
 def _slow_steps(busy: Busy) -> str | None:
-    steps = busy.run.steps.get("steps")
+    steps = busy.run.steps.get(STEP)
     rate = steps.per_second(busy.readings.start, busy.readings.end) if steps is not None else None
     if rate is None or rate * SLOW_SECONDS > 1:
         return None
