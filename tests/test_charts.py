@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, hump, own_words
 
-from cellmeter import charts
+from cellmeter import charts, timeline
 from cellmeter.charts import BLUE, Frame, Line, PanelSpec
 from cellmeter.run import Column, Limit
 
@@ -156,24 +156,8 @@ def test_a_peak_that_no_sample_has_seen_is_within_the_scale() -> None:
     assert charts.hidden_peak(spec, [NAN, NAN]) is None
 
 
-def test_a_runs_figures_are_banded_by_its_cells_and_bounded() -> None:
-    from bokeh.models import ColumnDataSource
-    from bokeh.models.annotations import Label
-
-    run = a_run(a_cell(400, label="load", gpu={"gpu0": GpuWork(90)}), a_cell(400, label="train"), devices=[a_device()])
-    layout = charts.run_figures(run)
-    assert [fig.name for fig in layout.children] == ["cpu", "memory", "gpu", "gpu-memory"]
-    strips = [r for fig in layout.children for r in fig.renderers if type(r.glyph).__name__ == "VStrip"]
-    assert [len(r.data_source.data["left"]) for r in strips] == [2] * 4
-    assert {label.text for label in layout.select({"type": Label})} == {"load", "train"}
-    assert all(len(s.data.get("t", ())) <= charts.MOST_POINTS for s in layout.select({"type": ColumnDataSource}))
-    assert len({fig.x_range.id for fig in layout.children}) == 1
-
-
-def test_a_run_without_samples_has_no_figures() -> None:
-    run = replace(a_run(), segments=())
-    assert charts.frame_of(run, 0, 1).panels == ()
-    assert charts.run_figures(run).children == []
+def test_a_run_without_samples_has_no_panels() -> None:
+    assert charts.frame_of(replace(a_run(), segments=()), 0, 1).panels == ()
 
 
 def test_the_panels_need_neither_bokeh_nor_numpy() -> None:
@@ -194,7 +178,7 @@ def test_a_frame_knows_which_columns_are_whose() -> None:
 def test_what_the_code_said_is_drawn_below_on_the_same_axis() -> None:
     silent = a_run(a_cell(30))
     said = replace(silent, own=own_words(30))
-    few, more = charts.run_figures(silent).children, charts.run_figures(said).children
+    few, more = timeline.run_figures(silent).children, timeline.run_figures(said).children
     own = more[len(few) :]
     titles = [fig.title.text for fig in own]
     assert titles[0] == "Spans"

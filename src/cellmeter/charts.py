@@ -1,7 +1,7 @@
-"""What is drawn and how: panels as plain data, and the Bokeh figures made of them.
+"""What is drawn and how: panels as plain data.
 
-The live panel, the picture left behind in the notebook and the report all draw the same :class:`PanelSpec`. Bokeh takes
-0.5 s to import and is loaded by the functions that need it; all else here is plain Python (numpy where arrays come in).
+The live panel, the picture left behind in the notebook and the report all draw the same :class:`PanelSpec`. Plain Python here,
+numpy where arrays come in: Bokeh, which takes 0.5 s to import, is left to ``timeline``.
 ``js/live.js`` has its own copy of the formatting and scaling rules; ``js/format_cases.json`` holds both to the same answers.
 """
 
@@ -36,7 +36,6 @@ _TITLES: dict[Group, str] = {
 }
 _TREE = "the kernel and its worker processes"
 MOST_LINES = 3  # more devices than that get a lane each: eight lines in one chart cannot be told apart
-MOST_POINTS = 2000  # of a line in a report: about one minimum and maximum per pixel of a wide screen
 LANE_FILL = 0.84  # of a lane's height, so that full lanes do not touch
 UNKNOWN = "unknown"
 
@@ -469,11 +468,21 @@ def frame_of(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAU
     specs = panels(columns, run.limits, run.devices, groups)
     lines = [line for spec in specs for line in spec.lines]
     series = [run.series(line.metric, line.subject).between(start, end) for line in lines]
-    time = np.unique(np.concatenate([s.time for s in series])) if series else np.empty(0)
+    time = _all_times([s.time for s in series])
     values = np.full((len(time), len(lines)), np.nan)
     for index, one in enumerate(series):
         values[time.searchsorted(one.time), index] = one.values
     return Frame(specs, time, values, missing(specs, run.devices))
+
+
+def _all_times(times: Sequence[Floats]) -> Floats:
+    """The times of all series together. Nearly always they are the same, and a day of them takes seconds to sort."""
+    import numpy as np
+
+    different = [one for index, one in enumerate(times) if index == 0 or not np.array_equal(one, times[0])]
+    if len(different) == 1 and (np.diff(different[0]) > 0).all():
+        return different[0]
+    return np.unique(np.concatenate(different or [np.empty(0)]))
 
 
 def values_of(
@@ -497,164 +506,7 @@ def values_of(
     return values
 
 
-# ---- Bokeh -----------------------------------------------------------------------------------------------------------
-
-FRAME_LEFT = 58  # CSS pixels between a figure's edge and its plot area: fixed, so that all panels' times align
-FRAME_RIGHT = 10
-TOOLS = "xpan,xbox_zoom,xwheel_pan,reset"
-AREA = "a"  # ends the name of a line's second column, in which a gap falls to the ground: Bokeh fills across NaN
-
-
-def _models() -> Any:
-    """``bokeh.models``, whose type stubs lack half of it."""
-    import bokeh.models
-
-    return bokeh.models
-
-
-def bare_figure(name: str, height: int, x_range: Any, tools: str) -> Any:
-    """A figure with nothing in it, whose frame lies above and below all others'."""
-    from bokeh.plotting import figure
-
-    fig: Any = figure(
-        name=name,
-        height=height,
-        sizing_mode="stretch_width",
-        toolbar_location=None,
-        tools=tools,
-        x_range=x_range,
-        min_border_left=FRAME_LEFT,
-        min_border_right=FRAME_RIGHT,
-        min_border_top=4,
-        min_border_bottom=18,
-        background_fill_color=None,
-        border_fill_color=None,
-        outline_line_color=None,
-    )
-    fig.xaxis.minor_tick_line_color = fig.yaxis.minor_tick_line_color = None
-    fig.xaxis.major_tick_line_color = fig.yaxis.major_tick_line_color = None
-    fig.xaxis.axis_line_color = fig.yaxis.axis_line_color = None
-    fig.xaxis.major_label_text_font_size = fig.yaxis.major_label_text_font_size = "10px"
-    fig.xgrid.grid_line_color = None
-    return fig
-
-
-def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, tools: str) -> Any:
-    """A bare figure with its lines; colours and ticks are set by whoever shows it."""
-    models = _models()
-    fig = bare_figure(spec.key, spec.height, x_range, tools)
-    fig.y_range = models.Range1d(0, 1)
-    fig.yaxis.ticker = models.FixedTicker(ticks=[])
-    base = len(spec.lines) - 1
-    for index, (line, name) in reversed(list(enumerate(zip(spec.lines, names, strict=True)))):
-        ink = line.ink.light
-        if line.role == "main" and (spec.lanes or sum(x.role == "main" for x in spec.lines) == 1):
-            floor = base - index if spec.lanes else 0
-            fig.varea("t", floor, name + AREA, source=source, fill_color=ink, fill_alpha=0.16, name=name + AREA)
-        width = 1.1 if line.role == "faint" else 1.3 if spec.lanes else 1.8
-        dash = [4, 3] if line.role == "second" and spec.key == "memory" else []
-        fig.line(
-            "t", name, source=source, line_color=ink, line_width=width, line_dash=dash, line_join="round", name=name
-        )
-    if spec.limit and not spec.lanes and spec.unit != "%":
-        mark = models.Span(location=spec.limit, dimension="width", line_dash=[2, 3], line_width=1.2, name="limit")
-        mark.line_color = VERMILLION.light
-        fig.add_layout(mark)
-    return fig
-
-
-def run_figures(run: Run, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
-    """A Bokeh layout of the whole run, banded by cells: its panels, and what its code said. Raises nothing on an empty run."""
-    from cellmeter import own_charts
-
-    layout = window_figures(run, 0.0, run.duration, groups)
-    if layout.children:
-        layout.children = [*layout.children, *own_charts.figures(run, 0.0, run.duration, layout.children[0].x_range)]
-    return layout
-
-
-def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
-    """A Bokeh layout of a run from ``start`` to ``end`` (seconds since its start), decimated so that spikes stay."""
-    from bokeh.layouts import column
-
-    models = _models()
-    frame = frame_of(run, start, end, groups)
-    x_range = models.Range1d(start, max(end, start + 1e-3), bounds=(start, max(end, start + 1e-3)))
-    figures: list[Any] = []
-    for spec in frame.panels:
-        time, values = decimate(frame.time, frame.of(spec), MOST_POINTS)
-        drawn = lane_values(spec, values) if spec.lanes else values
-        names = [f"c{index}" for index in range(len(spec.lines))]
-        shown = [[format_value(float(x), spec.unit) for x in values[:, i]] for i in range(len(names))]
-        source = models.ColumnDataSource(
-            {"t": time}
-            | {name: drawn[:, i] for i, name in enumerate(names)}
-            | {name + AREA: _grounded(spec, drawn, i) for i, name in enumerate(names)}
-            | {f"{name}_text": shown[i] for i, name in enumerate(names)}
-        )
-        fig = _figure(spec, source, names, x_range, TOOLS)
-        _dress(fig, spec, values, names, first=not figures)
-        band(fig, run, start, end, titled=not figures)
-        figures.append(fig)
-    return column(figures, sizing_mode="stretch_width", spacing=6)
-
-
-def _grounded(spec: PanelSpec, drawn: Floats, index: int) -> Floats:
-    import numpy as np
-
-    floor = len(spec.lines) - 1.0 - index if spec.lanes else 0.0
-    grounded: Floats = np.nan_to_num(drawn[:, index], nan=floor)
-    return grounded
-
-
-def _dress(fig: Any, spec: PanelSpec, values: Floats, names: Sequence[str], *, first: bool) -> None:
-    """Title, scale and hover of a figure that stands alone, without ``live.js`` to do it."""
-    import numpy as np
-
-    models = _models()
-    peaks = [float(x) for x in np.fmax.reduce(values)] if len(values) else [math.nan] * len(spec.lines)
-    fig.y_range.end = scale_top(spec, peaks)
-    ticks, labels = axis_of(spec, fig.y_range.end)
-    fig.yaxis.ticker.ticks = ticks
-    fig.yaxis.major_label_overrides = dict(zip(ticks, labels, strict=True))
-    label(fig, f"{spec.title} · {format_peak(highest(spec, peaks), spec)}")
-    fig.height = spec.height + (84 if first else 66)
-    _name_lines(fig, spec, names)
-    shown = [r for r in fig.renderers if r.name == names[0]]
-    tips = [("time", "@t{0.0} s"), *((x.label, f"@{n}_text") for x, n in zip(spec.lines, names, strict=True))]
-    fig.add_tools(models.HoverTool(renderers=shown, tooltips=tips, mode="vline", point_policy="snap_to_data"))
-
-
-def label(fig: Any, title: str) -> None:
-    """Title, time axis and the quiet colours of a report's figure."""
-    models = _models()
-    fig.xaxis.formatter = models.NumeralTickFormatter(format="00:00:00")
-    fig.xaxis.ticker = models.AdaptiveTicker(base=60, mantissas=[1, 2, 5, 10, 15, 30])
-    fig.title.text = title
-    fig.title.text_font_size = "12px"
-    fig.title.text_color = "#6E757B"
-    fig.axis.major_label_text_color = "#767D83"
-    fig.grid.grid_line_color = "#808080"
-    fig.grid.grid_line_alpha = 0.22
-
-
-def _name_lines(fig: Any, spec: PanelSpec, names: Sequence[str]) -> None:
-    """A legend above the plot: every line drawn, by name. Lanes have theirs beside them."""
-    if spec.lanes:
-        return
-    models = _models()
-    drawn = {renderer.name: renderer for renderer in fig.renderers}
-    items = [
-        models.LegendItem(label=line.label, renderers=[drawn[name]])
-        for line, name in zip(spec.lines, names, strict=True)
-    ]
-    legend = models.Legend(
-        items=items, orientation="horizontal", padding=0, margin=0, spacing=14, border_line_color=None
-    )
-    legend.background_fill_color = None
-    legend.label_text_font_size, legend.label_text_color = "10px", "#767D83"
-    legend.glyph_height, legend.glyph_width, legend.label_standoff = 10, 14, 4
-    fig.add_layout(legend, "above")
+# ---- axes -------------------------------------------------------------------------------------------------------------
 
 
 def axis_of(spec: PanelSpec, top: float) -> tuple[list[float], list[str]]:
@@ -675,37 +527,3 @@ def axis_label(value: float, unit: str) -> str:
         return f"{size:g} {name}{unit[2:]}"
     suffix = _SUFFIX.get(unit, unit)
     return f"{value:g}" if unit == "{cpu}" else f"{value:g} {suffix}"
-
-
-def band(fig: Any, run: Run, start: float, end: float, *, titled: bool) -> None:
-    """Shades every other cell; the first figure of a column names those that are wide enough.
-
-    All bands are one glyph, and cells too narrow to be seen have none: a thousand annotations would take a minute.
-    """
-    models = _models()
-    span = end - start
-    cells = [(cell, run.duration if cell.end is None else cell.end) for cell in run.cells if cell.parent is None]
-    bands = [(n, cell, stop) for n, (cell, stop) in enumerate(cells) if stop >= start and cell.start <= end]
-    seen = [(n, cell, stop) for n, cell, stop in bands if stop - cell.start >= span / MOST_POINTS]
-    source = models.ColumnDataSource(
-        {
-            "left": [cell.start for _, cell, _ in seen],
-            "right": [stop for _, _, stop in seen],
-            "alpha": [0.13 if n % 2 == 0 else 0.05 for n, _, _ in seen],
-        }
-    )
-    fig.vstrip(
-        x0="left",
-        x1="right",
-        source=source,
-        fill_color="#808080",
-        fill_alpha="alpha",
-        line_color=None,
-        level="underlay",
-    )
-    for _, cell, stop in seen:
-        if titled and stop - cell.start >= 0.06 * span:
-            x, y = max(cell.start, start), fig.y_range.end
-            name = models.Label(x=x, y=y, text=cell.title[:24], text_font_size="10px", x_offset=3, text_baseline="top")
-            name.text_color = "#6E757B"
-            fig.add_layout(name)

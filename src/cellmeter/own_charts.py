@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cellmeter import charts
+from cellmeter import charts, timeline
 from cellmeter.span_stats import Interval, stretches
 from cellmeter.spans import STEP, Logged, Steps, number_text
 
@@ -45,8 +45,11 @@ def figures(run: Run, start: float, end: float, x_range: Any) -> list[Any]:
     drawn += [_rate(name, steps, start, end, x_range) for name, steps in counted]
     busiest = sorted(run.logged.items(), key=lambda item: -len(item[1].time))[:MOST_CHARTS]
     drawn += [_values(name, logged, x_range) for name, logged in busiest]
+    if not drawn:
+        return []
+    bands = timeline.bands_of(run, start, end)
     for fig in drawn:
-        charts.band(fig, run, start, end, titled=False)
+        timeline.band(fig, bands, start, end, titled=False)
     return drawn
 
 
@@ -66,8 +69,8 @@ def _lanes(run: Run, start: float, end: float) -> dict[str, list[Interval]]:
 
 def _spans(lanes: Mapping[str, Sequence[Interval]], x_range: Any) -> Any:
     models = _models()
-    fig = charts.bare_figure("spans", LANE_HEIGHT * len(lanes) + 50, x_range, charts.TOOLS)
-    charts.label(fig, "Spans")
+    fig = timeline.bare_figure("spans", LANE_HEIGHT * len(lanes) + 50, x_range, timeline.TOOLS)
+    timeline.label(fig, "Spans")
     rows = {name: len(lanes) - 1 - row for row, name in enumerate(lanes)}
     marks = [(rows[name], *interval) for name, intervals in lanes.items() for interval in intervals]
     source = models.ColumnDataSource(
@@ -96,13 +99,13 @@ def _rate(name: str, steps: Steps, start: float, end: float, x_range: Any) -> An
     fig = _figure("steps", HEIGHT, x_range)
     fig.step(edges, np.append(rate, rate[-1:]), mode="after", line_color=charts.GREEN.light, line_width=1.6)
     unit = "Steps" if name == STEP else _shortened(name)
-    charts.label(fig, f"{unit}/s · peak {number_text(float(rate.max()))}")
+    timeline.label(fig, f"{unit}/s · peak {number_text(float(rate.max()))}")
     fig.y_range.start = 0
     return fig
 
 
 def _figure(name: str, height: int, x_range: Any) -> Any:
-    fig = charts.bare_figure(name, height, x_range, charts.TOOLS)
+    fig = timeline.bare_figure(name, height, x_range, timeline.TOOLS)
     fig.yaxis.ticker.desired_num_ticks, fig.yaxis.ticker.num_minor_ticks = 3, 0
     return fig
 
@@ -116,13 +119,13 @@ def _values(name: str, logged: Logged, x_range: Any) -> Any:
     ends = f"last {number_text(float(logged.value[-1]))}" + (
         f", {number_text(float(known.min()))} to {number_text(float(known.max()))}" if len(known) else ""
     )
-    charts.label(fig, f"{_shortened(name)} · {ends}")
+    timeline.label(fig, f"{_shortened(name)} · {ends}")
     sayers = np.unique(logged.pid)
     for pid, hue in zip(sayers, INKS, strict=False):
         ink, mine = hue.light, logged.pid == pid
         rows = np.column_stack([logged.value[mine], logged.low[mine], logged.high[mine]])
         rows[~np.isfinite(rows)] = np.nan
-        time, rows = charts.decimate(logged.time[mine], rows, charts.MOST_POINTS)
+        time, rows = charts.decimate(logged.time[mine], rows, timeline.MOST_POINTS)
         source = models.ColumnDataSource({"t": time, "value": rows[:, 0], "low": rows[:, 1], "high": rows[:, 2]})
         if (logged.count[mine] > 1).any():
             fig.varea("t", "low", "high", source=source, fill_color=ink, fill_alpha=0.2)
