@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from cellmeter import export
 from cellmeter.errors import BadUsage, MissingExtra
 from cellmeter.export import markdown, report_json, table
-from cellmeter.export.summary import plain
+from cellmeter.export.summary import cell_rows, plain, routine
 from cellmeter.rules import Checked, Judgement, judge
 from cellmeter.run import AlertFired, Gap, OverBudget, Run
+from cellmeter.settings import Prices
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\x1b[2J\u202e|`@all`"
 
@@ -102,6 +103,20 @@ def assert_valid(fields: object) -> None:
 def test_the_json_report_follows_its_schema(run: Run) -> None:
     fields = strict(export.render(run, "json"))
     assert_valid(fields)
+    assert_valid(report_json.report(run, prices=Prices(2.5, 0.1, 0.05)))
+
+
+def test_the_json_report_has_statistics_sizes_and_costs(busy: Run) -> None:
+    fields = report_json.report(busy, prices=Prices(gpu_hour=2.5))
+    use = fields["devices"][0]["statistics"]["gpu.utilization"]
+    assert list(use) == ["unit", "samples", "mean", "max", "p99", "p95", "p50", "min", "unknown"]
+    assert use["max"] == 95 >= use["p99"] >= use["p95"] >= use["p50"] >= use["min"] == 0
+    seconds = fields["devices"][0]["utilization_histogram_seconds"]
+    assert sum(seconds) == pytest.approx(60.3, abs=0.1)  # the time of its cells
+    assert seconds[9] == pytest.approx(10, abs=0.5)
+    assert [size["resource"] for size in fields["sizing"]["resources"]] == ["cpu", "memory", "gpu"]
+    assert (fields["sizing"]["target"], fields["costs"]["items"][0]["price"]) == (0.7, 2.5)
+    assert report_json.report(busy, prices=Prices())["costs"] is None
 
 
 def test_the_schema_is_one_and_refuses_a_report_with_a_key_missing(busy: Run) -> None:
@@ -166,7 +181,7 @@ def test_the_text_report_says_what_to_fix_first_and_fits_the_terminal(busy: Run)
 def test_the_text_report_says_what_was_not_judged_and_why() -> None:
     blind = without(a_run(a_cell(60), devices=[a_device(mine=True)]), "gpu.utilization", "gpu0", "MIG: not supported")
     text = export.render(blind, "text")
-    assert re.search(r"gpu-underused, gpu-hollow, gpu-throttled +unknown: gpu0: MIG: not supported", text)
+    assert re.search(r"gpu-underused, gpu-hollow, gpu-throttled\s+unknown: gpu0: MIG: not supported", text)
     assert re.search(r"gpu-unused +not applicable: less than 5 min of cells", text)
 
 
@@ -189,11 +204,64 @@ def test_the_cells_table_is_aligned_whatever_the_label() -> None:
     header, rule, wide, long, sampled = export.cells_table(run).splitlines()
     columns = rule.split("  ")
     assert header.startswith("Cell")
-    assert len(columns) == 8
+    assert len(columns) == 6  # without a GPU, none about GPUs
     assert len(long) == len(sampled)
     assert len(wide) == len(long) - 2  # two characters that a terminal draws two columns wide
     assert "≥ 1.0 GiB" in sampled
     assert "…" in long
+
+
+@pytest.mark.parametrize(("columns", "least"), [(60, 55), (80, 70), (110, 90)])
+def test_the_text_report_is_as_wide_as_the_terminal(
+    busy: Run, columns: int, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = export.render(busy, "text").splitlines()
+    assert least <= max(map(len, lines)) <= columns
+    header = next(line for line in lines if line.startswith("  Cell "))
+    assert ("Energy" in header) == (columns >= 80)  # shorter titles first, then fewer columns
+    assert all(name in header for name in ("Duration", "Peak memory", "GPU", "Status"))
+
+
+def test_reports_name_the_cells_that_matter_and_count_the_others() -> None:
+    spike = a_cell(6, rss=hump(GIB, 20 * GIB, 2, 4), label="the spike")
+    magic = a_cell(0.1, first_line="%load_ext cellmeter")
+    run = a_run(magic, *[a_cell(0.2) for _ in range(60)], spike, a_cell(0.3, status="error"), pause=0.1)
+    for format in ("text", "md"):
+        text = export.render(run, format)
+        assert "Left out: 22 shorter cells and 1 line magic." in text
+        assert "the spike" in text.split("Cells")[1]
+        assert "In [63]" in text.replace("\\", "").split("Cells")[1]
+    assert "Left out" not in export.cells_table(run)
+    assert len(export.cells_table(run).splitlines()) == 2 + 63
+
+
+def test_a_magic_that_took_long_or_failed_or_has_a_finding_is_no_routine() -> None:
+    cells = [
+        a_cell(0.1, first_line="%matplotlib inline"),
+        a_cell(5.0, first_line="%run train.py"),
+        a_cell(0.1, first_line="%run train.py", status="error"),
+        a_cell(0.5, first_line="%%monitor"),
+        a_cell(0.5, first_line="x = 1"),
+    ]
+    rows = cell_rows(a_run(*cells))
+    assert routine(rows, ()) == {1}
+    finding = judge(busy_run()).findings[0]
+    assert routine(rows, [replace(finding, cells=(1,))]) == frozenset()
+
+
+def test_money_is_only_spoken_of_where_prices_are_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: Run
+) -> None:
+    for format in ("text", "md", "html"):
+        assert "unused)" not in export.render(busy, format)
+        assert ">Cost<" not in export.render(busy, format)
+    config = tmp_path / "config.toml"
+    config.write_text("[prices]\ngpu_hour = 2.5\n")
+    monkeypatch.setenv("CELLMETER_CONFIG", str(config))
+    for format in ("text", "md", "html"):
+        assert "$0.0" in export.render(busy, format)
+    assert report_json.report(busy)["costs"]["total"] > report_json.report(busy)["costs"]["unused"] > 0
 
 
 def test_a_run_without_cells_has_no_table() -> None:
@@ -240,8 +308,8 @@ def test_no_control_or_direction_character_reaches_a_terminal() -> None:
 @pytest.mark.parametrize(("make", "scripts"), [(export.html_report, 3), (export.inline_html, 0)])
 def test_no_markup_of_the_notebook_reaches_a_page(make: Callable[[Run], str], scripts: int) -> None:
     tags = Tags(make(hostile_run()))
-    assert tags.named("img") == []
-    assert len(tags.named("script")) == scripts
+    assert all((image["src"] or "").startswith("data:image/") for image in tags.named("img"))
+    assert len([script for script in tags.named("script") if script.get("type") != "application/json"]) == scripts
     assert [name for _, attributes in tags.found for name in attributes if name.startswith("on")] == []
 
 
@@ -250,7 +318,7 @@ def test_markdown_takes_no_label_for_markup_or_for_a_table_edge() -> None:
     assert "<img" not in text
     assert "@all" not in text
     rows = [line for line in text.splitlines() if line.startswith("| In")]
-    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [9, 9]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [7, 7]
 
 
 @settings(max_examples=200, deadline=None)

@@ -2,39 +2,164 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import a_cell, a_run
 from test_export import HOSTILE, busy_run
 
-from cellmeter import export
+from bench.long_run import long_run
+from browser.driver import SCREENSHOTS
+from cellmeter.export.html import html_report
+from cellmeter.rules import Judgement
+from cellmeter.run import Run
+from cellmeter.settings import Prices
+
+PRICES = Prices(2.5, 0.1, 0.05)
+
+
+@dataclass
+class Report:
+    """A report open in the browser, and what went wrong in it."""
+
+    view: Any
+    address: str
+    trouble: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def column(self, number: int) -> list[str]:
+        """What a column of the cells' table shows."""
+        return list(self.view.locator(f"#cells tbody tr > :nth-child({number})").all_inner_texts())
+
+    def heading(self, name: str) -> Any:
+        """The button in a heading of the cells' table."""
+        return self.view.locator("#cells thead").get_by_role("button", name=name)
+
+    def fits(self) -> bool:
+        """Whether the page needs no sideways scrolling."""
+        return bool(self.view.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+    def screenshot(self, name: str) -> None:
+        """Into build/screenshots, for people to look at."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.view.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+@pytest.fixture
+def open_report(tmp_path: Path, chromium: Any) -> Iterator[Callable[..., Report]]:
+    """Writes a run's report and opens it: ``open_report(run, width=1300, dark=False, judgement=None)``."""
+    contexts = []
+
+    def opener(run: Run, *, width: int = 1300, dark: bool = False, judgement: Judgement | None = None) -> Report:
+        path = tmp_path / "report.html"
+        path.write_text(html_report(run, judgement, PRICES), "utf-8")
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
+        contexts.append(context)
+        report = Report(context.new_page(), path.as_uri())
+        report.view.on("console", lambda m: report.trouble.append(m.text) if m.type == "error" else None)
+        report.view.on("pageerror", lambda error: report.trouble.append(str(error)))
+        report.view.on("dialog", lambda dialog: report.trouble.append(dialog.message))
+        report.view.on("request", lambda request: report.requests.append(request.url))
+        report.view.goto(report.address)
+        report.view.locator(".timeline canvas").first.wait_for(state="attached")
+        return report
+
+    yield opener
+    for context in contexts:
+        context.close()
+
+
+def hostile_busy_run() -> Run:
+    run = replace(busy_run(), notebook=f"/tmp/{HOSTILE}")
+    cells = tuple(replace(cell, label=HOSTILE, first_line=HOSTILE) if cell.seq == 2 else cell for cell in run.cells)
+    return replace(run, cells=cells)
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_runs_offline_under_its_policy(tmp_path: Path, chromium: Any, dark: bool) -> None:
-    run = replace(busy_run(), notebook=f"/tmp/{HOSTILE}")
-    cells = tuple(replace(cell, label=HOSTILE) if cell.seq == 2 else cell for cell in run.cells)
-    path = export.write(replace(run, cells=cells), tmp_path / "report.html")
-    context = chromium.new_context(viewport={"width": 1300, "height": 900}, color_scheme="dark" if dark else "light")
-    view = context.new_page()
-    trouble: list[str] = []
-    requests: list[str] = []
-    view.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-    view.on("pageerror", lambda error: trouble.append(str(error)))
-    view.on("dialog", lambda dialog: trouble.append(dialog.message))
-    view.on("request", lambda request: requests.append(request.url))
-    view.goto(path.as_uri())
-    view.locator("canvas").first.wait_for(state="attached")
-    view.get_by_role("button", name="Peak memory").click()
-    peaks = view.locator("table[data-sortable] tbody td.memory").all_inner_texts()
-    wide = view.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    screenshots = Path(__file__).parents[2] / "build" / "screenshots"
-    screenshots.mkdir(parents=True, exist_ok=True)
-    view.screenshot(path=screenshots / f"report-{'dark' if dark else 'light'}.png", full_page=True)
-    context.close()
-    assert trouble == []
-    assert requests == [path.as_uri()]
-    assert peaks[0].startswith("40.0 GiB")
-    assert wide
+@pytest.mark.parametrize("width", [600, 1400])
+def test_the_page_runs_offline_under_its_policy(open_report: Callable[..., Report], dark: bool, width: int) -> None:
+    report = open_report(hostile_busy_run(), width=width, dark=dark)
+    report.heading("Peak memory").click()
+    assert report.column(4)[0].startswith("40.0 GiB")
+    report.screenshot(f"report-{width}-{'dark' if dark else 'light'}")
+    assert report.fits()
+    assert report.trouble == []
+    assert report.requests == [report.address]
+    assert report.view.locator("main script[type='application/json']").count() == 1
+    assert report.view.locator("main img").count() == 0
+
+
+def test_the_cells_are_sorted_by_keyboard_and_what_is_unknown_stays_last(open_report: Callable[..., Report]) -> None:
+    report = open_report(busy_run())
+    before = report.column(1)
+    heading = report.heading("Energy")
+    heading.focus()
+    report.view.keyboard.press("Enter")
+    sort = report.view.locator("#cells th[aria-sort]")
+    assert sort.get_attribute("aria-sort") == "descending"
+    first = report.column(7)
+    report.view.keyboard.press("Enter")
+    assert sort.get_attribute("aria-sort") == "ascending"
+    assert [first[-1], report.column(7)[-1]] == ["–", "–"]
+    assert sorted(report.column(1)) == sorted(before)
+    report.heading("Status").press("Space")
+    assert report.column(8) == ["error", "ok", "ok"]
+    report.heading("Cell").press("Space")
+    assert report.column(1) == before
+    assert report.trouble == []
+
+
+def test_five_thousand_cells_come_a_page_at_a_time_and_are_sorted_together(open_report: Callable[..., Report]) -> None:
+    report = open_report(long_run(0.5, 0, 5000), judgement=Judgement((), ()))
+    page = report.view.locator("nav.pages")
+    assert page.locator("output").inner_text() == "1–50 of 5000"
+    assert report.view.locator("#cells tbody tr").count() == 50
+    page.get_by_role("button", name="Next").press("Enter")
+    assert report.column(1)[0].startswith("In [51]")
+    report.heading("Peak memory").click()
+    assert page.locator("output").inner_text() == "1–50 of 5000"
+    assert set(report.column(4)) == {"60.0 GiB"}  # there are more of them than a page has rows
+    assert page.get_by_role("button", name="Previous").is_disabled()
+    report.screenshot("report-5000-cells")
+    assert report.trouble == []
+
+
+def test_a_row_drawn_by_the_script_is_the_row_in_the_file(open_report: Callable[..., Report]) -> None:
+    report = open_report(hostile_busy_run())
+    body = report.view.locator("#cells tbody")
+
+    def markup() -> str:
+        found = body.evaluate("body => body.innerHTML").replace('<tr class="">', "<tr>")
+        return re.sub(r"width: ?([\d.]+)%;?", lambda match: f"{float(match[1]):.1f}", found)
+
+    before = markup()
+    report.heading("Cell").click()
+    assert markup() == before
+
+
+def test_print_is_black_on_white_with_what_was_folded_away(open_report: Callable[..., Report]) -> None:
+    report = open_report(busy_run(), dark=True)
+    assert report.view.locator("main details[open]").count() == 0
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    folded = "window.folded = document.querySelectorAll('details:not([open])').length"
+    report.view.evaluate(f"addEventListener('beforeprint', () => {{ {folded} }})")
+    report.view.pdf(path=SCREENSHOTS / "report.pdf", format="A4", print_background=True)
+    assert report.view.evaluate("window.folded") == 0
+    assert report.view.locator("main details[open]").count() == 0
+    report.view.emulate_media(media="print")
+    style = "getComputedStyle(document.body)"
+    colours = report.view.evaluate(f"[{style}.color, {style}.backgroundColor]")
+    assert colours == ["rgb(27, 31, 35)", "rgb(255, 255, 255)"]
+    assert report.trouble == []
+
+
+def test_a_run_without_cells_opens_without_complaint(open_report: Callable[..., Report]) -> None:
+    report = open_report(a_run())
+    assert report.trouble == []
+    assert open_report(a_run(a_cell(3))).trouble == []

@@ -7,37 +7,47 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from cellmeter.costs import costs
 from cellmeter.export import said
 from cellmeter.export.summary import (
-    CELL_HEADERS,
     FINDINGS_SHOWN,
+    cell_columns,
     cell_rows,
+    costs_line,
     counts,
     facts,
     lead,
+    notable,
     plain,
+    size_advice,
     unchecked,
     where,
 )
 from cellmeter.rules import judge
+from cellmeter.settings import load_settings
+from cellmeter.sizing import sizes
 
 if TYPE_CHECKING:
+    from cellmeter.costs import Costs
     from cellmeter.rules import Finding, Judgement
     from cellmeter.run import Run
+    from cellmeter.settings import Prices
 
 SIGNS = {"critical": "🟥 **Critical**", "warning": "🔶 **Warning**", "info": "🔹 **Note**"}
 SPECIAL = re.compile(r"([\\`*_{}\[\]|#~!$])")
 
 
-def markdown_report(run: Run, judgement: Judgement | None = None) -> str:
-    """Headline, findings, cells, what was not judged, and the facts of the run, in GitHub's Markdown."""
+def markdown_report(run: Run, judgement: Judgement | None = None, prices: Prices | None = None) -> str:
+    """Headline, findings, cells, the right size, what was not judged, and the facts of the run, in GitHub's Markdown."""
     judgement = judge(run) if judgement is None else judgement
+    spent = costs(run, load_settings().prices if prices is None else prices)
     parts = [
         "## cellmeter report",
         f"**{escaped(lead(run, judgement))}**",
         _findings(run, judgement),
-        "### Cells\n\n" + _cells(run),
+        "### Cells\n\n" + _cells(run, judgement.findings),
         *_said(run),
+        _sizes(run, spent),
         _unchecked(judgement),
         _facts(run),
     ]
@@ -67,11 +77,21 @@ def _finding(run: Run, finding: Finding) -> str:
     )
 
 
-def _cells(run: Run) -> str:
-    rows = [row.texts() for row in cell_rows(run)]
-    if not rows:
+def _cells(run: Run, findings: Sequence[Finding]) -> str:
+    shown, note = notable(cell_rows(run), findings)
+    if not shown:
         return "No cell was run."
-    return _table(CELL_HEADERS, ["---", *["---:"] * 6, "---"], rows)
+    columns = cell_columns(run)
+    rows = [[row.texts()[index] for _, index in columns] for row in shown]
+    table = _table([name for name, _ in columns], ["---", *["---:"] * (len(columns) - 2), "---"], rows)
+    return f"{table}\n\n{note}" if note else table
+
+
+def _sizes(run: Run, spent: Costs | None) -> str:
+    lines = [f"- {size.resource}: {size_advice(size)}" for size in sizes(run) if size.verdict is not None]
+    if spent is not None:
+        lines.append(f"- cost: {escaped(costs_line(spent))}")
+    return "### Right size\n\n" + "\n".join(lines) if lines else ""
 
 
 def _table(headers: Sequence[str], rule: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,34 +13,45 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import cellmeter
+from cellmeter.costs import Costs, costs
 from cellmeter.export import said
+from cellmeter.export.devices import Spread, statistics_of
 from cellmeter.rules import judge
+from cellmeter.settings import load_settings
+from cellmeter.sizing import HIGHEST_TARGET, TARGET, sizes
 
 if TYPE_CHECKING:
     from cellmeter.rules import Judgement
-    from cellmeter.run import Cell, Limit, Run
+    from cellmeter.run import Cell, Device, Limit, Run
+    from cellmeter.settings import Prices
 
 VERSION = 1
 LIMITS = ("memory_bytes", "cpu_cores")
 
 
-def json_report(run: Run, judgement: Judgement | None = None) -> str:
+def json_report(run: Run, judgement: Judgement | None = None, prices: Prices | None = None) -> str:
     """The report as JSON, indented; pure ASCII, so that no encoding on the way can hurt it."""
-    return json.dumps(report(run, judgement), indent=1, allow_nan=False) + "\n"
+    return json.dumps(report(run, judgement, prices), indent=1, allow_nan=False) + "\n"
 
 
-def report(run: Run, judgement: Judgement | None = None) -> dict[str, Any]:
+def report(run: Run, judgement: Judgement | None = None, prices: Prices | None = None) -> dict[str, Any]:
     """The report as plain data."""
     judgement = judge(run) if judgement is None else judgement
     fields = {
         "version": VERSION,
         "generator": {"name": "cellmeter", "version": cellmeter.__version__},
         "run": _run(run),
-        "devices": [asdict(device) for device in run.devices],
+        "devices": [_device(run, device) for device in run.devices],
         "cells": [_cell(run, cell) for cell in run.cells],
         **said.fields(run),
         "findings": [asdict(finding) for finding in judgement.findings],
         "checked": [asdict(checked) for checked in judgement.checked],
+        "sizing": {
+            "target": TARGET,
+            "highest_target": HIGHEST_TARGET,
+            "resources": [asdict(size) | {"verdict": size.verdict} for size in sizes(run)],
+        },
+        "costs": _costs(costs(run, load_settings().prices if prices is None else prices)),
     }
     clean: dict[str, Any] = _finite(fields)
     return clean
@@ -72,6 +83,34 @@ def _run(run: Run) -> dict[str, Any]:
         "unknown": dict(run.unavailable),
         "notices": list(run.notices),
     }
+
+
+def _device(run: Run, device: Device) -> dict[str, Any]:
+    statistics = statistics_of(run, device.id)
+    return asdict(device) | {
+        "statistics": {spread.metric: _spread(spread) for spread in statistics.spreads},
+        "utilization_histogram_seconds": statistics.histogram_seconds,
+    }
+
+
+def _spread(spread: Spread) -> dict[str, Any]:
+    return {
+        "unit": spread.unit,
+        "samples": spread.samples,
+        "mean": spread.mean,
+        **spread.quantiles,
+        "unknown": spread.unknown,
+    }
+
+
+def _costs(spent: Costs | None) -> dict[str, Any] | None:
+    if spent is None:
+        return None
+    items = [
+        asdict(item) | {"unknown": item.unknown, "cost": item.cost, "unused_cost": item.unused_cost}
+        for item in spent.items
+    ]
+    return asdict(spent) | {"items": items, "total": spent.total, "unused": spent.unused}
 
 
 def _limit(limit: Limit | None) -> dict[str, Any]:

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.charts import format_of
 from cellmeter.rules.memory import RSS, memory_under_limit
-from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
+from cellmeter.rules.units import UNKNOWN, bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.run import known
 
 if TYPE_CHECKING:
+    from cellmeter.costs import Costs
     from cellmeter.rules import Checked, Finding, Judgement
     from cellmeter.run import Cell, CellUsage, Device, Run
+    from cellmeter.sizing import Size
 
 FINDINGS_SHOWN = 10
+CELLS_SHOWN = 40
+ROUTINE_SECONDS = 1.0
 
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 
@@ -55,6 +59,44 @@ class CellRow:
             joules_text(self.energy_joules),
             self.status,
         )
+
+
+def cell_columns(run: Run) -> list[tuple[str, int]]:
+    """The columns worth showing and where they are in ``CellRow.texts()``: without a GPU, none about GPUs."""
+    about_gpus = () if run.devices else ("GPU", "Energy")
+    return [(name, index) for index, name in enumerate(CELL_HEADERS) if name not in about_gpus]
+
+
+def routine(rows: Sequence[CellRow], findings: Sequence[Finding]) -> frozenset[int]:
+    """Cells that nobody looks for: short ones that begin with a line magic, ended well and that no finding names.
+
+    Only a cell's first line is known, so one that took a while may hold more than the magic.
+    """
+    named = {seq for finding in findings for seq in finding.cells}
+    return frozenset(
+        row.seq
+        for row in rows
+        if row.first_line.startswith("%")
+        and not row.first_line.startswith("%%")
+        and row.seconds < ROUTINE_SECONDS
+        and row.status == "ok"
+        and row.seq not in named
+    )
+
+
+def notable(rows: Sequence[CellRow], findings: Sequence[Finding]) -> tuple[list[CellRow], str]:
+    """At most ``CELLS_SHOWN`` rows for where there is no room for all, in the order they ran, and a line on the others.
+
+    Routine cells go first, then those that are neither named by a finding nor failed, the shortest first.
+    """
+    quiet = routine(rows, findings)
+    named = {seq for finding in findings for seq in finding.cells}
+    left = [row for row in rows if row.seq not in quiet] or list(rows)
+    ranked = sorted(left, key=lambda row: (row.status == "ok", row.seq not in named, -row.seconds))
+    chosen = sorted(ranked[:CELLS_SHOWN], key=lambda row: row.seq)
+    parts = [f"{counted(len(left) - len(chosen), 'shorter cell')}"] if len(left) > len(chosen) else []
+    parts += [f"{counted(len(quiet), 'line magic')}"] if len(left) < len(rows) else []
+    return chosen, f"Left out: {' and '.join(parts)}." if parts else ""
 
 
 class Fact(NamedTuple):
@@ -287,9 +329,12 @@ def gaps(run: Run) -> str:
 
 
 def gpus(run: Run) -> str:
-    """Those there were, and from when on."""
-    named = (f"{d.id} {d.name}" + (f" (from {seconds_text(d.since)} on)" if d.since else "") for d in run.devices)
-    return ", ".join(named) or "none"
+    """Those there were, of one kind together, and from when on: ``gpu0, gpu1 NVIDIA H100 80GB HBM3``."""
+    kinds: dict[str, list[str]] = {}
+    for device in run.devices:
+        since = f" (from {seconds_text(device.since)} on)" if device.since else ""
+        kinds.setdefault(device.name, []).append(f"{device.id}{since}")
+    return "; ".join(f"{', '.join(ids)} {name}" for name, ids in kinds.items()) or "none"
 
 
 def recorder_cost(run: Run) -> str:
@@ -303,6 +348,41 @@ def recorder_cost(run: Run) -> str:
         return "unknown"
     seconds = float(known[-1] - known[0])
     return f"{seconds_text(seconds)} of CPU time, {100 * seconds / run.duration:.2f} % of one core"
+
+
+def amount(size: Size, value: float | None) -> str:
+    """So much of a resource: ``8``, ``12.0 GiB``."""
+    if size.resource == "memory":
+        return bytes_text(value)
+    return UNKNOWN if value is None else f"{value:g}" if float(value).is_integer() else f"{value:.1f}"
+
+
+def size_advice(size: Size) -> str:
+    """What to do about the size of a resource."""
+    words = {"cpu": "core", "memory": "memory", "gpu": "GPU"}
+    if size.verdict is None:
+        return f"unknown: {size.unknown or 'how much there is is not known'}"
+    if size.verdict == "right":
+        return "the right size"
+    target = amount(size, size.needed)
+    what = target if size.resource == "memory" else counted(int(size.needed or 0), words[size.resource])
+    if size.needed == 0:
+        return "none was needed"
+    return f"{what} would do" if size.verdict == "smaller" else f"tight: {what} would leave room"
+
+
+def money(currency: str, value: float) -> str:
+    """``$2.50``; small sums with the digits that matter, and ISO codes apart from the number."""
+    number = f"{value:,.2f}" if value == 0 or abs(value) >= 0.095 else f"{value:.2g}" if abs(value) >= 1e-4 else "0.00"
+    return f"{currency} {number}" if currency[-1:].isalpha() else f"{currency}{number}"
+
+
+def costs_line(costs: Costs) -> str:
+    """All costs in a line."""
+    names = {"gpu": "GPUs", "cpu": "cores", "memory": "memory"}
+    parts = ", ".join(f"{names[item.resource]} {money(costs.currency, item.cost)}" for item in costs.items)
+    total = f"{money(costs.currency, costs.total)} ({parts}), of it {money(costs.currency, costs.unused)} unused"
+    return "; ".join([*([total] if costs.items else []), *(f"not counted: {why}" for why in costs.unknown)])
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,51 +1,72 @@
-"""The report for the terminal and for ``%monitor report``; the table of ``%monitor cells``."""
+"""The report for the terminal and for ``%monitor report``; the table of ``%monitor cells``. As wide as the terminal is."""
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cellmeter.costs import costs
 from cellmeter.export import said
 from cellmeter.export.summary import (
-    CELL_HEADERS,
     FINDINGS_SHOWN,
+    CellRow,
+    amount,
+    cell_columns,
     cell_rows,
+    costs_line,
     counted,
     counts,
     ending,
     facts,
     gpus,
     lead,
+    notable,
     plain,
     recorder_cost,
+    size_advice,
     unchecked,
     where,
 )
 from cellmeter.metrics import METRICS
 from cellmeter.rules import judge
 from cellmeter.rules.units import bytes_text, seconds_text
+from cellmeter.settings import load_settings
+from cellmeter.sizing import TARGET, sizes
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding, Judgement
     from cellmeter.run import Run
+    from cellmeter.settings import Prices
 
-WIDTH = 92
-TITLE_WIDTH = 26
+WIDTH = 92  # where there is no terminal
+LEAST_WIDTH, MOST_WIDTH = 60, 120  # lines longer than that are hard to read
+NAME_WIDTH = 20
+LEAST_TITLE, MOST_TITLE = 14, 26
+DISPENSABLE = ("Energy", "p90", "Growth", "First", "CPU", "Throughput")  # columns that go first where it is narrow
 SIGNS = {"critical": "■ CRITICAL", "warning": "▲ WARNING", "info": "● NOTE"}
 
 
-def text_report(run: Run, judgement: Judgement | None = None) -> str:
-    """Headline, findings, cells, what was not checked and why, and the facts of the run."""
+def terminal_width() -> int:
+    """Columns to write in."""
+    return min(max(shutil.get_terminal_size((WIDTH, 24)).columns, LEAST_WIDTH), MOST_WIDTH)
+
+
+def text_report(run: Run, judgement: Judgement | None = None, prices: Prices | None = None) -> str:
+    """Headline, findings, cells, the right size, what was not checked and why, and the facts of the run."""
     judgement = judge(run) if judgement is None else judgement
+    spent = costs(run, load_settings().prices if prices is None else prices)
     title = f"cellmeter report · {counted(len(run.cells), 'cell')} in {seconds_text(run.duration)}"
     parts = [
-        f"{title}\n{'═' * WIDTH}",
+        f"{title}\n{'═' * terminal_width()}",
         _paragraph(lead(run, judgement), ""),
         _findings(run, judgement.findings),
-        "Cells\n" + _indented(cells_table(run)),
+        _cells(run, judgement.findings),
         *_said(run),
+        _sizes(run),
+        _fact("Cost", costs_line(spent)) if spent else "",
         _unchecked(judgement),
         "Run\n" + "\n".join(_fact(fact.name, fact.value) for fact in facts(run)),
     ]
@@ -56,23 +77,58 @@ def _said(run: Run) -> list[str]:
     """What the user's code said, and what it was told."""
     parts = []
     for table in said.tables(run):
-        rows = [(_shortened(row[0], TITLE_WIDTH), *row[1:]) for row in table.rows]
-        note = f" ({table.note})" if table.note else ""
-        parts.append(
-            f"{table.title}{note}\n" + _indented(_table(table.headers, rows, set(range(1, len(table.headers)))))
-        )
+        body = _fitted(table.headers, table.rows, terminal_width() - 2, range(1, len(table.headers)))
+        parts.append(f"{_paragraph(table.title + (f' ({table.note})' if table.note else ''), '')}\n{_indented(body)}")
     if alarms := said.alarms(run):
         parts.append("Alerts\n" + "\n".join(_paragraph(f"{name} · {value}", "  ", "    ") for name, value in alarms))
     return parts
 
 
 def cells_table(run: Run) -> str:
-    """The cells in aligned columns: title, duration, average CPU in cores, memory, GPU, energy and status."""
-    rows = [row.texts() for row in cell_rows(run)]
+    """All cells in aligned columns: title, duration, average CPU in cores, memory, GPU, energy and status."""
+    return _cells_table(run, cell_rows(run), terminal_width())
+
+
+def _cells(run: Run, findings: Sequence[Finding]) -> str:
+    """The cells that matter, for a notebook has thousands."""
+    rows, note = notable(cell_rows(run), findings)
+    table = _cells_table(run, rows, terminal_width() - 2)
+    return "Cells\n" + _indented(f"{table}\n{note}" if note else table)
+
+
+def _cells_table(run: Run, rows: Sequence[CellRow], width: int) -> str:
     if not rows:
         return "no cell has been run"
-    titled = [(_shortened(row[0], TITLE_WIDTH), *row[1:]) for row in rows]
-    return _table(CELL_HEADERS, titled, right={1, 2, 3, 4, 5, 6})
+    columns = cell_columns(run)
+    texts = [[words[index] for _, index in columns] for words in (row.texts() for row in rows)]
+    return _fitted([name for name, _ in columns], texts, width, right=range(1, len(columns) - 1))
+
+
+def _fitted(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, right: Iterable[int]) -> str:
+    """A table no wider than that, if need be with shorter names in its first column, then with fewer columns."""
+    kept, room = list(range(len(heads))), 0
+    for name in ("", *DISPENSABLE):
+        kept = [index for index in kept if heads[index] != name]
+        widths = [max(_width(heads[i]), *(_width(row[i]) for row in rows)) for i in kept[1:]]
+        room = width - sum(widths) - 2 * len(widths)
+        if room >= LEAST_TITLE:
+            break
+    title = min(max(room, LEAST_TITLE), MOST_TITLE)
+    shown = [(_shortened(row[0], title), *(row[index] for index in kept[1:])) for row in rows]
+    return _table([heads[i] for i in kept], shown, {at for at, index in enumerate(kept) if index in set(right)})
+
+
+def _sizes(run: Run) -> str:
+    names = {"cpu": "CPU cores", "memory": "Memory", "gpu": "GPUs"}
+    lines = [
+        _fact(
+            names[size.resource],
+            f"{amount(size, size.available)} there, {amount(size, size.peak)} used at most: {size_advice(size)}",
+        )
+        for size in sizes(run)
+        if size.verdict is not None
+    ]
+    return f"Right size, used to {TARGET:.0%} of it\n".replace("%", " %") + "\n".join(lines) if lines else ""
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -144,11 +200,15 @@ def _unchecked(judgement: Judgement) -> str:
 
 
 def _fact(name: str, value: str) -> str:
-    return textwrap.fill(value, WIDTH, initial_indent=f"  {name:<20} ", subsequent_indent=" " * 23)
+    if len(name) > NAME_WIDTH:
+        return f"{_paragraph(name, '  ')}\n{_paragraph(value, ' ' * (NAME_WIDTH + 3))}"
+    return _paragraph(value, f"  {name:<{NAME_WIDTH}} ", " " * (NAME_WIDTH + 3))
 
 
 def _paragraph(text: str, indent: str, then: str | None = None) -> str:
-    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent if then is None else then)
+    return textwrap.fill(
+        text, terminal_width(), initial_indent=indent, subsequent_indent=indent if then is None else then
+    )
 
 
 def _indented(text: str) -> str:

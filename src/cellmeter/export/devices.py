@@ -1,0 +1,98 @@
+"""What each GPU did over the cells of a run: the spread of its readings, and how long it was how busy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cellmeter.metrics import METRICS
+from cellmeter.rules.observed import observed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cellmeter.run import Run
+
+GPU_METRICS = (
+    "gpu.utilization",
+    "gpu.sm.active",
+    "gpu.memory.used",
+    "gpu.power",
+    "gpu.temperature",
+    "gpu.clock.sm",
+)
+QUANTILES = (("max", 100), ("p99", 99), ("p95", 95), ("p50", 50), ("min", 0))
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The readings of one metric of one GPU inside cells. ``quantiles`` by the names of ``QUANTILES``; None without any."""
+
+    metric: str
+    unit: str
+    samples: int
+    mean: float | None
+    quantiles: dict[str, float | None]
+    unknown: str | None = None
+
+
+@dataclass(frozen=True)
+class DeviceStatistics:
+    """One GPU: its spreads, and seconds of cell time by tenths of utilisation, the idle tenth first (None: unknown)."""
+
+    device: str
+    spreads: tuple[Spread, ...]
+    histogram_seconds: tuple[float, ...] | None
+
+    def of(self, metric: str) -> Spread | None:
+        """The spread of a metric, if it was to be measured at all."""
+        return next((spread for spread in self.spreads if spread.metric == metric), None)
+
+
+def device_statistics(run: Run) -> tuple[DeviceStatistics, ...]:
+    """One entry a GPU, in the order of the run's devices."""
+    return tuple(statistics_of(run, device.id) for device in run.devices)
+
+
+def statistics_of(run: Run, gpu: str) -> DeviceStatistics:
+    """Those of one GPU."""
+    spreads = tuple(spread for metric in GPU_METRICS if (spread := _spread(run, gpu, metric)) is not None)
+    return DeviceStatistics(gpu, spreads, _histogram(run, gpu))
+
+
+def _spread(run: Run, gpu: str, metric: str) -> Spread | None:
+    values = _in_cells(run, gpu, metric)
+    unit, reason = METRICS[metric].unit, run.unavailable.get(f"{metric}:{gpu}")
+    if not len(values):
+        if reason is None and not len(run.series(metric, gpu).time):
+            return None
+        why = reason or "no readings inside cells"
+        return Spread(metric, unit, 0, None, {name: None for name, _ in QUANTILES}, why)
+    import numpy as np
+
+    at = np.percentile(values, [percent for _, percent in QUANTILES])
+    quantiles: dict[str, float | None] = {name: float(q) for (name, _), q in zip(QUANTILES, at, strict=True)}
+    return Spread(metric, unit, len(values), float(values.mean()), quantiles)
+
+
+def _in_cells(run: Run, gpu: str, metric: str) -> NDArray[np.float64]:
+    """Known readings inside cells, which are taken at one rate: none weighs more than another."""
+    import numpy as np
+
+    series = run.series(metric, gpu)
+    return series.values[(series.seq > 0) & ~np.isnan(series.values)]
+
+
+def _histogram(run: Run, gpu: str) -> tuple[float, ...] | None:
+    import numpy as np
+
+    readings = observed(run, "gpu.utilization", gpu, 0.0, run.duration)
+    inside = readings.seq > 0
+    if not inside.any():
+        return None
+    stayed = np.diff(readings.seq, prepend=0) == 0  # the first reading of a cell stands for the time before it
+    weights = np.where(inside & stayed, readings.seconds, 0.0)
+    seconds, _ = np.histogram(readings.values, BINS, (0.0, 100.0), weights=weights)
+    return tuple(float(s) for s in seconds)

@@ -1,0 +1,184 @@
+"""The page: its frame, the order of its sections, its tiles and its timeline."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cellmeter import timeline
+from cellmeter.costs import Costs, costs
+from cellmeter.export import said
+from cellmeter.export.devices import device_statistics
+from cellmeter.export.html.advice import costs_section, sizing_section
+from cellmeter.export.html.cells import cells_section
+from cellmeter.export.html.findings import findings_section
+from cellmeter.export.html.gpus import gpus_section
+from cellmeter.export.html.inline import inline
+from cellmeter.export.html.memory import memory_section
+from cellmeter.export.html.pieces import definitions, name_of, packaged, section, table, text
+from cellmeter.export.summary import (
+    CellRow,
+    cell_rows,
+    counted,
+    counts,
+    facts,
+    headline,
+    money,
+    overline,
+    plain,
+    unchecked,
+)
+from cellmeter.rules import judge
+from cellmeter.rules.units import bytes_text, joules_text, percent_text, seconds_text
+from cellmeter.settings import load_settings
+from cellmeter.sizing import sizes
+
+if TYPE_CHECKING:
+    from cellmeter.rules import Judgement
+    from cellmeter.run import Run
+    from cellmeter.settings import Prices
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+
+
+class Timeline(NamedTuple):
+    """The charts of a run: the element they go into and the scripts that draw them, BokehJS first."""
+
+    element: str
+    scripts: tuple[str, ...]
+
+
+def html_report(run: Run, judgement: Judgement | None = None, prices: Prices | None = None) -> str:
+    """The whole report as one HTML file, charts included. ``prices``: by default those of the settings."""
+    judgement = judge(run) if judgement is None else judgement
+    spent = costs(run, load_settings().prices if prices is None else prices)
+    drawn = _timeline(run)
+    scripts = [packaged("report.js"), *(drawn.scripts if drawn else ())]
+    return _page(plain(f"cellmeter report · {name_of(run)}"), _body(run, judgement, spent, drawn), scripts)
+
+
+def inline_html(run: Run, judgement: Judgement | None = None, prices: Prices | None = None) -> str:
+    """The report for a notebook's output: no script, some charts, and at most some tens of kB."""
+    judgement = judge(run) if judgement is None else judgement
+    return inline(run, judgement, sizes(run), costs(run, load_settings().prices if prices is None else prices))
+
+
+def _page(title: str, body: str, scripts: Sequence[str]) -> str:
+    sources = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    policy = f"{POLICY}; script-src {sources}"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n<style>\n{packaged('report.css')}</style>\n</head>\n<body>\n{body}\n"
+        + "\n".join(f"<script>{script}</script>" for script in scripts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _body(run: Run, judgement: Judgement, spent: Costs | None, drawn: Timeline | None) -> str:
+    rows = cell_rows(run)
+    sections = [
+        section("Findings", findings_section(run, judgement.findings), counts(judgement.findings)),
+        section("Timeline", f'<div class="panel timeline">{drawn.element}</div>' if drawn else ""),
+        section("Cells", cells_section(run, rows, judgement.findings), counted(len(rows), "cell")),
+        *(section(one.title, _said(one), one.note) for one in said.tables(run)),
+        section("Alerts", definitions(said.alarms(run))),
+        section("Memory", memory_section(run, rows) if rows else "", "bands are cells, dots their peaks"),
+        section("GPUs", gpus_section(run, device_statistics(run)), "inside cells"),
+        section("Right size", sizing_section(sizes(run)), "for what was recorded here, used to 70 to 80 %")
+        if rows
+        else "",
+        section("Cost", costs_section(run, spent), "by the prices in your settings"),
+        section("Not judged", _unchecked(judgement)),
+        section("This recording", definitions((fact.name, fact.value) for fact in facts(run))),
+    ]
+    return (
+        f'<header><div class="brand"><b>cellmeter</b><span>{text(name_of(run))}</span>'
+        f"<span>{run.started:%Y-%m-%d %H:%M} UTC</span></div>"
+        f'<p class="verdict">{overline(run, judgement) or "Verdict"}</p><h1>{text(headline(run, judgement))}</h1>'
+        f"{_tiles(run, rows, judgement, spent)}</header>\n<main>{''.join(sections)}</main>\n"
+        "<footer>Made by cellmeter. – means unknown: what could not be measured is never shown as 0.</footer>"
+    )
+
+
+def _tiles(run: Run, rows: Sequence[CellRow], judgement: Judgement, spent: Costs | None) -> str:
+    peaks = [row.peak_bytes for row in rows if row.peak_bytes is not None]
+    limit = run.limits.get("memory_bytes")
+    tiles = [
+        ("Recorded", seconds_text(run.duration), counted(len(rows), "cell")),
+        (
+            "Peak memory",
+            bytes_text(max(peaks, default=None)),
+            f"of {bytes_text(limit.value)}" if limit else "limit unknown",
+        ),
+    ]
+    if run.devices:
+        tiles.append(_gpu_tile(run))
+        wasted = sum(finding.waste.gpu_seconds for finding in judgement.findings)
+        tiles.append(("GPU time unused", seconds_text(wasted) if wasted else "none found", "by the findings below"))
+    joules = [row.energy_joules for row in rows if row.energy_joules is not None]
+    if joules:
+        known = "inside cells" if len(joules) == len(rows) else f"of {len(joules)} of {counted(len(rows), 'cell')}"
+        tiles.append(("GPU energy", joules_text(sum(joules)), known))
+    if spent is not None and spent.items:
+        unused = f"of it {money(spent.currency, spent.unused)} unused"
+        tiles.append(("Cost", money(spent.currency, spent.total), unused))
+    return '<dl class="tiles">' + "".join(_tile(*tile) for tile in tiles) + "</dl>"
+
+
+def _tile(name: str, value: str, note: str) -> str:
+    return f"<div><dt>{name}</dt><dd>{text(value)}<small>{text(note)}</small></dd></div>"
+
+
+def _gpu_tile(run: Run) -> tuple[str, str, str]:
+    import numpy as np
+
+    known, devices = [np.empty(0)], [device for device in run.devices if device.mine is not False]
+    for device in devices:
+        series = run.series("gpu.utilization", device.id)
+        known.append(series.values[(series.seq > 0) & ~np.isnan(series.values)])
+    values = np.concatenate(known)
+    mean = float(values.mean()) if len(values) else None
+    return "GPU use in cells", percent_text(mean), f"mean of {counted(len(devices), 'GPU')}"
+
+
+def _said(one: said.Table) -> str:
+    """What the user's code said: spans, logged values, steps."""
+    rows = ([text(words) for words in row] for row in one.rows)
+    return table(f"{one.title}, as the code told them", one.headers, rows)
+
+
+def _unchecked(judgement: Judgement) -> str:
+    words = {"unknown": "Unknown", "not-applicable": "Not applicable", "error": "The rule failed"}
+    return definitions(
+        (checked.rule, f"{words[checked.outcome]}: {checked.reason or 'no reason given'}")
+        for checked in unchecked(judgement)
+    )
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _timeline(run: Run) -> Timeline | None:
+    """The charts; None for a run without samples."""
+    if run.sample_count == 0:
+        return None
+    import bokeh
+    from bokeh.embed import components
+
+    script, element = components(timeline.run_figures(run), wrap_script=False)
+    bokehjs = Path(bokeh.__file__).parent.joinpath("server", "static", "js", "bokeh.min.js").read_text("utf-8")
+    return Timeline(element, tuple(map(_scriptable, (bokehjs, script))))
+
+
+def _scriptable(script: str) -> str:
+    """A script as a page can hold it: it ends nowhere but at its end, and is what its hash says after parsing."""
+    sound = script.encode("utf-8", "backslashreplace").decode()
+    sound = re.sub("<(?=/script|!--)", r"\\x3c", sound, flags=re.IGNORECASE)
+    return sound.replace("\r\n", "\n").replace("\r", "\n")
