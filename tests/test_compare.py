@@ -17,7 +17,7 @@ from cellmeter import export
 from cellmeter.errors import BadUsage
 from cellmeter.export.compared import comparison_html, comparison_json, comparison_schema, comparison_text, verdict
 from cellmeter.export.comparison import Comparison, Matched, compare
-from cellmeter.run import Cell, Column, Run, Segment
+from cellmeter.run import Cell, Run
 
 
 def named(run: Run, *names: tuple[str | None, str]) -> Run:
@@ -92,25 +92,11 @@ def test_how_far_a_cells_own_executions_lie_apart_is_noise() -> None:
     assert compare(steady, b).cells[0].differences[0].verdict == "more"
 
 
-def waiting(run: Run, share: float) -> Run:
-    """The run on a machine where tasks waited for a processor for a share of the time."""
-    (main, *rest) = run.segments
-    records = main.records
-    column = Column("host.pressure.cpu.time", "host", "s")
-    wider = [*main.columns, column]
-    from numpy import array, column_stack, dtype
-
-    kind = dtype([("t", "i8"), ("seq", "i8"), ("flags", "i8"), ("v", "f8", len(wider))])
-    values = column_stack([records["v"], records["t"] * 1e-9 * share])
-    rows = array([(r["t"], r["seq"], r["flags"], v) for r, v in zip(records, values, strict=True)], kind)
-    return replace(run, segments=(Segment(main.stream, tuple(wider), rows), *rest))
-
-
 def test_time_spent_waiting_for_a_busy_machine_is_noise() -> None:
     before = named(a_run(a_cell(10)), ("x", "1"))
-    after = named(a_run(a_cell(20)), ("x", "1"))
-    assert verdicts(compare(before, waiting(after, 0.9)).cells[0])["seconds"] == "same"
-    assert verdicts(compare(before, waiting(after, 0.1)).cells[0])["seconds"] == "more"
+    for pressure, expected in ((0.9, "same"), (0.1, "more")):
+        after = named(a_run(a_cell(20, cpu_pressure=pressure)), ("x", "1"))
+        assert verdicts(compare(before, after).cells[0])["seconds"] == expected
 
 
 def test_a_failed_execution_says_nothing_of_what_a_cell_takes() -> None:
