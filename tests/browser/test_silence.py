@@ -31,7 +31,7 @@ while not os.path.exists("seen"): time.sleep(0.1)
 {how}
 """
 WATCH = """() => {
-    window.moments = [];
+    window.moments = [performance.now()];
     const panel = document.querySelector(".cellmeter[data-drawn]");
     let last = panel.dataset.points;
     new MutationObserver(() => {
