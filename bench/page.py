@@ -14,6 +14,7 @@ from bench.effort import Effort
 from bench.processes import scratch
 from bench.table import Line, Section, alone
 from cellmeter import charts, layouts, live
+from cellmeter.feed import Feed
 from cellmeter.run import EDGE_START, Column
 from cellmeter.store import Writer
 
@@ -138,7 +139,7 @@ def layout_of(gpus: int, cores: int) -> dict[str, Any]:
     """The layout of a machine with so many GPUs, as the kernel sends it."""
     with scratch() as folder:
         _describe(folder, gpus, cores)
-        feed = live.Feed(folder, 1, charts.DEFAULT_GROUPS)
+        feed = Feed(folder, 1, charts.DEFAULT_GROUPS)
         return {
             "panels": charts.spec_for_page(feed.panels),
             "shown": ["cpu", "memory", "gpu"],
@@ -178,7 +179,7 @@ def update_bytes(gpus: int, cores: int, seconds: int) -> Sequence[int]:
 
     with scratch() as folder:
         writer, main, each, width = _describe(folder, gpus, cores)
-        panel = live.Panel(_NoStage(), live.Feed(folder, 1, charts.DEFAULT_GROUPS), "train")  # type: ignore[arg-type]
+        panel = live.Panel(_NoStage(), Feed(folder, 1, charts.DEFAULT_GROUPS), "train")  # type: ignore[arg-type]
         panel._widget = Page()
         for n in range(seconds * RATE_HZ):
             writer.sample(main, n * 10**9 // RATE_HZ, 1, EDGE_START if n == 0 else 0, [float(n)] * width)

@@ -18,7 +18,8 @@ from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, come_late, hump
 from conftest import Kernel
 from nbclient import NotebookClient
 
-from cellmeter import charts, live
+from cellmeter import charts, live, still
+from cellmeter.feed import Feed
 from cellmeter.run import EDGE_END, EDGE_START, Column
 from cellmeter.store import Writer
 
@@ -46,8 +47,8 @@ def written(tmp_path: Path) -> Written:
     return Written(tmp_path)
 
 
-def feed_of(written: Written, seq: int = 1) -> live.Feed:
-    return live.Feed(written.writer.folder, seq, charts.DEFAULT_GROUPS)
+def feed_of(written: Written, seq: int = 1) -> Feed:
+    return Feed(written.writer.folder, seq, charts.DEFAULT_GROUPS)
 
 
 def test_rows_begin_with_the_cell_and_end_with_it(written: Written) -> None:
@@ -78,7 +79,7 @@ def test_a_cell_within_a_cell_belongs_to_both(written: Written) -> None:
 
 
 def test_rows_in_the_kernel_are_bounded_and_no_peak_is_lost(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MOST_ROWS", 1000)
+    monkeypatch.setattr("cellmeter.feed.MOST_ROWS", 1000)
     feed = feed_of(written)
     for n in range(5000):
         written.row(n / 10, 1, EDGE_START if n == 0 else 0, rss=3 * GIB if n == 77 else GIB)
@@ -93,7 +94,7 @@ def test_rows_in_the_kernel_are_bounded_and_no_peak_is_lost(written: Written, mo
 
 
 def test_the_page_gets_all_groups_whatever_is_shown(written: Written) -> None:
-    feed = live.Feed(written.writer.folder, 1, ("gpu",))
+    feed = Feed(written.writer.folder, 1, ("gpu",))
     assert [spec.key for spec in feed.panels] == ["cpu", "memory"]
     assert feed.missing == {
         "gpu": "no GPU on this machine",
@@ -124,7 +125,7 @@ def test_loads_of_cores_are_those_of_the_cells_own_time(written: Written) -> Non
 
 
 def test_loads_of_cores_are_bounded(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MOST_CORE_ROWS", 20)
+    monkeypatch.setattr("cellmeter.feed.MOST_CORE_ROWS", 20)
     cores = written.writer.add_segment("cores", [Column("core.cpu.time", "cpu0", "s")])
     feed = feed_of(written)
     written.row(10, 1, EDGE_START)
@@ -148,8 +149,8 @@ def shown(frame: charts.Frame) -> charts.Frame:
 
 
 def test_the_summary_says_what_a_cell_took() -> None:
-    facts = live.Facts("train", "ok", 60.0, int(2.5 * GIB))
-    text = live.summary(shown(live.with_exact_peak(a_frame(1), facts)), facts)
+    facts = still.Facts("train", "ok", 60.0, int(2.5 * GIB))
+    text = still.summary(shown(still.with_exact_peak(a_frame(1), facts)), facts)
     assert text.startswith("train: done in 1 min 00 s · CPU ")
     assert "memory peak 2.50 " in text
     assert re.search(r"\(\+(988 MiB|1\.00 GiB)\)", text)
@@ -159,7 +160,7 @@ def test_the_summary_says_what_a_cell_took() -> None:
 def test_what_is_not_known_is_called_unknown() -> None:
     frame = a_frame()
     frame = charts.Frame(frame.panels, frame.time, np.full_like(frame.values, NAN))
-    text = live.summary(frame, live.Facts("x", "error", 1.0, None))
+    text = still.summary(frame, still.Facts("x", "error", 1.0, None))
     assert "failed after 1.00 s" in text
     assert "CPU unknown" in text
     assert "memory unknown" in text
@@ -169,26 +170,26 @@ def test_memory_counts_workers_as_cpu_does() -> None:
     columns = [Column(f"process.{name}memory.rss", "process", "By") for name in ("", "tree.")]
     specs = charts.panels(columns, {}, [], ("memory",))
     frame = charts.Frame(specs, np.arange(2.0), np.array([[2.0, 1.0], [6.0, 3.0]]) * GIB)
-    facts = live.Facts("x", "ok", 1.0, int(4.5 * GIB), GIB)
-    assert "memory peak 6.00 GiB (+1.00 GiB), kernel alone 4.50 GiB" in live.summary(
-        live.with_exact_peak(frame, facts), facts
+    facts = still.Facts("x", "ok", 1.0, int(4.5 * GIB), GIB)
+    assert "memory peak 6.00 GiB (+1.00 GiB), kernel alone 4.50 GiB" in still.summary(
+        still.with_exact_peak(frame, facts), facts
     )
     alone = charts.Frame(specs, frame.time, frame.values[:, [1, 1]])
-    text = live.summary(live.with_exact_peak(alone, facts), facts)
+    text = still.summary(still.with_exact_peak(alone, facts), facts)
     assert text.endswith("memory peak 4.50 GiB (+1.00 GiB)"), "the exact peak is above all samples"
 
 
 def test_what_is_asked_for_and_not_there_is_said_to_be_missing() -> None:
     frame = a_frame()
-    facts = live.Facts("x", "ok", 60.0)
-    assert live.summary(frame.only(("gpu",)), facts) == "x: done in 1 min 00 s · GPU: no GPU on this machine"
-    assert "no GPU" not in live.summary(shown(frame), facts), "nobody asked for it"
-    data, _ = live.still(frame, facts, ("gpu",))
+    facts = still.Facts("x", "ok", 60.0)
+    assert still.summary(frame.only(("gpu",)), facts) == "x: done in 1 min 00 s · GPU: no GPU on this machine"
+    assert "no GPU" not in still.summary(shown(frame), facts), "nobody asked for it"
+    data, _ = still.still(frame, facts, ("gpu",))
     assert "<img" not in data["text/html"]
 
 
 def test_the_static_output_is_escaped() -> None:
-    data, _ = live.still(a_frame(1), live.Facts("</script><b>", "ok", 60.0, None))
+    data, _ = still.still(a_frame(1), still.Facts("</script><b>", "ok", 60.0, None))
     assert set(data) == {"text/plain", "text/html"}
     assert "</script><b>" not in data["text/html"]
     assert "alt=" in data["text/html"]
@@ -215,8 +216,8 @@ def test_a_monitored_cell_adds_at_most_15_kb_to_the_notebook(gpus: int, size: fl
     plan = a_cell(300, rss=noisy(lambda t: (1 + t / 60) * GIB), cores=noisy(lambda t: 4 + 3 * math.sin(t)), gpu=work)
     run = a_run(replace(plan, disk_read=noisy(lambda t: 1e8)), devices=[a_device(name) for name in work])
     frame = charts.frame_of(run, 2, 302, charts.GROUPS)
-    facts = live.Facts("train the model", "ok", 300.0, 7 * GIB)
-    data, metadata = live.still(frame, facts, groups, "cm0123456789ab")
+    facts = still.Facts("train the model", "ok", 300.0, 7 * GIB)
+    data, metadata = still.still(frame, facts, groups, "cm0123456789ab")
     output = nbformat.v4.new_output("display_data", data=data, metadata=metadata)
     assert len(json.dumps(output, indent=1)) <= 15_000
     layout, columns = unpacked(data["text/html"])
@@ -238,7 +239,7 @@ def unpacked(text: str) -> tuple[dict[str, Any], Any]:
 
 def test_the_static_output_holds_its_readings() -> None:
     frame = a_frame()
-    layout, levels = unpacked(live.still(frame, live.Facts("x", "ok", 60.0, None))[0]["text/html"])
+    layout, levels = unpacked(still.still(frame, still.Facts("x", "ok", 60.0, None))[0]["text/html"])
     memory = 1 + len(frame.panels[0].lines)
     low, high = layout["bounds"][memory]
     readings = low + (high - low) * levels[memory] / 1022
@@ -250,7 +251,7 @@ def test_the_static_output_holds_its_readings() -> None:
 def test_a_cell_without_samples_says_so() -> None:
     frame = a_frame()
     empty = charts.Frame(frame.panels, frame.time[:0], frame.values[:0])
-    data, _ = live.still(empty, live.Facts("x", "ok", 0.001, None))
+    data, _ = still.still(empty, still.Facts("x", "ok", 0.001, None))
     assert data == {"text/plain": "x: done in 0.00 s · CPU unknown · memory unknown · no samples"}
 
 
@@ -335,8 +336,8 @@ def test_the_mean_of_a_gpu_that_came_late_is_of_the_time_it_was_there() -> None:
     run = come_late(a_run(plan, devices=[a_device()]), "gpu0", 2 + 10.0)
     (cell,) = run.cells
     frame = charts.frame_of(run, cell.start, cell.start + 29.95)
-    facts = live.Facts("In [1]", "ok", 30.0)
-    said = live.summary(charts.Frame(frame.panels, frame.time - cell.start, frame.values), facts)
+    facts = still.Facts("In [1]", "ok", 30.0)
+    said = still.summary(charts.Frame(frame.panels, frame.time - cell.start, frame.values), facts)
     assert "GPU 68 % mean, 90 % peak" in said  # 5 s of nothing, 15 s of 90 %
 
 

@@ -22,7 +22,8 @@ from browser.driver import TOKEN, Server, serving
 from conftest import Kernel, wait_until
 from test_live import COLUMNS, SECOND, Written
 
-from cellmeter import live, server
+from cellmeter import server
+from cellmeter.feed import Feed
 from cellmeter.run import EDGE_END, EDGE_START, Column
 from cellmeter.store import Tail, process_identity, run_folders
 
@@ -173,7 +174,7 @@ def test_only_plain_folders_and_files_of_this_user(
 def test_rows_are_numbered_as_the_kernel_numbers_them(written: Written) -> None:
     for n in range(30):
         written.row(7 + n / 10, 0)
-    feed = live.Feed(written.writer.folder, 1, GROUPS)
+    feed = Feed(written.writer.folder, 1, GROUPS)
     for n in range(20):
         written.row(10 + n / 10, 1, EDGE_START if n == 0 else 0)
     cells = server.Cells()

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter import charts, live
+from cellmeter import charts, feed, live
 from cellmeter.assemble import cells_from
 from cellmeter.errors import BadUsage
 from cellmeter.store import Tail
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from cellmeter.metrics import Group
@@ -24,24 +25,24 @@ if TYPE_CHECKING:
 TITLE = "The whole run"
 
 
-class WholeRun(live.Feed):
+class WholeRun(feed.Feed):
     """All rows of a run, between cells too; of a long one those of the last hour at first. Not thread-safe."""
 
     def __init__(self, folder: Path, groups: Sequence[Group]) -> None:
         super().__init__(folder, 0, groups)
-        self._tail = Tail(folder, newest=live.MOST_ROWS)
+        self._tail = Tail(folder, newest=feed.MOST_ROWS)
         self._edges = Tail(folder)
         self._starts: dict[int, Mapping[str, Any]] = {}
         self._bands: dict[int, dict[str, Any]] = {}
         self.run_ns = int(self._tail.header()["start_ns"])
         self.started_ns = self.run_ns
 
-    def _taken(self, columns: tuple[Column, ...], records: NDArray[Any]) -> live.Floats:
+    def _taken(self, columns: tuple[Column, ...], records: NDArray[Any]) -> NDArray[np.float64]:
         import numpy as np
 
         known = self._before[1] if self._before is not None and self._before[0] == columns else records[:0]
         together = np.concatenate([known, records])
-        self._before = (columns, together[-live.KEPT_FOR_RATES :])
+        self._before = (columns, together[-feed.KEPT_FOR_RATES :])
         seconds = (together["t"] - self.run_ns) * 1e-9
         values = charts.values_of(self.panels, columns, seconds, together["v"], self._rate_hz)
         return np.column_stack([seconds, values])[len(known) :]

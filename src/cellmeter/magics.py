@@ -460,12 +460,12 @@ class MonitorMagics(Magics):
             print("cellmeter: the whole run is shown beside the notebook")
 
     def _show(self, options: argparse.Namespace) -> None:
-        from cellmeter import live
+        from cellmeter import still
 
         for run in self._this_and_the_last_run():
             cells = [c for c in run.cells if c.status != "running" and options.cell in (None, c.execution_count)]
             if cells:
-                live.show_cell(run, cells[-1])
+                still.show_cell(run, cells[-1])
                 return
         wanted = (
             "no cell has ended yet"

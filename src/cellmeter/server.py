@@ -30,7 +30,8 @@ from tornado import web
 from cellmeter import __version__, charts
 from cellmeter.errors import RunUnreadable
 from cellmeter.export.summary import death
-from cellmeter.live import ENDINGS, Feed, column_major
+from cellmeter.feed import Feed, column_major
+from cellmeter.still import ENDINGS
 from cellmeter.store import EVENTS, HEADER, RUN_ID, Tail, is_open, read_events, read_header, read_run, runs_home
 
 if TYPE_CHECKING:

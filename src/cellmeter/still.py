@@ -1,0 +1,232 @@
+"""What stays in a live panel's place when its cell has ended: a line of text, a picture, and readings that bring it to life."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cellmeter import charts
+from cellmeter.run import Cell, Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cellmeter.metrics import Group
+
+    Floats = NDArray[np.float64]
+    Event = Mapping[str, Any]
+
+STILL_BYTES = 14_200  # of the static output in the notebook's JSON, its 500 bytes of markup not counted
+STILL_ROWS = 180  # of its readings, or as many as there is room for
+LEAST_ROWS = 16
+_LEVELS = 1022  # of a packed reading: 0.1 % of its range, a quarter of a pixel; one more means unknown
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a cell's static output says of it besides the charts, as the kernel measured it. None: only samples tell."""
+
+    title: str
+    status: str
+    seconds: float
+    peak_rss_bytes: int | None = None
+    growth_bytes: int | None = None
+    cpu_seconds: float | None = None
+
+
+def facts_of(title: str, status: str, seconds: float, edges: Mapping[str, Event]) -> Facts:
+    """The facts of a cell from its edges."""
+    start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
+    before, after = start.get("rss_bytes"), end.get("rss_bytes")
+    growth = after - before if before is not None and after is not None else None
+    cpu = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9 if "cpu_ns" in start and "cpu_ns" in end else None
+    return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cpu)
+
+
+ENDINGS = {"ok": "done", "error": "failed", "interrupted": "interrupted", "died": "kernel died", "running": "recording"}
+
+
+def summary(frame: charts.Frame, facts: Facts) -> str:
+    """One line: how it ended, CPU, memory and its growth, GPUs."""
+    how = ENDINGS.get(facts.status, facts.status)
+    after = {"ok": "in", "running": "for"}.get(facts.status, "after")
+    head = f"{facts.title}: {how} {after} {charts.format_duration(facts.seconds)}"
+    return " · ".join([head, *_numbers(frame, facts)])
+
+
+def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
+    parts = [f"{charts.title_of(group)}: {why}" for group, why in frame.missing.items()]
+    for spec in frame.panels:
+        values = frame.of(spec)
+        mains = [i for i, line in enumerate(spec.lines) if line.role == "main"]
+        if spec.key == "cpu":
+            parts.append(_cpu(spec, _mean(frame.time, values[:, mains[0]]), facts))
+        elif spec.key == "memory":
+            parts.append(_memory(spec, values, facts))
+        elif spec.unit == "%":
+            means = [m for i in mains if (m := _mean(frame.time, values[:, i])) is not None]
+            mean = sum(means) / len(means) if means else None
+            parts.append(f"{spec.title} {charts.format_value(mean, '%')} mean, {_peak(values[:, mains], '%')} peak")
+        elif len(mains) < len(spec.lines):  # read and written, in and out: a peak each
+            peaks = [f"{line.label} {_peak(values[:, [i]], spec.unit)}" for i, line in enumerate(spec.lines)]
+            parts.append(f"{spec.title} peak {', '.join(peaks)}")
+        else:
+            highest = " of one" if len(mains) > 1 else ""
+            parts.append(f"{spec.title} peak{highest} {_peak(values[:, mains], spec.unit)}")
+    return parts
+
+
+def _cpu(spec: charts.PanelSpec, mean_cores: float | None, facts: Facts) -> str:
+    if mean_cores is None and facts.cpu_seconds is not None and facts.seconds > 0:
+        mean_cores = facts.cpu_seconds / facts.seconds  # too short for a rate between two samples
+    text = f"CPU {charts.format_value(mean_cores, spec.unit)}"
+    return text.replace(" cores", f" of {spec.limit:g} cores") if spec.limit else text
+
+
+def _memory(spec: charts.PanelSpec, values: Floats, facts: Facts) -> str:
+    """Peak of the kernel and its workers, no less than the kernel's own, which is exact where it is known; its growth."""
+    import numpy as np
+
+    main = values[:, 0][~np.isnan(values[:, 0])]
+    if not len(main):
+        return f"memory {charts.UNKNOWN}"
+    peaks = [float(peak) for peak in np.fmax.reduce(values)]
+    kernel = [i for i, line in enumerate(spec.lines) if line.role == "second"]
+    own = max(peaks[kernel[0]] if kernel else peaks[0], spec.exact_peak or 0.0)
+    growth = float(main[-1] - main[0]) if facts.growth_bytes is None else facts.growth_bytes
+    sign = "+" if growth >= 0 else "−"
+    text = f"memory {charts.format_peak(max(own, peaks[0]), spec)} ({sign}{charts.format_value(abs(growth), 'By')})"
+    alone = kernel and peaks[0] > 1.01 * own
+    return f"{text}, kernel alone {charts.format_value(own, 'By')}" if alone else text
+
+
+def _peak(values: Floats, unit: str) -> str:
+    import numpy as np
+
+    known = values[~np.isnan(values)]
+    return charts.format_value(float(known.max()) if len(known) else None, unit)
+
+
+def _mean(times: Floats, values: Floats) -> float | None:
+    """Each reading stands for the time up to it, from the one before, known or not."""
+    import numpy as np
+
+    valid = ~np.isnan(values)
+    if not valid.any():
+        return None
+    weights = np.diff(times, prepend=min(0.0, float(times[0])))[valid]
+    if weights.sum() <= 0:
+        return float(values[valid].mean())
+    return float(np.average(values[valid], weights=weights))
+
+
+def with_exact_peak(frame: charts.Frame, facts: Facts) -> charts.Frame:
+    """The frame with what the kernel knows of its peak memory."""
+    panels = tuple(
+        replace(spec, exact_peak=float(facts.peak_rss_bytes)) if spec.key == "memory" and facts.peak_rss_bytes else spec
+        for spec in frame.panels
+    )
+    return replace(frame, panels=panels)
+
+
+def still(
+    frame: charts.Frame, facts: Facts, shown: Sequence[Group] = charts.DEFAULT_GROUPS, name: str = ""
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The static output's MIME bundle and metadata: HTML, whose picture comes to life in a page with the runtime, and text.
+
+    ``shown``: the groups in the picture and the text. ``name``: the live panel's, whose chart goes on in its place.
+    """
+    from cellmeter import picture
+
+    seen = frame.only(shown)
+    text = summary(seen, facts)
+    if not len(frame.time):
+        return {"text/plain": f"{text} · no samples"}, {}
+    drawn = picture.draw(seen, facts.seconds) if seen.panels else None
+    room = STILL_BYTES - 3 * len(json.dumps(text)) - (len(drawn.image) * 4 // 3 if drawn else 0)
+    packed = base64.b64encode(pack(frame, facts, shown, room * 3 // 4)).decode()
+    return {"text/plain": text, "text/html": _still_html(text, drawn, packed, name)}, {}
+
+
+def image_html(text: str, drawn: Any) -> str:
+    """A picture as an ``img`` element that carries it; ``text`` is said in its place where it cannot be seen."""
+    return (
+        f'<img alt="Charts of {html.escape(text)}" style="max-width:100%" width="{drawn.width}" '
+        f'src="data:{drawn.type};base64,{base64.b64encode(drawn.image).decode()}">'
+    )
+
+
+def _still_html(text: str, drawn: Any, packed: str, name: str) -> str:
+    image = image_html(text, drawn) if drawn is not None else ""
+    return (
+        '<div class="cellmeter-still">'
+        f'<div style="font-size:12px;padding:2px 0 6px;opacity:.8">{html.escape(text)}</div>{image}'
+        f'<script>(globalThis[Symbol.for("cellmeter.stills")]??=[])'
+        f'.push([document.currentScript,"{packed}","{name}"])</script></div>'
+    )
+
+
+def pack(frame: charts.Frame, facts: Facts, shown: Sequence[Group], room: int) -> bytes:
+    """The static output's data, gzipped, in at most ``room`` bytes if fewer rows can make it so; for ``unpack`` in live.js.
+
+    Length of the JSON, the JSON, then 16-bit levels, each as its difference from the one before, column after column: all low
+    bytes, then all high bytes, for so they compress best.
+    """
+    page = {
+        "panels": charts.spec_for_page(frame.panels),
+        "shown": shown,
+        "asked": True,
+        "missing": frame.missing,
+        "title": facts.title,
+        **ending_of(frame.only(shown), facts),
+    }
+    rows = STILL_ROWS
+    while True:
+        columns, bounds = _levels(*charts.decimate(frame.time, frame.values, rows))
+        text = json.dumps(page | {"bounds": bounds}, separators=(",", ":"), allow_nan=False).encode()
+        packed = gzip.compress(len(text).to_bytes(4, "little") + text + columns, 9, mtime=0)
+        if len(packed) <= room or rows < LEAST_ROWS:
+            return packed
+        rows = rows * 3 // 4
+
+
+def _levels(times: Floats, values: Floats) -> tuple[bytes, list[list[float]]]:
+    """Packed columns, the time first, and what their lowest and highest level stand for."""
+    import numpy as np
+
+    columns, bounds = [], []
+    for index, column in enumerate([times, *values.T]):
+        known = column[~np.isnan(column)]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+        span, levels = (high - low) or 1.0, _LEVELS if index else 65535
+        words = np.where(np.isnan(column), levels + 1, np.round((column - low) / span * levels)).astype(np.int64)
+        columns.append(np.diff(words, prepend=0) & 0xFFFF)
+        bounds.append([low, low + span])
+    words = np.concatenate(columns)
+    return (words & 0xFF).astype(np.uint8).tobytes() + (words >> 8).astype(np.uint8).tobytes(), bounds
+
+
+def ending_of(frame: charts.Frame, facts: Facts) -> dict[str, Any]:
+    """How the cell ended and what it took, for the panel's header."""
+    word = ENDINGS.get(facts.status, facts.status)
+    return {"status": facts.status, "word": word, "end": facts.seconds, "notes": _numbers(frame, facts)}
+
+
+def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GROUPS) -> None:
+    """Draws a recorded cell again, as its static output."""
+    from IPython.display import publish_display_data
+
+    end = run.duration if cell.end is None else cell.end
+    frame = charts.frame_of(run, cell.start, end + 0.5 / run.rate_hz, charts.GROUPS)
+    frame = replace(frame, time=frame.time - cell.start)
+    before, after = cell.rss_start_bytes, cell.rss_end_bytes
+    growth = after - before if before is not None and after is not None else None
+    facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes, growth, cell.own_cpu_seconds)
+    data, metadata = still(with_exact_peak(frame, facts), facts, groups)
+    publish_display_data(data, metadata)  # type: ignore[no-untyped-call]
