@@ -437,7 +437,7 @@ export function drawn(panel, rows, peaks) {
 const LEVELS = 1022; // of a packed reading; one more: unknown
 
 /**
- * The static output's data, see `pack` in live.py: u32 length of the JSON, the JSON, then a 16-bit level a reading, column
+ * The static output's data, see `pack` in still.py: u32 length of the JSON, the JSON, then a 16-bit level a reading, column
  * after column, as the difference from the one before; all low bytes, then all high bytes.
  * @param {ArrayBuffer} buffer @returns {{layout: Layout, rows: Rows}}
  */
