@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cellmeter import __version__
 from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
 from cellmeter.headless import Executed, Progress
+from cellmeter.prometheus import commands as prometheus
 from cellmeter.run import Run
 from cellmeter.store import find_run, list_runs, read_run, remove_run, run_folders, runs_home
 
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_runs, _add_report, _add_compare, _add_export, _add_run, _add_watch, _add_doctor, _add_demo):
         add(commands)
+    _add_prometheus(commands)
     return parser
 
 
@@ -353,6 +355,22 @@ def _watch(options: argparse.Namespace) -> int:
 
     watch(find_run(options.run, runs_home()))
     return OK
+
+
+def _add_prometheus(commands: Commands) -> None:
+    text = "let a Prometheus server ask for what running kernels do, on this machine alone unless you say otherwise"
+    parser = _command(commands, "serve", prometheus.serve, text)
+    parser.add_argument(
+        "run", nargs="?", metavar="RUN", help="this run alone, until it ends (default: all that this machine records)"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="also runs that other machines and containers record into the same home"
+    )
+    prometheus.add_serve_options(parser)
+    text = (
+        "write what a Prometheus server needs: scrape configuration, alert rules, an Alertmanager, a Grafana dashboard"
+    )
+    prometheus.add_config_options(_command(commands, "prometheus-config", prometheus.write_config, text))
 
 
 def _add_doctor(commands: Commands) -> None:
