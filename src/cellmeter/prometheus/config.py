@@ -1,8 +1,9 @@
-"""The files that a Prometheus server is set up with: scrape configuration, alert rules, an Alertmanager, a Grafana dashboard."""
+"""The files that a Prometheus server is set up with: scraping, alert rules, an Alertmanager, a Grafana dashboard."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +98,15 @@ MEMORY_ALERTS = (
 
 
 def _own_alerts(setup: Setup) -> list[Alert]:
-    return [*map(_latency, setup.latency), *map(_errors, setup.errors), *map(_pipeline, setup.pipeline)]
+    named = ((_latency, setup.latency), (_errors, setup.errors), (_pipeline, setup.pipeline))
+    return [alert(selector(names)) for alert, names in named if names]
 
 
-def _latency(span: str) -> Alert:
+def _latency(wanted: str) -> Alert:
     return Alert(
         "HighInferenceLatency",
         "histogram_quantile(0.95, sum by (instance, run, name, le) "
-        f"(rate(cellmeter_span_seconds_bucket{named(span)}[5m]))) > 1",
+        f"(rate(cellmeter_span_seconds_bucket{wanted}[5m]))) > 1",
         "5m",
         "warning",
         '95 % of {{ $labels.name }} take up to {{ printf "%.2f" $value }} s',
@@ -112,11 +114,10 @@ def _latency(span: str) -> Alert:
     )
 
 
-def _errors(span: str) -> Alert:
+def _errors(wanted: str) -> Alert:
     return Alert(
         "HighPredictionErrorRate",
-        f"rate(cellmeter_span_errors_total{named(span)}[5m]) / rate(cellmeter_span_seconds_count{named(span)}[5m])"
-        " * 100 > 1",
+        f"rate(cellmeter_span_errors_total{wanted}[5m]) / rate(cellmeter_span_seconds_count{wanted}[5m]) * 100 > 1",
         "5m",
         "critical",
         '{{ printf "%.1f" $value }} % of {{ $labels.name }} fail',
@@ -124,10 +125,10 @@ def _errors(span: str) -> Alert:
     )
 
 
-def _pipeline(amount: str) -> Alert:
+def _pipeline(wanted: str) -> Alert:
     return Alert(
         "DataPipelineStalled",
-        f"rate(cellmeter_steps_total{named(amount)}[5m]) == 0 and on (instance, run) cellmeter_cell_info",
+        f"rate(cellmeter_steps_total{wanted}[5m]) == 0 and on (instance, run) cellmeter_cell_info",
         "5m",
         "critical",
         "No {{ $labels.name }} in five minutes, though a cell runs",
@@ -135,9 +136,11 @@ def _pipeline(amount: str) -> Alert:
     )
 
 
-def named(name: str) -> str:
-    """A selector by a name that may hold anything."""
-    return "{name=" + json.dumps(name, ensure_ascii=False) + "}"
+def selector(names: Sequence[str]) -> str:
+    """What selects series by their names, which may hold anything."""
+    if len(names) == 1:
+        return "{name=" + _quoted(names[0]) + "}"
+    return "{name=~" + _quoted("|".join(map(re.escape, names))) + "}"
 
 
 def rules_yaml(rules: Sequence[Alert]) -> str:

@@ -64,7 +64,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "stat",
             "short",
             6,
-            [Query(f'sum(cellmeter_cells_total{{run=~"$run",status="error"}})')],
+            [Query('sum(cellmeter_cells_total{run=~"$run",status="error"})')],
         ),
         Panel(
             "Cell that runs",

@@ -1,7 +1,7 @@
-"""What metrics of the catalogue are called in Prometheus: ``cellmeter_``, their own name, the base unit, ``_total`` for counters.
+"""What metrics of the catalogue are called in Prometheus: ``cellmeter_``, their name, the base unit, ``_total`` for counters.
 
-The names of other exporters, which the catalogue has too, are not taken: beside a node_exporter on the same machine all would be
-counted twice. Those of dcgm-exporter come if they are asked for.
+The names of other exporters, which the catalogue has too, are not taken: beside a node_exporter on the same machine all would
+be counted twice. Those of dcgm-exporter come if they are asked for.
 """
 
 from __future__ import annotations

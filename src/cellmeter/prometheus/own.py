@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +58,11 @@ class OwnTotals:
                     spans.items = (spans.items or 0.0) + max(0.0, items)
 
 
-def _room(kept: Mapping[str, Any], said: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+def _room(kept: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What has a name already, or can get one."""
-    return [(name, value) for name, value in said.items() if name in kept or len(kept) < MOST_NAMES]
+    for name, value in said.items():
+        if name in kept or len(kept) < MOST_NAMES:
+            yield name, value
 
 
 def _take_span(spans: SpanTotals, event: Mapping[str, Any]) -> None:

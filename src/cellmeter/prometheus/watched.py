@@ -40,7 +40,7 @@ class Cells:
     """The cells of a run, put together as their edges come."""
 
     def __init__(self) -> None:
-        self.ended: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter(dict.fromkeys(("ok", "error", "interrupted"), 0))
         self._open: dict[int, Mapping[str, Any]] = {}
         self._labels: set[str] = set()
 
