@@ -71,9 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cellmeter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_runs, _add_report, _add_compare, _add_export, _add_run, _add_watch, _add_doctor, _add_demo):
+    for add in (
+        _add_runs,
+        _add_report,
+        _add_compare,
+        _add_export,
+        _add_run,
+        _add_watch,
+        _add_serve,
+        _add_prometheus_config,
+        _add_doctor,
+        _add_demo,
+    ):
         add(commands)
-    _add_prometheus(commands)
     return parser
 
 
@@ -357,19 +367,13 @@ def _watch(options: argparse.Namespace) -> int:
     return OK
 
 
-def _add_prometheus(commands: Commands) -> None:
-    text = "let a Prometheus server ask for what running kernels do, on this machine alone unless you say otherwise"
-    parser = _command(commands, "serve", prometheus.serve, text)
-    parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="this run alone, until it ends (default: all that this machine records)"
-    )
-    parser.add_argument(
-        "--all", action="store_true", help="also runs that other machines and containers record into the same home"
-    )
-    prometheus.add_serve_options(parser)
-    text = (
-        "write what a Prometheus server needs: scrape configuration, alert rules, an Alertmanager, a Grafana dashboard"
-    )
+def _add_serve(commands: Commands) -> None:
+    text = "let a Prometheus server ask what running kernels do: on this machine alone, unless you say otherwise"
+    prometheus.add_options(_command(commands, "serve", prometheus.serve, text))
+
+
+def _add_prometheus_config(commands: Commands) -> None:
+    text = "write what a Prometheus server needs: scraping, alert rules, an Alertmanager, a Grafana dashboard"
     prometheus.add_config_options(_command(commands, "prometheus-config", prometheus.write_config, text))
 
 

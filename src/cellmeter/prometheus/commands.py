@@ -16,6 +16,17 @@ PORT = 9767
 START_SECONDS = 15.0
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What ``cellmeter serve`` takes."""
+    parser.add_argument(
+        "run", nargs="?", metavar="RUN", help="this run alone, until it ends (default: all that this machine records)"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="also runs that other machines and containers record into the same home"
+    )
+    add_serve_options(parser)
+
+
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """What ``cellmeter serve`` and ``%monitor serve`` have in common."""
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0: any that is free")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellmeter import form
+from cellmeter.prometheus.names import EXPOSED
 from cellmeter.prometheus.own import OwnTotals
 from cellmeter.run import Device, Limit
 from cellmeter.store import EventTail, Tail
@@ -24,6 +25,7 @@ STALE_SECONDS = 60.0  # the recorder hangs, or the disk is full
 MOST_LABELS = 50
 LABEL_LENGTH = 64
 OTHER = "other"
+TOLD = {*EXPOSED, "gpu.event_reasons"}
 WORKER_EVENTS = "events-*.jsonl"
 
 
@@ -155,7 +157,9 @@ class Watched:
         """When the newest sample was taken, and the last number of each column."""
         newest_ns: int | None = None
         readings: dict[tuple[str, str], float] = {}
-        streams = dict.fromkeys(segment["stream"] for segment in header["segments"])
+        streams = dict.fromkeys(
+            segment["stream"] for segment in header["segments"] if TOLD & {column[0] for column in segment["columns"]}
+        )
         for stream in streams:  # the main one first
             grown = [part for part in Tail(self.folder, stream, newest=ROWS).samples() if len(part[1])]
             if not grown:
