@@ -26,6 +26,7 @@ TRACE = """gpu name="NVIDIA H100" uuid=GPU-aaaa mem=80g limit=700
 at 0 gpu 0 util=97 memutil=41 used=42g power=650 temp=61 sm=1755 reasons=0x40
 gpu name="NVIDIA H100" uuid=GPU-bbbb mem=80g limit=700
 at 0 gpu 1 util=0 memutil=0 used=1g power=70 temp=31 sm=345 reasons=0x1"""
+TOKEN = "0123456789abcdef0123456789abcdef"
 SLOW_SECONDS = 60.0  # real servers on a busy machine
 
 
@@ -54,6 +55,24 @@ def get(url: str, token: str | None = None, **options: Any) -> str:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     with urllib.request.urlopen(request, timeout=30, **options) as answer:
         return str(answer.read().decode())
+
+
+def a_token(folder: Path) -> Path:
+    """A file with a token that only its owner can read."""
+    path = folder / "token"
+    path.write_text(TOKEN + "\n")
+    path.chmod(0o600)
+    return path
+
+
+def a_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, and its key."""
+    certificate, key = folder / "it.crt", folder / "it.key"
+    files = ["-keyout", key, "-out", certificate]
+    subject = ["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
 
 
 def free_port() -> int:

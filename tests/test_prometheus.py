@@ -17,7 +17,7 @@ from typing import Any
 import nvml_stub
 import pytest
 from conftest import Kernel, recorders_below, wait_until
-from prometheus_parts import TRACE, Scrape, free_port, get, promtool, served
+from prometheus_parts import TOKEN, TRACE, Scrape, a_certificate, a_token, free_port, get, promtool, served
 
 from cellmeter.errors import BadUsage
 from cellmeter.metrics import METRICS
@@ -37,7 +37,6 @@ HOST = {
     "cpu_count": 4,
     "memory_bytes": 8 << 30,
 }
-TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 def sleeping(seconds: float) -> str:
@@ -180,9 +179,7 @@ def call(home: Path, *arguments: str | Path, code: str = "") -> tuple[int, str]:
 
 
 def test_other_addresses_only_behind_a_token_or_tls(home: Path, tmp_path: Path) -> None:
-    secret = tmp_path / "token"
-    secret.write_text(TOKEN + "\n")
-    secret.chmod(0o600)
+    secret = a_token(tmp_path)
     code, said = call(home, "serve", "--address", "0.0.0.0")
     assert (code, said.count("\n")) == (2, 1)
     assert "give a token (--token-file) or TLS" in said
@@ -197,11 +194,7 @@ def test_other_addresses_only_behind_a_token_or_tls(home: Path, tmp_path: Path) 
 
 
 def test_tls(home: Path, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "it.crt", tmp_path / "it.key"
-    files = ["-keyout", key, "-out", certificate]
-    subject = ["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject]
-    subprocess.run(command, check=True, capture_output=True)
+    certificate, key = a_certificate(tmp_path)
     tls = ("--certfile", certificate, "--keyfile", key)
     with served(*tls, "--address", "0.0.0.0", home=home, log=tmp_path / "log") as url:
         url = url.replace("0.0.0.0", "127.0.0.1")
@@ -371,6 +364,18 @@ def test_a_scrape_reads_what_is_new_and_not_the_whole_run(recorded: Recorded) ->
     first, begun = time.process_time() - begun, time.process_time()
     assert recorded.look().ended["ok"] == 5000
     assert time.process_time() - begun < first / 4
+
+
+def test_runs_of_other_machines_only_with_all(tmp_path: Path) -> None:
+    """A home on a disk that machines share: of the others it is only seen that something is being written."""
+    recorded = Recorded(tmp_path / "home" / "runs")
+    recorded.writer.describe(recorder={"pid": 1, "identity": "another-boot:4026531836:77"})
+    recorded.sample(0.1, 1000, 300)
+    folder = tmp_path / "home"
+    with served(home=folder, log=tmp_path / "log") as url:
+        assert scrape(url).all("cellmeter_run_info") == []
+    with served("--all", home=folder, log=tmp_path / "log") as url:
+        assert scrape(url).one("cellmeter_gpu_power_watts", uuid="GPU-0") == 300
 
 
 def test_own_metrics(recorded: Recorded) -> None:

@@ -13,7 +13,18 @@ from typing import Any
 import nvml_stub
 import pytest
 from conftest import Kernel, wait_until
-from prometheus_parts import SLOW_SECONDS, Prometheus, alertmanager, free_port, program, prometheus, promtool, served
+from prometheus_parts import (
+    SLOW_SECONDS,
+    Prometheus,
+    a_certificate,
+    a_token,
+    alertmanager,
+    free_port,
+    program,
+    prometheus,
+    promtool,
+    served,
+)
 from prometheus_parts import webhook as a_webhook
 
 from cellmeter.prometheus.config import ALERTMANAGER, DASHBOARD, RULES, SCRAPE
@@ -213,12 +224,17 @@ def working_kernel(start_kernel: Callable[..., Kernel], tmp_path: Path) -> Kerne
 def stack(
     working_kernel: Kernel, home: Path, tmp_path: Path
 ) -> Iterator[tuple[Prometheus, list[Any], Callable[[], Run], Path]]:
-    """Kernel, endpoint, Prometheus, Alertmanager and a webhook; the generated files with all waiting times cut short."""
+    """Kernel, guarded endpoint, Prometheus, Alertmanager and a webhook; of the generated files all waiting times are cut."""
     folder, port = tmp_path / "config", free_port()
-    with served(home=home, log=tmp_path / "serve.log") as url, a_webhook() as (hook, posted):
-        target = url.removeprefix("http://").removesuffix("/metrics")
+    secret, certificate, key = a_token(tmp_path), *a_certificate(tmp_path)
+    guard = ("--token-file", secret, "--certfile", certificate, "--keyfile", key)
+    with served(*guard, home=home, log=tmp_path / "serve.log") as url, a_webhook() as (hook, posted):
+        target = url.removeprefix("https://").removesuffix("/metrics")
         where = ("--target", target, "--alertmanager", f"127.0.0.1:{port}", "--webhook", hook)
         assert configure(folder, *where, "--errors", "inference", "--latency", "inference").returncode == 0
+        scraping = re.sub(r"# (authorization|scheme|tls_config):", r"\1:", (folder / SCRAPE).read_text())
+        scraping = scraping.replace("/etc/prometheus/cellmeter-token", str(secret))
+        (folder / SCRAPE).write_text(scraping.replace("/etc/prometheus/cellmeter.crt", str(certificate)))
         for name in (SCRAPE, RULES, ALERTMANAGER):
             text = (folder / name).read_text()
             text = re.sub(r"\b(for|group_wait|group_interval|\w+_interval): \w+", r"\1: 1s", text)

@@ -280,12 +280,12 @@ class EventTail:
         self._path = path
         self._offset = offset
 
-    def events(self) -> list[dict[str, Any]]:
-        """New whole events, oldest first."""
+    def events(self, most_bytes: int = -1) -> list[dict[str, Any]]:
+        """New whole events, oldest first; of so many bytes at the most, which must be more than a line has."""
         try:
             with open(self._path, "rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(most_bytes)
         except FileNotFoundError:
             return []
         data = data[: data.rfind(b"\n") + 1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from cellmeter import form
 from cellmeter.prometheus.names import EXPOSED
 from cellmeter.prometheus.own import OwnTotals
 from cellmeter.run import Device, Limit
-from cellmeter.store import EventTail, Tail
+from cellmeter.store import EVENTS, EventTail, Tail, read_header
 
 ROWS = 20  # of which each column's last number is taken: not all are read with every record
 FRESH_SECONDS = 5.0  # older than the newest record: the device or the source is gone
@@ -26,6 +26,7 @@ MOST_LABELS = 50
 LABEL_LENGTH = 64
 OTHER = "other"
 TOLD = {*EXPOSED, "gpu.event_reasons"}
+CHUNK_BYTES = 4 << 20  # a long run that says much has hundreds of MiB of events to begin with
 WORKER_EVENTS = "events-*.jsonl"
 
 
@@ -110,28 +111,19 @@ class Watched:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._events = Tail(folder)
-        self._workers: dict[Path, EventTail] = {}
+        self._said: dict[Path, EventTail] = {folder / EVENTS: EventTail(folder / EVENTS)}
         self._cells = Cells()
         self._own = OwnTotals()
         self._clock: Clock | None = None
 
     def look(self) -> State:
         """How it is now. Raises RunUnreadable, and LookupError, TypeError or ValueError if its form is not known."""
-        header = self._events.header()
+        header = read_header(self.folder)
         form.check_header(header)
-        events = self._events.events()
-        form.check_events(events)
-        clock = self._clock or Clock(header["start_ns"], header["started"])
-        for event in events:
-            self._cells.take(event)
-            self._own.take(event)
-            if event.get("event") == "anchor":
-                clock = self._clock = Clock(event["t"], event["wall"])
-        for said in self._said_by_workers():
-            self._own.take(said)
+        self._clock = self._clock or Clock(header["start_ns"], header["started"])
+        self._catch_up()
         newest_ns, readings = self._newest(header)
-        sampled = None if newest_ns is None else clock.wall(newest_ns)
+        sampled = None if newest_ns is None else self._clock.wall(newest_ns)
         if sampled is None or time.time() - sampled > STALE_SECONDS:
             readings = {}
         return State(
@@ -142,16 +134,28 @@ class Watched:
             notebook=header.get("notebook") or "",
             limits={name: Limit(*limit) for name, limit in header["limits"].items()},
             devices=tuple(Device(**device) for device in header["devices"]),
-            cell=self._cells.current(clock),
+            cell=self._cells.current(self._clock),
             ended=dict(self._cells.ended),
             sampled=sampled,
             readings=readings,
             own=self._own,
         )
 
-    def _said_by_workers(self) -> Iterator[dict[str, Any]]:
+    def _catch_up(self) -> None:
+        """Takes what the recorder, and workers of the kernel, have written since the last look."""
         for path in self.folder.glob(WORKER_EVENTS):
-            yield from self._workers.setdefault(path, EventTail(path)).events()
+            self._said.setdefault(path, EventTail(path))
+        for tail in self._said.values():
+            while events := tail.events(CHUNK_BYTES):
+                form.check_events(events)
+                for event in events:
+                    self._take(event)
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        self._cells.take(event)
+        self._own.take(event)
+        if event.get("event") == "anchor":
+            self._clock = Clock(event["t"], event["wall"])
 
     def _newest(self, header: Mapping[str, Any]) -> tuple[int | None, dict[tuple[str, str], float]]:
         """When the newest sample was taken, and the last number of each column."""
