@@ -22,8 +22,8 @@ from prometheus_parts import TOKEN, TRACE, Scrape, a_certificate, a_token, free_
 from cellmeter.errors import BadUsage
 from cellmeter.metrics import METRICS
 from cellmeter.prometheus.names import DCGM, EXPOSED
-from cellmeter.prometheus.own import MOST_NAMES
 from cellmeter.prometheus.serving import read_token
+from cellmeter.prometheus.totals import MOST_NAMES
 from cellmeter.prometheus.watched import MOST_LABELS, OTHER, State, Watched
 from cellmeter.run import Column
 from cellmeter.store import Writer, new_run_folder, read_header, read_run, run_folders, sealed
@@ -417,20 +417,31 @@ def test_own_metrics_of_workers_and_no_more_names_than_there_may_be(recorded: Re
 
 
 def test_own_metrics_are_served(kernel: Kernel, home: Path, tmp_path: Path) -> None:
-    kernel.run(
-        "say = get_ipython().magics_manager.registry['MonitorMagics'].session.recording.say\n"
-        "say({'event': 'span', 't': 30_000_000, 'start': 0, 'name': 'a \"b\"', 'status': 'ok', 'items': 8})\n"
-        "say({'event': 'logged', 't': 0, 'values': {'loss': 0.5}, 'steps': {'step': 3}})"
+    """Of the kernel and its workers, whether kept one by one or summed up."""
+    reply = kernel.run(
+        "import time, multiprocessing, cellmeter\n"
+        "def work():\n"
+        "    with cellmeter.span('a \"b\"', items=2): time.sleep(0.03)\n"
+        "    cellmeter.step(tokens=10)\n"
+        "worker = multiprocessing.get_context('fork').Process(target=work)\n"
+        "worker.start(); worker.join(); work()\n"
+        "for n in range(5000):\n"
+        "    with cellmeter.span('fast'): cellmeter.log(loss=n)\n"
     )
+    assert reply.status == "ok", reply
     with served(home=home, log=tmp_path / "log") as url:
-        found = scrape(url, lambda s: s.all("cellmeter_logged"))
-    name = {"name": 'a "b"', "run": kernel.recorded().id}
-    assert found.one("cellmeter_span_seconds_bucket", le="0.025", **name) == 0
-    assert found.one("cellmeter_span_seconds_bucket", le="0.05", **name) == 1
-    assert found.one("cellmeter_span_seconds_sum", **name) == pytest.approx(0.03)
-    assert found.one("cellmeter_span_items_total", **name) == 8
-    assert found.one("cellmeter_logged", name="loss") == 0.5
-    assert found.one("cellmeter_steps_total", name="step") == 3
+        found = scrape(
+            url, lambda s: [value for _, value in s.all("cellmeter_span_seconds_count", name="fast")] == [5000]
+        )
+    named = {"name": 'a "b"', "run": kernel.recorded().id}
+    assert found.one("cellmeter_span_seconds_bucket", le="0.025", **named) == 0
+    assert found.one("cellmeter_span_seconds_bucket", le="+Inf", **named) == 2
+    assert found.one("cellmeter_span_seconds_sum", **named) >= 0.06
+    assert found.one("cellmeter_span_errors_total", **named) == 0
+    assert found.one("cellmeter_span_items_total", **named) == 4
+    assert found.one("cellmeter_logged", name="loss") == 4999
+    assert found.one("cellmeter_steps_total", name="step") == 2
+    assert found.one("cellmeter_steps_total", name="tokens") == 20
     checked = promtool("check", "metrics", text=found.text)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 

@@ -34,15 +34,18 @@ TRACE = """gpu name="NVIDIA H100" uuid=GPU-aaaa mem=80g limit=700
 at 0 gpu 0 util=12 memutil=9 used=42g power=150 temp=61 sm=1755 reasons=0x40"""
 AWKWARD = 'a "b" \\ {{c}}: #d'
 WORK = """%%monitor train --no-chart
-import time
-say = get_ipython().magics_manager.registry["MonitorMagics"].session.recording.say
+import time, cellmeter
 number = 0
 while True:
-    number, now = number + 1, time.monotonic_ns()
-    status = "error" if number % 10 == 0 else "ok"
-    say({"event": "span", "t": now, "start": now - 70_000_000, "name": "inference", "status": status})
-    say({"event": "logged", "t": now, "steps": {"step": 1.0}})
-    time.sleep(0.1)
+    number += 1
+    try:
+        with cellmeter.span("inference", items=8):
+            time.sleep(0.06)
+            1 / (number % 10)
+    except ZeroDivisionError:
+        pass
+    cellmeter.step(rows=64)
+    cellmeter.log(loss=1 / number)
 """
 
 
@@ -264,7 +267,8 @@ def test_from_the_kernel_to_the_webhook(
     for expr in queries(folder / DASHBOARD):
         wait_until(lambda expr=expr: server.query(expr), expr, SLOW_SECONDS)
     p50 = server.value('histogram_quantile(0.5, rate(cellmeter_span_seconds_bucket{name="inference"}[1m]))')
-    assert p50 == pytest.approx(0.075, abs=0.025)  # 70 ms, in the bucket from 50 to 100
+    assert p50 is not None
+    assert 0.05 <= p50 <= 0.5  # 60 ms, and what a busy machine adds
     # an alert goes all the way
     expected = {"LowGPUUtilization", "GPUThrottled", "HighPredictionErrorRate"}
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellmeter import form
 from cellmeter.prometheus.names import EXPOSED
-from cellmeter.prometheus.own import OwnTotals
+from cellmeter.prometheus.totals import OwnTotals
 from cellmeter.run import Device, Limit
-from cellmeter.store import EVENTS, EventTail, Tail, read_header
+from cellmeter.store import EVENTS, MOST_WORKER_FILES, EventTail, Tail, read_header, worker_events
 
 ROWS = 20  # of which each column's last number is taken: not all are read with every record
 FRESH_SECONDS = 5.0  # older than the newest record: the device or the source is gone
@@ -27,7 +27,6 @@ LABEL_LENGTH = 64
 OTHER = "other"
 TOLD = {*EXPOSED, "gpu.event_reasons"}
 CHUNK_BYTES = 4 << 20  # a long run that says much has hundreds of MiB of events to begin with
-WORKER_EVENTS = "events-*.jsonl"
 
 
 class CurrentCell(NamedTuple):
@@ -111,7 +110,8 @@ class Watched:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._said: dict[Path, EventTail] = {folder / EVENTS: EventTail(folder / EVENTS)}
+        self._events = EventTail(folder / EVENTS)
+        self._said_by_workers: dict[Path, EventTail] = {}
         self._cells = Cells()
         self._own = OwnTotals()
         self._clock: Clock | None = None
@@ -143,19 +143,16 @@ class Watched:
 
     def _catch_up(self) -> None:
         """Takes what the recorder, and workers of the kernel, have written since the last look."""
-        for path in self.folder.glob(WORKER_EVENTS):
-            self._said.setdefault(path, EventTail(path))
-        for tail in self._said.values():
-            while events := tail.events(CHUNK_BYTES):
-                form.check_events(events)
-                for event in events:
-                    self._take(event)
-
-    def _take(self, event: Mapping[str, Any]) -> None:
-        self._cells.take(event)
-        self._own.take(event)
-        if event.get("event") == "anchor":
-            self._clock = Clock(event["t"], event["wall"])
+        for path in worker_events(self.folder)[:MOST_WORKER_FILES]:
+            self._said_by_workers.setdefault(path, EventTail(path))
+        for event in _new(self._events):
+            self._cells.take(event)
+            self._own.take(event)
+            if event.get("event") == "anchor":
+                self._clock = Clock(event["t"], event["wall"])
+        for tail in self._said_by_workers.values():
+            for event in _new(tail):
+                self._own.take(event)
 
     def _newest(self, header: Mapping[str, Any]) -> tuple[int | None, dict[tuple[str, str], float]]:
         """When the newest sample was taken, and the last number of each column."""
@@ -177,3 +174,10 @@ class Watched:
                 if numbers:
                     readings[column.metric, column.subject] = numbers[-1]
         return newest_ns, readings
+
+
+def _new(tail: EventTail) -> Iterator[dict[str, Any]]:
+    """What has come since the last look, however much that is."""
+    while events := tail.events(CHUNK_BYTES):
+        form.check_events(events)
+        yield from events

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cellmeter.spans import bucket_seconds
+
 BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 MOST_NAMES = 100  # of values, of amounts and of spans each: those said first
-_BATCH_BUCKET = 1.02  # spans that came too fast are kept as a histogram whose buckets are 2 % wide
 
 
 @dataclass
@@ -74,6 +75,6 @@ def _take_span(spans: SpanTotals, event: Mapping[str, Any]) -> None:
 
 def _take_batch(spans: SpanTotals, event: Mapping[str, Any]) -> None:
     for bucket, count in event["histogram"].items():
-        spans.add(2 * _BATCH_BUCKET ** int(bucket) / (_BATCH_BUCKET + 1), count)
+        spans.add(bucket_seconds(int(bucket)), count)
     spans.seconds += event["seconds"]
     spans.errors += event["errors"]
