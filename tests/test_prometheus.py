@@ -207,8 +207,11 @@ def test_tls(home: Path, tmp_path: Path) -> None:
 def test_a_client_that_says_nothing_holds_up_nobody(home: Path, tmp_path: Path) -> None:
     with served(home=home, log=tmp_path / "log") as url:
         port = int(url.rpartition(":")[2].removesuffix("/metrics"))
-        with socket.create_connection(("127.0.0.1", port)):
+        with socket.create_connection(("127.0.0.1", port)) as silent:
             assert "cellmeter_" in get(url)
+            silent.setblocking(False)
+            with pytest.raises(BlockingIOError):  # it has not been hung up on to make room
+                silent.recv(1)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ class Exposition(Collector):
         self._elsewhere = elsewhere
         self._dcgm = dcgm
         self._watched: dict[Path, Watched] = {}
+        self._ended: set[Path] = set()
         self._lock = threading.Lock()
 
     def describe(self) -> Iterable[Metric]:
@@ -66,7 +67,9 @@ class Exposition(Collector):
 
     def _look(self) -> tuple[list[State], int]:
         folders = [self._only] if self._only is not None else run_folders(self._home)[-RUNS_LOOKED_AT:]
-        wanted = [folder for folder in dict.fromkeys([*self._watched, *folders]) if self._is_open(folder)]
+        self._ended &= set(folders)
+        looked_at = dict.fromkeys(folder for folder in (*self._watched, *folders) if folder not in self._ended)
+        wanted = [folder for folder in looked_at if self._is_open(folder)]
         self._watched = {folder: self._watched.get(folder) or Watched(folder) for folder in sorted(wanted)}
         states, unreadable = [], 0
         for watched in self._watched.values():
@@ -84,9 +87,12 @@ class Exposition(Collector):
 
     def _is_open(self, folder: Path) -> bool:
         try:
-            return is_open(read_header(folder), folder if self._elsewhere else None)
+            goes_on = is_open(read_header(folder), folder if self._elsewhere else None)
         except RunUnreadable:  # its recorder has yet to write it, or it has been removed
             return False
+        if not (goes_on or self._elsewhere):  # another machine's is only seen not to be written, which may change
+            self._ended.add(folder)
+        return goes_on
 
 
 def families(states: Sequence[State], unreadable: int) -> Iterator[Metric]:
