@@ -26,7 +26,8 @@ lab: $(DEVELOPS) ## open JupyterLab on notebooks/
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 test: $(DEVELOPS) $(OLDER) ## all tests: Python, a real JupyterLab in Chromium, JavaScript
-	@tools/need cc:gcc node:nodejs npm:npm fc-list:fontconfig
+	@tools/need cc:gcc node:nodejs npm:npm fc-list:fontconfig openssl:openssl promtool:prometheus \
+		prometheus-alertmanager:prometheus-alertmanager
 	@tools/need --run 'fc-list | grep -q .' fonts-dejavu-core
 	@tools/need-browser $(BIN)/python
 	@$(MAKE) -s $(NODE_MODULES)

@@ -121,12 +121,13 @@ class TestReadings:
             """
             gpu mem=80g limit=700
             at 0 gpu 0 util=0 power=75
-            at 1 gpu 0 util=96 power=640 temp=61 sm=1755 reasons=0x4 used=30g
+            at 1 gpu 0 util=96 memutil=41 power=640 temp=61 sm=1755 reasons=0x4 used=30g
             """
         )
         rig.at(2)
         assert rig.read() == {
             "gpu.utilization:gpu0": 96,
+            "gpu.memory.utilization:gpu0": 41,
             "gpu.memory.used:gpu0": 30 * GIB,
             "gpu.memory.total:gpu0": 80 * GIB,
             "gpu.power:gpu0": 640,
@@ -173,9 +174,10 @@ class TestWhatIsNotThere:
         rig = start("gpu\nerr 0 - gpu 0 nvmlDeviceGetUtilizationRates 3")
         rows = [rig.read() for _ in range(3)]
         assert all(math.isnan(row["gpu.utilization:gpu0"]) for row in rows)
-        assert len(known(rows[-1])) == len(rows[-1]) - 1
+        assert len(known(rows[-1])) == len(rows[-1]) - 2
         assert rig.notices() == [
-            Notice("unavailable", "gpu.utilization", "gpu0", "this GPU or its mode does not support it")
+            Notice("unavailable", metric, "gpu0", "this GPU or its mode does not support it")
+            for metric in ("gpu.utilization", "gpu.memory.utilization")
         ]
         assert rig.machine.counts()["nvmlDeviceGetUtilizationRates"] == 1
 
@@ -200,7 +202,10 @@ class TestWhatIsNotThere:
         rows = [rig.read(), rig.read()]
         assert all(math.isnan(row["gpu.utilization:gpu0"]) for row in rows)
         assert all(row["gpu.memory.total:gpu0"] == 80 * GIB for row in rows)
-        assert [notice[:2] for notice in rig.notices()] == [("unavailable", "gpu.utilization")]
+        assert [notice[:2] for notice in rig.notices()] == [
+            ("unavailable", "gpu.utilization"),
+            ("unavailable", "gpu.memory.utilization"),
+        ]
 
     def test_a_passing_error_is_one_unknown_value(self, start):
         rig = start("gpu\nat 0 gpu 0 util=50\nerr 1 2 gpu 0 nvmlDeviceGetUtilizationRates 10")
@@ -286,7 +291,7 @@ class TestLost:
         rig = start("gpu\nerr 0 4 gpu 0 nvmlDeviceGetUtilizationRates 15")
         assert known(rig.read()) == {}
         rig.at(5)
-        assert len(known(rig.read())) == 8
+        assert len(known(rig.read())) == 9
         assert [notice.kind for notice in rig.notices()] == ["lost", "returned"]
 
     def test_the_other_sources_do_not_ask_a_lost_gpu(self, start):

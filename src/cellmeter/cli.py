@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cellmeter import __version__
 from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
 from cellmeter.headless import Executed, Progress
+from cellmeter.prometheus import commands as prometheus
 from cellmeter.run import Run
 from cellmeter.store import find_run, list_runs, read_run, remove_run, run_folders, runs_home
 
@@ -70,7 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cellmeter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_runs, _add_report, _add_compare, _add_export, _add_run, _add_watch, _add_doctor, _add_demo):
+    for add in (
+        _add_runs,
+        _add_report,
+        _add_compare,
+        _add_export,
+        _add_run,
+        _add_watch,
+        _add_serve,
+        _add_prometheus_config,
+        _add_doctor,
+        _add_demo,
+    ):
         add(commands)
     return parser
 
@@ -353,6 +365,16 @@ def _watch(options: argparse.Namespace) -> int:
 
     watch(find_run(options.run, runs_home()))
     return OK
+
+
+def _add_serve(commands: Commands) -> None:
+    text = "let a Prometheus server ask what running kernels do: on this machine alone, unless you say otherwise"
+    prometheus.add_options(_command(commands, "serve", prometheus.serve, text))
+
+
+def _add_prometheus_config(commands: Commands) -> None:
+    text = "write what a Prometheus server needs: scraping, alert rules, an Alertmanager, a Grafana dashboard"
+    prometheus.add_config_options(_command(commands, "prometheus-config", prometheus.write_config, text))
 
 
 def _add_doctor(commands: Commands) -> None:

@@ -23,6 +23,7 @@ from cellmeter import own, strip
 from cellmeter.alerts import Budget, parse_budget
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
 from cellmeter.lookout import Callback, Lookout
+from cellmeter.prometheus.commands import add_serve_options, serve_beside
 from cellmeter.recording import OpenCell, Recording
 from cellmeter.settings import checked_rate, load_settings
 from cellmeter.tagging import Begun, Finished, Tagger
@@ -65,7 +66,7 @@ def _cell_parser() -> _Parser:
 def _line_parser() -> _Parser:
     parser = _Parser(prog="%monitor", add_help=False)
     commands = parser.add_subparsers(
-        dest="command", metavar="start|stop|cells|report|show|alert|dock|compare", parser_class=_Parser
+        dest="command", metavar="start|stop|cells|report|show|alert|dock|compare|serve", parser_class=_Parser
     )
     start = commands.add_parser("start", add_help=False)
     start.add_argument("--rate", type=float, metavar="HZ")
@@ -83,6 +84,7 @@ def _line_parser() -> _Parser:
     compare = commands.add_parser("compare", add_help=False)
     compare.add_argument("a", metavar="BEFORE")
     compare.add_argument("b", metavar="AFTER", nargs="?")
+    add_serve_options(commands.add_parser("serve", add_help=False))
     return parser
 
 
@@ -367,6 +369,8 @@ class MonitorMagics(Magics):
             %monitor dock                the whole run live, its cells as bands, beside the notebook where the package
                                          sidecar is installed, else under this cell
             %monitor compare A [B]       two runs side by side, by cell; this one without B
+            %monitor serve [--port N] [--dcgm-names]
+                                         let a Prometheus server ask what this kernel does, as `cellmeter serve` does
 
         Recordings are kept: see ``cellmeter runs`` on a command line, or ``cellmeter.open_run()``.
         """
@@ -490,6 +494,9 @@ class MonitorMagics(Magics):
         before = find_run(options.a, runs_home())
         after = find_run(options.b, runs_home()) if options.b else self._run_folder()
         print(export.render_comparison(read_run(before), read_run(after), "text"), end="")
+
+    def _serve(self, options: argparse.Namespace) -> None:
+        print(serve_beside(self._run_folder(), options))
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -678,6 +678,16 @@ CATALOGUE: tuple[Metric, ...] = (
         prometheus="DCGM_FI_PROF_NVLINK_RX_BYTES",
     ),
     Metric(
+        "gpu.memory.utilization",
+        "%",
+        "gauge",
+        "gpu",
+        "gpu",
+        "Share of time in which device memory was read or written",
+        "nvmlDeviceGetUtilizationRates",
+        prometheus="DCGM_FI_DEV_MEM_COPY_UTIL",
+    ),
+    Metric(
         "gpu.memory.used",
         "By",
         "gauge",

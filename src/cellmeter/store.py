@@ -234,13 +234,12 @@ class Tail:
         self.stream = stream
         self._most_bytes = most_bytes
         self._offsets: dict[str, int] = {}
-        self._events_offset = 0
+        self._events = EventTail(folder / EVENTS, 0 if newest is None else _file_size(folder / EVENTS))
         if since_ns is not None:
             for entry in self.header()["segments"]:
                 size = record_size(len(entry["columns"]))
                 self._offsets[entry["file"]] = _first_since(folder / entry["file"], size, since_ns) * size
         if newest is not None:
-            self._events_offset = _file_size(folder / EVENTS)
             for entry in self.header()["segments"]:
                 size = record_size(len(entry["columns"]))
                 behind = _file_size(folder / entry["file"]) // size - newest
@@ -271,14 +270,26 @@ class Tail:
 
     def events(self) -> list[dict[str, Any]]:
         """New whole events, oldest first."""
+        return self._events.events()
+
+
+class EventTail:
+    """Follows one file of events; each call returns what is new. ``offset``: where to begin."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._path = path
+        self._offset = offset
+
+    def events(self, most_bytes: int = -1) -> list[dict[str, Any]]:
+        """New whole events, oldest first; of so many bytes at the most, which must be more than a line has."""
         try:
-            with open(self.folder / EVENTS, "rb") as file:
-                file.seek(self._events_offset)
-                data = file.read()
+            with open(self._path, "rb") as file:
+                file.seek(self._offset)
+                data = file.read(most_bytes)
         except FileNotFoundError:
             return []
         data = data[: data.rfind(b"\n") + 1]
-        self._events_offset += len(data)
+        self._offset += len(data)
         return [event for line in data.splitlines() if (event := unsealed(line)) is not None]
 
 

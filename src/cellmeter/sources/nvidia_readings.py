@@ -72,7 +72,8 @@ def _quantities(nvml: Any) -> tuple[_Quantity, ...]:
     instant = [(nvml.NVML_FI_DEV_POWER_INSTANT, 0)]  # a plain id costs pynvml an exception in every call
 
     def utilization(handle: Any) -> tuple[float, ...]:
-        return (float(rates(handle).gpu),)
+        found = rates(handle)
+        return float(found.gpu), float(found.memory)
 
     def memory_without_reserved(handle: Any) -> tuple[float, ...]:
         found = memory(handle, version_2)
@@ -90,7 +91,11 @@ def _quantities(nvml: Any) -> tuple[_Quantity, ...]:
 
     celsius, mhz = nvml.NVML_TEMPERATURE_GPU, nvml.NVML_CLOCK_SM
     return (
-        _Quantity(("gpu.utilization",), [utilization], on_mig="NVML measures no utilization where MIG is on"),
+        _Quantity(
+            ("gpu.utilization", "gpu.memory.utilization"),
+            [utilization],
+            on_mig="NVML measures no utilization where MIG is on",
+        ),
         _Quantity(
             ("gpu.memory.used", "gpu.memory.total"), [memory_without_reserved, memory_with_reserved], on_mig=None
         ),
