@@ -145,7 +145,7 @@ def test_bad_use_shows_the_usage(cellmeter: Call) -> None:
 
 def test_every_command_has_help(cellmeter: Call) -> None:
     top = cellmeter("--help").stdout
-    for command in ("runs", "report", "compare", "export", "run", "watch", "doctor", "demo"):
+    for command in ("runs", "report", "compare", "export", "run", "record", "watch", "doctor", "demo"):
         assert f"\n    {command} " in top
         assert "usage: cellmeter" in cellmeter(command, "--help").stdout
 

@@ -408,7 +408,7 @@ def test_a_loop_of_calls_neither_fills_the_disk_nor_stops_the_samples(script: Sc
 
 
 def test_the_most_worker_files_are_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    monkeypatch.setattr(own, "_run_above", lambda: tmp_path)
+    monkeypatch.setattr(own, "run_above", lambda: tmp_path)
     monkeypatch.setattr(own, "MOST_WORKER_FILES", 2)
     for pid in (1, 2):
         (tmp_path / f"events-{pid}.jsonl").touch()

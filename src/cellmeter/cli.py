@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_compare,
         _add_export,
         _add_run,
+        _add_record,
         _add_watch,
         _add_serve,
         _add_prometheus_config,
@@ -352,6 +353,40 @@ class _Bar:
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _add_record(commands: Commands) -> None:
+    text = "run a Python script, or with -m a module, as python would, and report on it"
+    parser = _command(commands, "record", _record, text)
+    parser.add_argument("--rate", type=float, metavar="HZ", help="samples a second (default: as in the settings)")
+    parser.add_argument(
+        "--report", type=Path, metavar="PATH", help="where the report goes (default: SCRIPT-report.html)"
+    )
+    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
+    parser.add_argument("script", metavar="SCRIPT")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS …", help="what the script gets")
+
+
+def _record(options: argparse.Namespace) -> int:
+    from cellmeter import judge
+    from cellmeter.record import leave_as, record
+
+    recorded = record(options.script, options.arguments, module=options.module, rate_hz=options.rate)
+    if recorded.folder is None:
+        print("cellmeter: nothing was recorded, so there is no report", file=sys.stderr)
+        return leave_as(recorded.code)
+    run = read_run(recorded.folder)
+    judgement = judge(run)
+    name = options.script if options.module else Path(options.script).stem
+    report = options.report or Path(f"{name}-report.html")
+    try:
+        _write(run, report, judgement)
+        from cellmeter.export.summary import lead
+
+        print(f"cellmeter: {lead(run, judgement)}\ncellmeter: wrote {report}", file=sys.stderr)
+    except CellmeterError as error:  # the exit code is the script's
+        print(f"cellmeter: {error}", file=sys.stderr)
+    return leave_as(recorded.code)
 
 
 def _add_watch(commands: Commands) -> None:

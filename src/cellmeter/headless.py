@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cellmeter.errors import BadUsage, MissingExtra, RunUnreadable
-from cellmeter.store import process_identity, read_header, run_folders, runs_home
+from cellmeter.store import is_open, kernel_of, process_identity, read_header, run_folders, runs_home
 
 _LOADS_EXTENSION = re.compile(r"^\s*%(load_ext|reload_ext)\s+cellmeter\b", re.MULTILINE)
 END_SECONDS = 5.0
@@ -99,9 +99,9 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
             )
         except DeadKernelError:
             failure = f"the kernel died in {follower.where()}{_fatal_line(said)}"
-    recorded = _run_of_kernel(follower.kernel)
+    recorded = run_of_process(*follower.kernel) if follower.kernel else None
     if recorded is not None:
-        _wait_for_end(recorded)
+        wait_for_end(recorded)
     return Executed(notebook, recorded, failure)
 
 
@@ -126,11 +126,11 @@ class _Follower:
         self._tell = tell
         self._started = time.monotonic()
         self._now: Progress | None = None
-        self.kernel: str | None = None
+        self.kernel: tuple[int, str | None] | None = None
 
     def saw_kernel(self, client: Any) -> None:
         pid = getattr(client.km.provisioner, "pid", None)
-        self.kernel = None if pid is None else process_identity(pid)
+        self.kernel = None if pid is None else (pid, process_identity(pid))
 
     def started(self, cell: Any, cell_index: int) -> None:
         if cell_index not in self._numbers:
@@ -152,21 +152,21 @@ class _Follower:
         return f"code cell {self._now.number} of {self._now.total} ({self._now.first_line[:60]})"
 
 
-def _run_of_kernel(identity: str | None) -> Path | None:
-    for folder in reversed(run_folders(runs_home())):
-        try:
-            kernel = read_header(folder).get("kernel") or {}
-        except RunUnreadable:
-            continue
-        if identity is not None and kernel.get("identity") == identity:
-            return folder
-    return None
+def run_of_process(pid: int, identity: str | None) -> Path | None:
+    """The newest run of a process, whose :func:`~cellmeter.store.process_identity` that is; None if there is none."""
+    folders = reversed(run_folders(runs_home()))
+    return next((f for f in folders if identity is not None and kernel_of(f) == (pid, identity)), None)
 
 
-def _wait_for_end(folder: Path) -> None:
-    """The recorder writes the end record just after the kernel has gone."""
-    from cellmeter.store import is_open
-
+def wait_for_end(folder: Path) -> None:
+    """The recorder writes the end record just after the process has gone, and the header of a short run not before."""
     until = time.monotonic() + END_SECONDS
-    while is_open(read_header(folder)) and time.monotonic() < until:
+    while _goes_on(folder) and time.monotonic() < until:
         time.sleep(0.01)
+
+
+def _goes_on(folder: Path) -> bool:
+    try:
+        return is_open(read_header(folder))
+    except RunUnreadable:
+        return True

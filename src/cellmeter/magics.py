@@ -19,7 +19,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
-from cellmeter import own, strip
+from cellmeter import own, script, strip
 from cellmeter.alerts import Budget, parse_budget
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
 from cellmeter.lookout import Callback, Lookout
@@ -518,10 +518,6 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
         shell.magics_manager.magics[kind].pop("monitor", None)
 
 
-_script: tuple[Recording, OpenCell] | None = None
-_script_lookout = Lookout(lambda line: print(f"cellmeter: {line}", file=sys.stderr))
-
-
 def alert(expression: str, callback: Callback | None = None) -> Callable[[], None]:
     """Watches cells for ``METRIC[:SUBJECT] < or > VALUE for DURATION``: ``"gpu.utilization < 30 for 60s"``.
 
@@ -531,7 +527,7 @@ def alert(expression: str, callback: Callback | None = None) -> Callable[[], Non
     In IPython it starts recording as :func:`start` does. Raises BadUsage with a caret under what is wrong.
     """
     shell = get_ipython()
-    lookout = _script_lookout
+    lookout = script.lookout
     if shell is not None:
         load_ipython_extension(shell)
         lookout = shell.magics_manager.registry[_NAME].session.lookout
@@ -547,38 +543,17 @@ def start(rate_hz: float | None = None, max_memory: str | float | None = None, i
     Raises BadUsage and RecorderUnavailable.
     """
     budget = None if max_memory is None else parse_budget(str(max_memory), interrupt)
-    global _script
     shell = get_ipython()
-    if shell is not None:
-        load_ipython_extension(shell)
-        shell.magics_manager.registry[_NAME].session.start(rate_hz, budget)
+    if shell is None:
+        script.start(rate_hz, budget)
         return
-    if _script is not None:
-        return
-    settings = load_settings()
-    if rate_hz is not None:
-        settings = replace(settings, rate_hz=checked_rate(rate_hz))
-    script = sys.argv[0] if sys.argv and sys.argv[0] else None
-    recording = Recording.start(settings, os.path.abspath(script) if script else None)
-    # a script is one cell: it is sampled at the full rate, and has a row of its own in the report
-    cell = recording.cell_started("", label=Path(script).name if script else "script")
-    _script = recording, cell
-    _script_lookout.budget = budget
-    _script_lookout.follow(recording)
-    _script_lookout.cell_began(cell.seq)
-    atexit.register(stop)
+    load_ipython_extension(shell)
+    shell.magics_manager.registry[_NAME].session.start(rate_hz, budget)
 
 
 def stop() -> None:
     """Stops what :func:`start` started; does nothing if nothing is recorded."""
-    global _script
     shell = get_ipython()
     if shell is not None and _NAME in shell.magics_manager.registry:
         shell.magics_manager.registry[_NAME].session.stop()
-    if _script is not None:
-        _script_lookout.cell_over(_script[1].seq, "ok")
-        _script_lookout.cell_ended(_script[1].seq)
-        _script_lookout.follow(None)
-        _script[0].stop()
-        _script = None
-        atexit.unregister(stop)
+    script.stop()

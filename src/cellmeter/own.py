@@ -275,7 +275,7 @@ class Own:
             self._look_ns = now + int(LOOK_AGAIN_SECONDS * 1e9)
             return
         self._sink = self._worker = None
-        folder = _run_above()
+        folder = run_above()
         if folder is not None and (len(worker_events(folder)) < MOST_WORKER_FILES or worker_file(folder).exists()):
             self._sink = self._worker = WorkerFile(folder)
             self._look_ns = now + int(LOOK_AGAIN_SECONDS * 1e9)
@@ -363,7 +363,7 @@ class WorkerFile:
             os.close(fd)
 
 
-def _run_above() -> Path | None:
+def run_above() -> Path | None:
     """The newest open run whose kernel is this process or one above it."""
     import psutil
 

@@ -1,0 +1,204 @@
+"""Plain scripts: ``cellmeter record``, held against plain ``python``, and ``cellmeter.start()``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_until
+
+from cellmeter.run import Run
+from cellmeter.store import read_run, run_folders
+
+RECORD = (sys.executable, "-m", "cellmeter", "record")
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in the test's folder."""
+
+    def call(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(part) for part in command],
+            **{"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 90, "check": False, **options},
+        )
+
+    return call
+
+
+Calls = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def the_run(home: Path) -> Run:
+    (folder,) = run_folders(home / "runs")
+    return read_run(folder)
+
+
+def own(stderr: str) -> str:
+    """What a script wrote to stderr, without the two lines of ours at the end."""
+    lines = stderr.splitlines(keepends=True)
+    assert [line.startswith("cellmeter: ") for line in lines[-2:]] == [True, True], stderr
+    return "".join(lines[:-2])
+
+
+SCRIPTS = {
+    "arguments": (
+        "import sys, os\n"
+        "print(sys.argv, sys.path, __name__, __file__, __spec__, __package__, __doc__, type(__loader__).__name__)\n"
+        "print(sorted(globals()), sys.modules['__main__'].__dict__ is globals(), __builtins__ is not None)\n"
+        "print(sys.stdin.read().upper(), os.getcwd(), sys.flags)\n"
+    ),
+    "docstring": '"""Of the script."""\nfrom __future__ import annotations\nimport beside\nprint(__doc__, beside.X)\n',
+    "failing": "def f():\n    return 1 / 0\n\nprint('out')\nf()\n",
+    "syntax": "print('never'\n",
+    "exit-3": "import sys; print('out'); sys.exit(3)",
+    "exit-text": "raise SystemExit('why it ended')",
+    "interrupted": "raise KeyboardInterrupt",
+    "own-hook": "import sys\nsys.excepthook = lambda *a: print('hook', a[0].__name__, a[2].tb_lineno, a[2].tb_next)\n1 / 0\n",
+    "at-exit": "import atexit, threading, time\natexit.register(print, 'last')\n"
+    "threading.Timer(0.3, print, ['thread']).start()\nprint('end of main')\n",
+    "leaves": "import os; print('out', flush=True); os._exit(4)",
+    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+    "spawn": (
+        "import multiprocessing as mp, os, sys\n"
+        "print('module', __name__)\n"
+        "def square(n):\n    return n * n, __name__, sys.argv\n"
+        "if __name__ == '__main__':\n"
+        "    with mp.get_context('spawn').Pool(1) as pool:\n        print(pool.map(square, [3]))\n"
+    ),
+    "forks": (
+        "import os, sys\nprint('before', flush=True)\n"
+        "if os.fork() == 0:\n    print('child', flush=True)\n    sys.exit(0)\n"
+        "os.wait()\nprint('parent')\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_runs_as_with_plain_python(run: Calls, home: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "beside.py").write_text("X = 'from its own folder'")
+    (tmp_path / "beside.py").write_text("X = 'from the working folder'")
+    path = folder / f"{name}.py"
+    path.write_text(SCRIPTS[name])
+    arguments = ("scripts/" + path.name, "--report", "x", "-m", "--", "a b")
+    plain = run(sys.executable, *arguments, input="typed")
+    recorded = run(*RECORD, *arguments, input="typed")
+    assert recorded.stdout == plain.stdout
+    assert own(recorded.stderr) == plain.stderr
+    assert recorded.returncode == plain.returncode
+    result = the_run(home)
+    (cell,) = result.cells
+    assert (cell.label, result.notebook) == (path.name, str(path))
+    assert (tmp_path / f"{name}-report.html").exists()
+    code, number = (plain.returncode, None) if plain.returncode >= 0 else (None, -plain.returncode)
+    assert (result.ending, result.exit_code, result.signal) == ("killed" if number else "exited", code, number)
+    died = {"leaves": "died", "killed": "died", "interrupted": "interrupted"}
+    assert cell.status == died.get(name, "error" if plain.returncode else "ok")
+
+
+def test_a_module(run: Calls, home: Path, tmp_path: Path) -> None:
+    package = tmp_path / "tool"
+    package.mkdir()
+    (package / "__init__.py").write_text("import sys; print(sys.argv, __name__)")
+    (package / "part.py").write_text("X = 5")
+    main = "import sys\nfrom .part import X\nprint(X, sys.argv, sys.path, __name__, __package__, __spec__.name, __file__)\n"
+    (package / "__main__.py").write_text(main + "1 / 0\n")
+    plain, recorded = (run(*command, "-m", "tool", "--x", "1") for command in ((sys.executable,), RECORD))
+    assert recorded.stdout == plain.stdout
+    frames = own(recorded.stderr).replace("Traceback (most recent call last):\n", "")
+    assert plain.stderr.endswith(frames)
+    assert recorded.returncode == plain.returncode == 1
+    assert the_run(home).cells[0].label == "-m tool"
+    assert (tmp_path / "tool-report.html").exists()
+    missing = run(*RECORD, "-m", "no_such_module")
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert own(missing.stderr) == run(sys.executable, "-m", "no_such_module").stderr
+
+
+def test_flags_of_the_interpreter_are_passed_on(run: Calls, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "asserts.py").write_text("assert False\nprint('optimised')")
+    assert run(*RECORD, "asserts.py").returncode == 1
+    assert run(sys.executable, "-O", *RECORD[1:], "asserts.py").stdout == "optimised\n"
+
+
+def test_spans_and_samples_of_a_script_and_its_workers(run: Calls, home: Path, tmp_path: Path) -> None:
+    """Its module runs again in each worker, whose ``start()`` must not begin another run."""
+    (tmp_path / "train.py").write_text(
+        "import cellmeter, multiprocessing as mp, time\n"
+        "cellmeter.start()\n"
+        "def work(n):\n"
+        "    with cellmeter.span('batch', items=2):\n        time.sleep(0.05)\n"
+        "if __name__ == '__main__':\n"
+        "    with cellmeter.span('epoch'):\n"
+        "        with mp.get_context('spawn').Pool(2) as pool:\n            pool.map(work, range(4))\n"
+        "            pool.close()\n            pool.join()\n"
+        "    cellmeter.log(loss=0.5)\n"
+    )
+    recorded = run(*RECORD, "--rate", "50", "--report", "out.json", "train.py")
+    assert recorded.returncode == 0, recorded.stderr
+    assert own(recorded.stderr) == ""
+    result = the_run(home)
+    assert result.rate_hz == 50
+    assert result.usage(result.cells[0]).samples > 10
+    assert {stats.name: stats.count for stats in result.span_stats()} == {"epoch": 1, "batch": 4}
+    assert list(result.logged) == ["loss"]
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert [cell["label"] for cell in report["cells"]] == ["train.py"]
+    assert result.usage(result.cells[0]).peak_exact
+    again = run(sys.executable, "train.py")  # workers import it while it has no parent, and run it having one
+    assert (again.returncode, again.stderr) == (0, "")
+    assert len(run_folders(home / "runs")) == 2
+    assert read_run(run_folders(home / "runs")[-1]).ending == "stopped"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "died")])
+def test_a_signal_reaches_the_script_once_and_ends_us_alike(
+    run: Calls, home: Path, tmp_path: Path, number: signal.Signals, status: str
+) -> None:
+    (tmp_path / "waits.py").write_text(
+        "import os\nopen('there', 'w').close()\ntry:\n    os.read(0, 1)\nfinally:\n    print('cleaned up', flush=True)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*RECORD, "waits.py"], cwd=tmp_path, text=True, start_new_session=True, **pipes) as process:
+        wait_until((tmp_path / "there").exists, "the script to wait")
+        process.send_signal(number)
+        output, said = process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert output.count("cleaned up") == (number == signal.SIGINT)
+    assert own(said).count("KeyboardInterrupt") == (number == signal.SIGINT)
+    result = the_run(home)
+    assert (result.ending, result.signal, result.cells[0].status) == ("killed", number, status)
+
+
+def test_what_cannot_be_run_or_recorded(run: Calls, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "fine.py").write_text("print('fine')")
+    for arguments, says in (
+        (["missing.py"], "there is no script missing.py"),
+        (["--rate", "1000", "fine.py"], "a rate of 1000 Hz is not possible"),
+    ):
+        refused = run(*RECORD, *arguments)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert says in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    unwritable = run(*RECORD, "fine.py", env={**os.environ, "CELLMETER_HOME": "/proc/nowhere"})
+    assert (unwritable.returncode, unwritable.stdout) == (0, "fine\n")
+    assert unwritable.stderr.count("\n") == 2
+    assert "cannot be written" in unwritable.stderr
+    no_report = run(*RECORD, "--report", "/no/such/x.html", "fine.py")
+    assert (no_report.returncode, no_report.stdout) == (0, "fine\n")
+    assert "cellmeter: /no/such/x.html cannot be written" in no_report.stderr
+
+
+def test_start_in_a_script_tells_how_it_ended(run: Calls, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("import cellmeter\ncellmeter.start()\n1 / 0")
+    assert run(sys.executable, "fails.py").returncode == 1
+    assert the_run(home).cells[0].status == "error"
