@@ -246,6 +246,9 @@ def _add_export(commands: Commands) -> None:
         action="store_true",
         help="one JSON document a cell and finding, for log shippers; to stdout without -o",
     )
+    parser.add_argument(
+        "--into", type=Path, metavar="NOTEBOOK", help="write each cell's figures into an executed notebook's metadata"
+    )
     parser.add_argument("--cells", metavar="N,M-K", help="only these cells, by their In [n]")
     parser.add_argument(
         "--since",
@@ -258,6 +261,8 @@ def _export(options: argparse.Namespace) -> int:
     from cellmeter import export, judge
 
     output: Path | None = options.output
+    if options.into is not None:
+        return _export_into(options)
     if output is None and not options.jsonl:
         raise BadUsage("export: name a file with -o PATH, or use --jsonl to print")
     if output is not None and output.suffix.lower() not in EXPORT_SUFFIXES and not options.jsonl:
@@ -278,6 +283,20 @@ def _export(options: argparse.Namespace) -> int:
     return OK
 
 
+def _export_into(options: argparse.Namespace) -> int:
+    from cellmeter import export
+    from cellmeter.headless import read_notebook, write_notebook
+
+    if options.output or options.jsonl or options.per_cell or options.cells or options.since:
+        raise BadUsage("export: --into takes no other option")
+    run, notebook = _open(options.run), read_notebook(options.into)
+    if not export.annotate(notebook, run):
+        raise BadUsage(f"no cell of {options.into} is in run {run.id}: has the notebook been executed and saved?")
+    write_notebook(notebook, options.into)
+    print(f"wrote {options.into}", file=sys.stderr)
+    return OK
+
+
 def _add_run(commands: Commands) -> None:
     parser = _command(commands, "run", _run, "run a notebook without a browser and report on it")
     parser.add_argument("notebook", type=Path, metavar="NOTEBOOK")
@@ -285,27 +304,36 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="PATH", help="where the report goes (default: NOTEBOOK-report.html)"
     )
+    parser.add_argument(
+        "--metadata", action="store_true", help="write each cell's figures into the metadata of OUT.ipynb"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     report = options.report or Path(f"{options.notebook.stem}-report.html")
-    return _run_notebook(options.notebook, options.notebook.resolve().parent, options.output, report)
+    if options.metadata and options.output is None:
+        raise BadUsage("run: --metadata goes into the executed notebook: name it with -o OUT.ipynb")
+    folder = options.notebook.resolve().parent
+    return _run_notebook(options.notebook, folder, options.output, report, metadata=options.metadata)
 
 
-def _run_notebook(path: Path, folder: Path, output: Path | None, report: Path) -> int:
-    from cellmeter import export
+def _run_notebook(path: Path, folder: Path, output: Path | None, report: Path, *, metadata: bool = False) -> int:
+    from cellmeter import export, judge
     from cellmeter.headless import execute, read_notebook, write_notebook
 
     notebook = read_notebook(path)
     with _Bar() as bar:
         executed = execute(notebook, str(path.resolve()), folder, bar.show)
+    run = None if executed.folder is None else read_run(executed.folder)
+    judgement = None if run is None else judge(run)
     if output is not None:
+        if metadata and run is not None:
+            export.annotate(executed.notebook, run, judgement)
         write_notebook(executed.notebook, output)
         print(f"wrote {output}", file=sys.stderr)
-    if executed.folder is not None:
-        run = read_run(executed.folder)
-        print(export.render(run, "text"))
-        _write(run, report)
+    if run is not None:
+        print(export.render(run, "text", judgement))
+        _write(run, report, judgement)
         print(f"wrote {report}", file=sys.stderr)
     else:
         print("cellmeter: the notebook's kernel recorded nothing, so there is no report", file=sys.stderr)
@@ -316,7 +344,7 @@ def _outcome(executed: Executed) -> int:
     if executed.failure is None:
         return OK
     print(f"cellmeter: {executed.failure}", file=sys.stderr)
-    return NOTEBOOK_FAILED
+    return NOTEBOOK_FAILED if executed.signal is None else 128 + executed.signal
 
 
 class _Bar:

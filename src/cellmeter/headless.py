@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +37,8 @@ class Executed:
     notebook: Any
     folder: Path | None
     failure: str | None
+    signal: int | None = None
+    """The signal that was sent to stop it."""
 
 
 def read_notebook(path: Path) -> Any:
@@ -76,7 +80,14 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
         raise MissingExtra("nbclient", "run", "running notebooks") from error
 
     follower = _Follower(notebook, tell)
-    client: Any = NotebookClient(
+
+    class Client(NotebookClient):
+        async def async_start_new_kernel(self, **kwargs: Any) -> None:
+            follower.listen()
+            await super().async_start_new_kernel(**kwargs)
+            follower.saw_kernel(self.km)
+
+    client: Any = Client(
         notebook,
         timeout=None,
         store_widget_state=False,  # BokehJS would be in every saved notebook
@@ -84,7 +95,6 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
         extra_arguments=[] if _loads_extension(notebook) else ["--ext", "cellmeter"],
         on_cell_start=follower.started,
         on_cell_executed=follower.ended,
-        on_notebook_start=lambda **_: follower.saw_kernel(client),
     )
     failure = None
     environ = {**os.environ, "JPY_SESSION_NAME": name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
@@ -97,12 +107,14 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
             failure = (
                 f"{follower.where()} failed: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
             )
-        except DeadKernelError:
+        except (DeadKernelError, asyncio.CancelledError):
             failure = f"the kernel died in {follower.where()}{_fatal_line(said)}"
+    if follower.stopped is not None:
+        failure = f"stopped by {signal.Signals(follower.stopped).name} in {follower.where()}"
     recorded = run_of_process(*follower.kernel) if follower.kernel else None
     if recorded is not None:
         wait_for_end(recorded)
-    return Executed(notebook, recorded, failure)
+    return Executed(notebook, recorded, failure, follower.stopped)
 
 
 def _fatal_line(said: IO[str]) -> str:
@@ -127,10 +139,33 @@ class _Follower:
         self._started = time.monotonic()
         self._now: Progress | None = None
         self.kernel: tuple[int, str | None] | None = None
+        self.stopped: int | None = None
+        self._work: asyncio.Task[Any] | None = None
+        self._manager: Any = None
 
-    def saw_kernel(self, client: Any) -> None:
-        pid = getattr(client.km.provisioner, "pid", None)
+    def listen(self) -> None:
+        """Takes signals in place of nbclient, whose handlers end the kernel twice and fail at that."""
+        self._work = asyncio.current_task()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
+
+    def saw_kernel(self, manager: Any) -> None:
+        self._manager = manager
+        pid = getattr(manager.provisioner, "pid", None)
         self.kernel = None if pid is None else (pid, process_identity(pid))
+        if self.stopped is not None:
+            self._interrupt()
+
+    def _stop(self, number: int) -> None:
+        if self.stopped is None:
+            self.stopped = number
+            if self._manager is not None:
+                self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Interrupts the cell, so that the kernel is free to say goodbye when nbclient ends it."""
+        self._interrupted = asyncio.ensure_future(self._manager.interrupt_kernel())
+        self._interrupted.add_done_callback(lambda _: self._work and self._work.cancel())
 
     def started(self, cell: Any, cell_index: int) -> None:
         if cell_index not in self._numbers:

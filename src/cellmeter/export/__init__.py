@@ -14,6 +14,7 @@ from cellmeter.errors import BadUsage
 from cellmeter.export.compared import comparison_html, comparison_json, comparison_text
 from cellmeter.export.comparison import compare
 from cellmeter.export.html import html_report, inline_html
+from cellmeter.export.in_notebook import annotate
 from cellmeter.export.markdown import markdown_report
 from cellmeter.export.records import jsonl_report, write_cells_csv, write_cells_parquet
 from cellmeter.export.report_json import json_report
@@ -34,6 +35,7 @@ __all__ = [
     "FORMAT_OF",
     "SUFFIXES",
     "Part",
+    "annotate",
     "cells_table",
     "compare",
     "html_report",
