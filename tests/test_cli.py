@@ -117,7 +117,7 @@ def test_export_of_a_part(cellmeter: Call, recorded: str, tmp_path: Path) -> Non
         (["report", "nothing"], "no run in"),
         (["report", "./here"], "there is no folder ./here"),
         (["report", "/"], "is no cellmeter run"),
-        (["export", "-o", "x.docx"], "export writes .parquet, .csv, .json"),
+        (["export", "-o", "x.docx"], "export writes .html, .json, .md"),
         (["export"], "name a file with -o PATH"),
         (["export", "-o", "x.csv", "--cells", "one"], "'one' is no cell's number"),
         (["export", "--jsonl", "--since", "ever"], "write 90s, 10m, 2h or 1d"),

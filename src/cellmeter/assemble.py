@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellmeter.metrics import Metric
 from cellmeter.run import (
     EDGE_END,
     AlertFired,
@@ -81,6 +82,7 @@ def run_from(
         notices=tuple(_notices(events, damaged_lines, damaged_records)),
         alerts=_alerts(events, start_ns),
         over_budget=_over_budget(events, start_ns),
+        plugin_metrics=tuple(Metric(**metric) for metric in header.get("metrics", ())),
         own=own_from(events, start_ns),
     )
 

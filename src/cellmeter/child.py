@@ -25,6 +25,7 @@ from cellmeter.sources.death import OutOfMemoryKills, Verdict, is_exiting, judge
 from cellmeter.sources.filesystems import Filesystems, working_folders
 from cellmeter.sources.nvidia import open_nvidia
 from cellmeter.sources.peaks import CellPeaks
+from cellmeter.sources.plugin import PluginSource
 from cellmeter.store import Writer, process_identity, prune
 
 LINE_LIMIT = 1 << 20  # a line that never ends is dropped, not gathered for ever
@@ -97,6 +98,7 @@ class Child:
         self._look_at = self._prune_at = 0.0
         self._died = False
         self._header_is_old = False
+        self._opening: list[PluginSource] = []
 
     def run(self, early: Sequence[Mapping[str, Any]]) -> None:
         """Records until the kernel dies or says stop. ``early``: messages that have come already."""
@@ -173,6 +175,8 @@ class Child:
             self._stopped_ns = message["t"]
         elif kind == "watch":
             self._watch(message)
+        elif kind == "plugins":
+            self._opening += [PluginSource(point, self._config.pid) for point in message["sources"]]
         else:
             self._sampler.event(message)
 
@@ -209,6 +213,28 @@ class Child:
         if changed:
             self._sampler.change([*self._machine_sources, *self._gpus.sources], self._gpus.backlogs)
             self._describe_gpus()
+
+    def _look_for_plugins(self) -> None:
+        """Sources of other packages are read from when they have been opened."""
+        for source in list(self._opening):
+            failure = source.take_failure()
+            if failure is None and not source.ready():
+                continue
+            self._opening.remove(source)
+            if failure is None:
+                try:
+                    self._add_metrics(source)
+                except OSError as error:
+                    failure = f"run.json cannot be written: {error.strerror}"
+            if failure is not None:
+                text = f"the source {source.name} is not recorded: {failure}"
+                self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
+
+    def _add_metrics(self, source: PluginSource) -> None:
+        known = self._writer.header.get("metrics", [])
+        self._writer.describe(metrics=[*known, *(metric._asdict() for metric in source.metrics)])
+        self._machine_sources.append(source)
+        self._sampler.change([*self._machine_sources, *self._gpus.sources], self._gpus.backlogs)
 
     def _describe_gpus(self) -> None:
         """Puts into the header what is known of GPUs now; tried again each second until the disk takes it."""
@@ -247,6 +273,7 @@ class Child:
             if not is_exiting(self._config.pid):  # a large process takes seconds to go, its kill being counted already
                 self._kills_seen.append(self._kills.count())
             self._look_for_gpus()
+            self._look_for_plugins()
             if self._header_is_old:
                 self._describe_gpus()
             self._died = self._pidfd is None and not self._kernel_lives()

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 OK, NOTEBOOK_FAILED, BAD_USE, FOUND = 0, 1, 2, 3
 FORMATS = ("text", "html", "json", "md")
 COMPARISONS = ("text", "html", "json")
-EXPORT_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl", ".html", ".md")
 SEVERITIES = ("info", "warning", "critical")
 _RUN_HELP = "a run id, an id's unique prefix, or a path (default: the newest run)"
 
@@ -265,8 +264,8 @@ def _export(options: argparse.Namespace) -> int:
         return _export_into(options)
     if output is None and not options.jsonl:
         raise BadUsage("export: name a file with -o PATH, or use --jsonl to print")
-    if output is not None and output.suffix.lower() not in EXPORT_SUFFIXES and not options.jsonl:
-        raise BadUsage(f"export writes {', '.join(EXPORT_SUFFIXES)}; {output} is none of these")
+    if output is not None and output.suffix.lower() not in export.suffixes() and not options.jsonl:
+        raise BadUsage(f"export writes {', '.join(export.suffixes())}; {output} is none of these")
     chosen = export.selection(options.cells, options.since)
     run = _open(options.run)
     part = export.part_of(run, chosen)

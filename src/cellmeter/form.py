@@ -24,6 +24,21 @@ HEADER: Mapping[str, Any] = {
     "kernel?": (dict, type(None)),
     "recorder?": (dict, type(None)),
     "unavailable?": {"*": str},
+    "metrics?": [
+        {
+            "name": str,
+            "unit": str,
+            "kind": str,
+            "scope": str,
+            "group": str,
+            "meaning": str,
+            "source": str,
+            "rate?": TEXT_OR_NONE,
+            "otel?": TEXT_OR_NONE,
+            "prometheus?": TEXT_OR_NONE,
+            "mlflow?": TEXT_OR_NONE,
+        }
+    ],
     "limits": {"memory_bytes": list, "cpu_cores": list},
     "segments": [{"file": str, "stream": str, "columns": [[str]]}],
     "host": {

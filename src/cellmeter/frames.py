@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cellmeter.errors import MissingExtra
-from cellmeter.metrics import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,12 +28,12 @@ def samples_frame(run: Run) -> pd.DataFrame:
     index: Any = []
     main = [s for s in run.segments if s.stream == "main"]
     for column in dict.fromkeys(c for s in main for c in s.columns):
-        for name in (column.metric, METRICS[column.metric].rate if column.metric in METRICS else None):
+        for name in (column.metric, run.metrics[column.metric].rate if column.metric in run.metrics else None):
             if name is None:
                 continue
             series = run.series(name, column.subject)
             columns[f"{name}:{column.subject}"] = pandas.Series(series.values, index=series.time)
-            units[f"{name}:{column.subject}"] = METRICS[name].unit
+            units[f"{name}:{column.subject}"] = run.metrics[name].unit
             if len(series.time) > len(index):
                 index = series.time
                 columns["cell"] = pandas.Series(series.seq, index=series.time)

@@ -5,6 +5,7 @@ What only this process can measure exactly goes with the edges: its CPU time in 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -76,7 +77,20 @@ class Recording:
         config = Config(str(folder), pid, identity, start_ns, settings.rate_hz, notebook, most, environ)
         recording = cls(Recorder.start(config), settings)
         own.attach(recording.offer)
+        threading.Thread(target=recording._tell_of_plugins, daemon=True, name="cellmeter-plugins").start()
         return recording
+
+    def _tell_of_plugins(self) -> None:
+        """On a thread, as looking reads a file of every package that is installed."""
+        from cellmeter.plugins import sources_found
+
+        try:
+            if sources := sources_found():
+                self.say({"event": "plugins", "sources": sources})
+        except Exception as error:  # a broken installation is no reason not to record
+            with contextlib.suppress(RecorderUnavailable):
+                text = f"sources of plugins could not be looked for: {type(error).__name__}: {error}".splitlines()[0]
+                self.say({"event": "notice", "t": time.monotonic_ns(), "text": text})
 
     def next_cell(self) -> OpenCell:
         """Gives a cell its sequence; it has not started yet."""

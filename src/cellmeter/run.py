@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cellmeter.frames import logged_frame, samples_frame, spans_frame
 from cellmeter.metrics import LONGEST_READING_SECONDS as LONGEST_READING_SECONDS
-from cellmeter.metrics import METRICS, RATE_OF, SHORT_FOR_ENERGY_SECONDS, SHORT_FOR_UTILIZATION_SECONDS
+from cellmeter.metrics import METRICS, RATE_OF, SHORT_FOR_ENERGY_SECONDS, SHORT_FOR_UTILIZATION_SECONDS, Metric
 from cellmeter.span_stats import SpanStats, span_stats
 from cellmeter.spans import Logged, Own, Span, Steps
 
@@ -239,12 +239,25 @@ class Run:
     """What the recorder or the reader has to say about this recording: damage, devices lost, what was not recorded."""
     alerts: tuple[AlertFired, ...] = ()
     over_budget: tuple[OverBudget, ...] = ()
+    plugin_metrics: tuple[Metric, ...] = ()
+    """What sources of other packages have measured; they are in no catalogue but this run's."""
     own: Own = field(repr=False, default_factory=Own)
     """What the user's code said: :attr:`spans`, :attr:`logged`, :attr:`steps`."""
 
     @cached_property
     def _cache(self) -> dict[tuple[str, str], Series]:
         return {}
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The catalogue, and what plugins have added to it in this run."""
+        return {**METRICS, **{metric.name: metric for metric in self.plugin_metrics}}
+
+    def counter_of(self, metric: str) -> str:
+        """The metric that is stored: the counter behind a rate, else itself."""
+        if metric in RATE_OF:
+            return RATE_OF[metric]
+        return next((m.name for m in self.plugin_metrics if m.rate == metric), metric)
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
@@ -258,19 +271,19 @@ class Run:
 
     def subjects(self, metric: str) -> tuple[str, ...]:
         """Subjects that have readings of a metric (or of the counter behind a rate), in the order of their columns."""
-        stored = RATE_OF.get(metric, metric)
+        stored = self.counter_of(metric)
         seen = {c.subject: None for s in self.segments for c in s.columns if c.metric == stored}
         return tuple(seen)
 
     def series(self, metric: str, subject: str) -> Series:
         """All readings of a metric of the catalogue; a rate is computed from its counter.
 
-        Empty if it was never recorded. Raises KeyError if the catalogue has no such metric.
+        Empty if it was never recorded. Raises KeyError if :attr:`metrics` has no such metric.
         """
-        kind = METRICS[metric].kind
+        kind = self.metrics[metric].kind
         key = (metric, subject)
         if key not in self._cache:
-            stored = self._stored(RATE_OF[metric] if kind == "rate" else metric, subject)
+            stored = self._stored(self.counter_of(metric), subject)
             self._cache[key] = rate_of(stored, 0.5 / self.rate_hz) if kind == "rate" else stored
         return self._cache[key]
 

@@ -21,6 +21,7 @@ from cellmeter.export.report_json import json_report
 from cellmeter.export.selection import Part, narrowed, part_of, selection
 from cellmeter.export.table import write_csv, write_parquet
 from cellmeter.export.text import cells_table, runs_table, status_text, text_report
+from cellmeter.plugins import found
 from cellmeter.rules import judge
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     "runs_table",
     "selection",
     "status_text",
+    "suffixes",
     "write",
 ]
 
@@ -104,8 +106,8 @@ def write(
     """
     target = Path(path).expanduser()
     suffix = target.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise BadUsage(f"{target.name!r} has no suffix that tells the format: use one of {', '.join(SUFFIXES)}")
+    if suffix not in suffixes():
+        raise BadUsage(f"{target.name!r} has no suffix that tells the format: use one of {', '.join(suffixes())}")
     place = target.with_name(target.name + ".part")
     try:
         with place.open("wb") as file:
@@ -116,11 +118,32 @@ def write(
     return target
 
 
+def suffixes() -> tuple[str, ...]:
+    """``SUFFIXES``, and those that other packages add."""
+    return (*SUFFIXES, *(f".{point.name}" for point in found("cellmeter.exports") if f".{point.name}" not in SUFFIXES))
+
+
+def _added(run: Run, suffix: str, judgement: Judgement) -> bytes:
+    """What the export of another package makes. Raises BadUsage where it fails."""
+    (point,) = (point for point in found("cellmeter.exports") if f".{point.name}" == suffix)
+    try:
+        made = point.load()(run, judgement)
+        content = made.encode("utf-8", "backslashreplace") if isinstance(made, str) else made
+        if not isinstance(content, bytes):
+            raise TypeError(f"it made {type(made).__name__}, not str or bytes")
+    except (Exception, SystemExit) as error:
+        raise BadUsage(f"the export {point.name} ({point.value}) failed: {type(error).__name__}: {error}") from error
+    return content
+
+
 def _write(run: Run, file: BinaryIO, suffix: str, judgement: Judgement | None, per_cell: bool, part: Part) -> None:
     if suffix in _TABLES and not per_cell:
         return _TABLES[suffix](run, file, part)
     run, judgement = narrowed(run, judgement or judge(run), part)
     if suffix in _TABLES:
         return _CELL_TABLES[suffix](run, file)
+    if suffix not in FORMAT_OF:
+        file.write(_added(run, suffix, judgement))
+        return None
     file.write(render(run, FORMAT_OF[suffix], judgement).encode("utf-8", "backslashreplace"))
     return None

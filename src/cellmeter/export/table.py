@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from cellmeter.errors import MissingExtra
-from cellmeter.metrics import METRICS
 from cellmeter.run import Series
 
 if TYPE_CHECKING:
@@ -81,15 +80,15 @@ def _quantities(run: Run) -> dict[tuple[str, str], str]:
     found = {(metric, subject): unit for metric, subject, unit in _said(run)}
     for column in (column for segment in run.segments for column in segment.columns):
         found.setdefault((column.metric, column.subject), column.unit)
-        rate = METRICS[column.metric].rate if column.metric in METRICS else None
+        rate = run.metrics[column.metric].rate if column.metric in run.metrics else None
         if rate is not None:
-            found.setdefault((rate, column.subject), METRICS[rate].unit)
+            found.setdefault((rate, column.subject), run.metrics[rate].unit)
     return found
 
 
 def _pieces(run: Run, part: Part) -> Iterator[Piece]:
     for (metric, subject), unit in _quantities(run).items():
-        if metric in METRICS:
+        if metric in run.metrics:
             # A run keeps every series it was asked for; a copy that is dropped keeps none.
             series = _selected(replace(run).series(metric, subject), part)
             yield from _cut(run, metric, subject, unit, series)

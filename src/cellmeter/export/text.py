@@ -30,7 +30,6 @@ from cellmeter.export.summary import (
     unchecked,
     where,
 )
-from cellmeter.metrics import METRICS
 from cellmeter.rules import judge
 from cellmeter.rules.units import bytes_text, seconds_text
 from cellmeter.settings import load_settings
@@ -154,7 +153,7 @@ def _run_line(row: Mapping[str, Any]) -> tuple[str, ...]:
 def status_text(run: Run) -> str:
     """What ``%monitor`` says: which run, at which rate, what is recorded, what is not and why, and the recorder's cost."""
     metrics = dict.fromkeys(column.metric for segment in run.segments for column in segment.columns)
-    scopes = dict.fromkeys(METRICS[metric].scope for metric in metrics if metric in METRICS)
+    scopes = dict.fromkeys(run.metrics[metric].scope for metric in metrics if metric in run.metrics)
     lines = [
         ("Run", run.id),
         ("State", "recording" if run.ending is None else ending(run)),

@@ -7,11 +7,13 @@ says *not-applicable*; neither is ever *clear*.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from cellmeter.errors import BadUsage
+from cellmeter.plugins import found
 from cellmeter.rules.cpu import CpuOneCore, CpuOversubscribed
 from cellmeter.rules.gpu import GpuUnderused, GpuUnused
 from cellmeter.rules.gpu_load import GpuHollow, GpuImbalance, GpuThrottled
@@ -24,6 +26,8 @@ from cellmeter.rules.together import explained_by, merged, priced
 from cellmeter.settings import Prices, load_settings
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from cellmeter.run import Run
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "Severity",
     "Verdict",
     "Waste",
+    "all_rules",
     "configured",
     "judge",
 ]
@@ -59,6 +64,39 @@ RULES: tuple[Rule, ...] = (
     IoBound(),
     DiskFilling(),
 )
+
+
+@functools.cache
+def all_rules() -> tuple[Rule, ...]:
+    """The rules of cellmeter, then those that other packages add."""
+    return (*RULES, *(_added(point) for point in found("cellmeter.rules")))
+
+
+def _added(point: EntryPoint) -> Rule:
+    try:
+        made = point.load()
+        rule = made() if isinstance(made, type) else made
+        if not isinstance(rule, Rule):
+            raise TypeError(f"{point.value} is no cellmeter.rules.Rule")
+        if not rule.id.startswith(f"{point.name}-") or any(rule.id == own.id for own in RULES):
+            raise ValueError(f"its id {rule.id!r} must begin with {point.name}-")
+    except (Exception, SystemExit) as error:
+        return _Unloadable(point.name, f"{type(error).__name__}: {error}".splitlines()[0])
+    return rule
+
+
+class _Unloadable(Rule):
+    """Stands for a rule that could not be loaded: its outcome is ``error``."""
+
+    title = "A rule that could not be loaded"
+    metrics = ()
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.id = name  # type: ignore[misc]
+        self._reason = reason
+
+    def check(self, run: Run) -> Outcome:
+        return Outcome("error", self._reason)
 
 
 @dataclass(frozen=True)
@@ -86,7 +124,7 @@ def configured(thresholds: Mapping[str, Mapping[str, float]]) -> tuple[Rule, ...
 
     Raises BadUsage for a rule or threshold that does not exist, and for a value that is no number.
     """
-    known = {rule.id: rule for rule in RULES}
+    known = {rule.id: rule for rule in all_rules()}
     for rule_id, values in thresholds.items():
         if rule_id not in known:
             raise BadUsage(f"there is no rule {rule_id!r}: the rules are {', '.join(known)}")
@@ -130,6 +168,9 @@ def _reason(outcome: Outcome, told_by: Sequence[str | None]) -> str | None:
 
 def _outcome(rule: Rule, run: Run) -> Outcome:
     try:
-        return rule.check(run)
+        outcome = rule.check(run)
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"it says {outcome!r:.80} and no Outcome")
+        return outcome
     except Exception as error:  # a report without one rule is worth more than none
         return Outcome("error", f"{type(error).__name__}: {error}")

@@ -1,0 +1,1 @@
+"""The machine's load average in cellmeter: a source, a rule and an export."""

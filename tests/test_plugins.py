@@ -1,0 +1,171 @@
+"""Sources, rules and exports of other packages: the example package, built and installed, and packages that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Kernel, recorders_below, wait_until
+
+from cellmeter.run import Run
+
+EXAMPLE = Path(__file__).parent / "plugin_example"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder the example package is installed in."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(folder), str(EXAMPLE)], check=True, timeout=120)
+    assert (folder / "cellmeter_loadavg-1.0.dist-info" / "entry_points.txt").exists()
+    return folder
+
+
+def package(folder: Path, entry_points: str, source: str) -> Path:
+    """A package that is installed in a folder, as far as Python can tell."""
+    info = folder / "faulty-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    (folder / "faulty.py").write_text(source)
+    return folder
+
+
+Start = Callable[..., Kernel]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cellmeter(home: Path, tmp_path: Path) -> Command:
+    def call(site: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cellmeter", *arguments]
+        env = {**os.environ, "PYTHONPATH": str(site), **environ}
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False, env=env)
+
+    return call
+
+
+def with_samples_of(kernel: Kernel, metric: str) -> Run:
+    def there() -> Run | None:
+        run = kernel.recorded()
+        return run if len(run.series(metric, "host").values) > 3 else None
+
+    kernel.recorded_cells(1)
+    wait_until(lambda: metric in kernel.recorded().metrics, f"{metric} in the run's catalogue")
+    message = kernel.send("import time\nwhile not stop.exists(): time.sleep(0.01)")
+    try:
+        return wait_until(there, f"samples of {metric}")
+    finally:
+        (kernel.home.parent / "stop").touch()
+        kernel.reply(message)
+
+
+def test_the_example_package(start_kernel: Start, example: Path, cellmeter: Command, tmp_path: Path) -> None:
+    kernel = start_kernel(env={"PYTHONPATH": str(example)})
+    assert kernel.load().stderr == ""
+    kernel.run(f"from pathlib import Path; stop = Path({str(tmp_path / 'stop')!r})")
+    run = with_samples_of(kernel, "loadavg.one")
+    assert (run.series("loadavg.one", "host").values >= 0).all()
+    assert (run.series("loadavg.switches.rate", "host").values[1:] > 0).any()
+    assert "host" in kernel.run("%monitor").stdout
+    kernel.run("%monitor stop")
+    name = kernel.recorded().id
+
+    low = tmp_path / "low.toml"
+    low.write_text("[rules.loadavg-high]\nper_core = -1.0\n")
+    found = json.loads(cellmeter(example, "report", "--format", "json", CELLMETER_CONFIG=str(low)).stdout)
+    assert [f["rule"] for f in found["findings"]] == ["loadavg-high"]
+    assert cellmeter(example, "report", "--fail-on", "info", CELLMETER_CONFIG=str(low)).returncode == 3
+    assert cellmeter(example, "export", name, "-o", "cells.tsv").returncode == 0
+    lines = (tmp_path / "cells.tsv").read_text().splitlines()
+    assert lines[0] == "cell\tstatus\tfindings"
+    assert len(lines) == 1 + len(run.cells)
+
+    # without the package the run is as readable, and nobody asks the rule
+    nowhere = tmp_path / "nowhere"
+    assert cellmeter(nowhere, "export", name, "-o", "samples.csv").returncode == 0
+    assert set(pd.read_csv(tmp_path / "samples.csv")["metric"]) >= {"loadavg.one", "loadavg.switches.rate"}
+    checked = json.loads(cellmeter(nowhere, "report", "--format", "json").stdout)["checked"]
+    assert "loadavg-high" not in [rule["rule"] for rule in checked]
+    refused = cellmeter(nowhere, "export", "-o", "cells.tsv")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+FAULTS = {
+    "import": ("raise RuntimeError('no such device')", "RuntimeError: no such device"),
+    "leaves": ("import sys; sys.exit(1)", "SystemExit: 1"),
+    "no-name": ("", "AttributeError: module 'faulty' has no attribute 'Source'"),
+    "opening": ("class Source:\n    def __init__(self, pid): 1 / 0", "ZeroDivisionError: division by zero"),
+    "foreign-name": (
+        "class Source:\n    def __init__(self, pid): pass\n    interval = 0\n    columns = ()\n"
+        "    metrics = [('host.cpu.time', 's', 'gauge', 'host', 'cpu', 'm', 's')]",
+        "ValueError: its metric 'host.cpu.time' must be named faulty.…",
+    ),
+}
+READS = (
+    "class Source:\n    interval = 0\n    metrics = [('faulty.x', '1', 'gauge', 'host', 'cpu', 'm', 's')]\n"
+    "    columns = [('faulty.x', 'host', '1')]\n    def __init__(self, pid): pass\n    def read(self):\n        "
+)
+READING = {
+    "reading": (READS + "raise OSError('gone')", "OSError: gone"),
+    "columns": (READS + "return [1, 2]", "ValueError: a reading of 2 values for 1 columns"),
+    "hangs": (READS + "import time; time.sleep(1000)", "it has not answered for 5 s"),
+}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *READING])
+def test_a_source_that_fails_is_one_line_and_the_recording_goes_on(
+    start_kernel: Start, tmp_path: Path, fault: str
+) -> None:
+    source, says = {**FAULTS, **READING}[fault]
+    site = package(tmp_path / "site", "[cellmeter.sources]\nfaulty = faulty:Source\n", source)
+    kernel = start_kernel(env={"PYTHONPATH": str(site)})
+    assert kernel.load().stderr == ""
+    kernel.run("x = 1")
+    (notice,) = wait_until(lambda: kernel.recorded_cells(1).notices, "the notice")
+    expected = "source faulty lost" if fault in READING else "the source faulty is not recorded"
+    assert notice == f"{expected}: {says}"
+    samples = kernel.recorded().sample_count
+    kernel.run("y = 2")
+    run = kernel.recorded_cells(2)
+    assert run.sample_count > samples
+    assert len(recorders_below(tmp_path)) == 1
+    assert not run.gaps or fault == "hangs"
+    assert kernel.run("%monitor report").status == "ok"
+
+
+def test_rules_and_exports_that_fail(kernel: Kernel, cellmeter: Command, tmp_path: Path) -> None:
+    kernel.run("x = 1")
+    kernel.run("%monitor stop")
+    rules = "[cellmeter.rules]\nfaulty = faulty:Rule\nodd = faulty:odd\nnone = faulty:none\nmemory = faulty:Taken\n"
+    exports = "[cellmeter.exports]\nbroken = faulty:broken\nwrong = faulty:wrong\n"
+    source = (
+        "from cellmeter.rules import Rule as Base\n"
+        "class Rule(Base):\n    id, title, metrics = 'faulty-x', 'x', ()\n    def check(self, run): return 'fine'\n"
+        "class Taken(Rule): id = 'memory-spike'\n"
+        "odd = 5\ndef broken(run, judgement): raise ValueError('no paper')\ndef wrong(run, judgement): return 5\n"
+    )
+    site = package(tmp_path / "site", rules + exports, source)
+    report = json.loads(cellmeter(site, "report", "--format", "json").stdout)
+    errors = {rule["rule"]: rule["reason"] for rule in report["checked"] if rule["outcome"] == "error"}
+    assert errors == {
+        "faulty-x": "TypeError: it says 'fine' and no Outcome",
+        "odd": "TypeError: faulty:odd is no cellmeter.rules.Rule",
+        "none": "AttributeError: module 'faulty' has no attribute 'none'",
+        "memory": "ValueError: its id 'memory-spike' must begin with memory-",
+    }
+    assert len(report["checked"]) == 16 + 4
+    for name, says in (("broken", "ValueError: no paper"), ("wrong", "TypeError: it made int, not str or bytes")):
+        refused = cellmeter(site, "export", "-o", f"x.{name}")
+        assert (refused.returncode, refused.stderr) == (
+            2,
+            f"cellmeter: the export {name} (faulty:{name}) failed: {says}\n",
+        )
+        assert not (tmp_path / f"x.{name}").exists()
