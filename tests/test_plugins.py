@@ -86,7 +86,7 @@ def test_the_example_package(start_kernel: Start, example: Path, cellmeter: Comm
     assert cellmeter(example, "export", name, "-o", "cells.tsv").returncode == 0
     lines = (tmp_path / "cells.tsv").read_text().splitlines()
     assert lines[0] == "cell\tstatus\tfindings"
-    assert len(lines) == 1 + len(run.cells)
+    assert len(lines) == 1 + len(kernel.recorded().cells)
 
     # without the package the run is as readable, and nobody asks the rule
     nowhere = tmp_path / "nowhere"
