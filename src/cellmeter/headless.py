@@ -163,13 +163,19 @@ class _Follower:
                 self._interrupt()
 
     def _interrupt(self) -> None:
-        """Interrupts the cell, so that the kernel is free to say goodbye when nbclient ends it."""
+        """Interrupts the cell, so that it can say what it has to and the kernel goodbye; one that does not end is left."""
         self._interrupted = asyncio.ensure_future(self._manager.interrupt_kernel())
-        self._interrupted.add_done_callback(lambda _: self._work and self._work.cancel())
+        asyncio.get_running_loop().call_later(END_SECONDS, self._cancel)
+
+    def _cancel(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
 
     def started(self, cell: Any, cell_index: int) -> None:
         if cell_index not in self._numbers:
             return
+        if self.stopped is not None:  # between two cells, or this notebook goes on after errors
+            self._cancel()
         self._started = time.monotonic()
         lines = (line.strip() for line in cell.source.splitlines())
         first = next((line for line in lines if line and not line.startswith("#")), "")
