@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellmeter import __version__
 from cellmeter.alerts import Board, Budget, guard_of
@@ -25,8 +25,10 @@ from cellmeter.sources.death import OutOfMemoryKills, Verdict, is_exiting, judge
 from cellmeter.sources.filesystems import Filesystems, working_folders
 from cellmeter.sources.nvidia import open_nvidia
 from cellmeter.sources.peaks import CellPeaks
-from cellmeter.sources.plugin import PluginSource
 from cellmeter.store import Writer, process_identity, prune
+
+if TYPE_CHECKING:
+    from cellmeter.sources.plugin import PluginSource
 
 LINE_LIMIT = 1 << 20  # a line that never ends is dropped, not gathered for ever
 LOOK_SECONDS = 1.0
@@ -176,7 +178,7 @@ class Child:
         elif kind == "watch":
             self._watch(message)
         elif kind == "plugins":
-            self._opening += [PluginSource(point, self._config.pid) for point in message["sources"]]
+            self._open_plugins(message["sources"])
         else:
             self._sampler.event(message)
 
@@ -213,6 +215,11 @@ class Child:
         if changed:
             self._sampler.change([*self._machine_sources, *self._gpus.sources], self._gpus.backlogs)
             self._describe_gpus()
+
+    def _open_plugins(self, points: Sequence[Mapping[str, str]]) -> None:
+        from cellmeter.sources.plugin import PluginSource  # threads and queues: only where there are plugins
+
+        self._opening += [PluginSource(point, self._config.pid) for point in points]
 
     def _look_for_plugins(self) -> None:
         """Sources of other packages are read from when they have been opened."""
