@@ -171,7 +171,8 @@ def test_a_signal_reaches_the_script_once_and_ends_us_alike(
     with subprocess.Popen([*RECORD, "waits.py"], cwd=tmp_path, text=True, start_new_session=True, **pipes) as process:
         wait_until((tmp_path / "there").exists, "the script to wait")
         process.send_signal(number)
-        output, said = process.communicate(timeout=60)
+        process.wait(60)  # before its standard input is closed, which would end the script too
+        output, said = process.communicate()
     assert process.returncode == -number
     assert output.count("cleaned up") == (number == signal.SIGINT)
     assert own(said).count("KeyboardInterrupt") == (number == signal.SIGINT)
