@@ -35,7 +35,7 @@ class Receiver:
     """What an OTLP receiver has been told, and how it answers."""
 
     address: str = ""
-    answer: Answer = Answer()
+    answer: Answer = field(default_factory=Answer)
     requests: list[Request] = field(default_factory=list)
     metrics: list[ExportMetricsServiceRequest] = field(default_factory=list)
     traces: list[ExportTraceServiceRequest] = field(default_factory=list)
@@ -163,7 +163,9 @@ class TestMetrics:
         for request in receiver.metrics:
             (resource,) = request.resource_metrics
             counts.append(
-                sum(len(getattr(m, m.WhichOneof("data")).data_points) for s in resource.scope_metrics for m in s.metrics)
+                sum(
+                    len(getattr(m, m.WhichOneof("data")).data_points) for s in resource.scope_metrics for m in s.metrics
+                )
             )
             said = values(resource.resource.attributes)
             assert (said["service.name"], said["service.instance.id"], said["host.name"]) == (
@@ -234,9 +236,7 @@ class TestTraces:
         assert values(worker.attributes)["cellmeter.worker.pid"] == 77
 
     def test_findings_are_events_of_the_run(self, receiver):
-        unused = a_run(
-            a_cell(600, gpu={"gpu0": GpuWork(0)}), devices=[a_device("gpu0", mine=True)], rate_hz=1.0
-        )
+        unused = a_run(a_cell(600, gpu={"gpu0": GpuWork(0)}), devices=[a_device("gpu0", mine=True)], rate_hz=1.0)
         findings = judge(unused).findings
         assert findings
         send(unused, receiver)
@@ -326,7 +326,9 @@ def test_by_the_command_line(kernel: Kernel, receiver: Receiver, capsys: pytest.
     said = capsys.readouterr()
     assert f"spans to {receiver.address}" in said.err
     assert "work" in {span.name for span in receiver.spans()}
-    assert {"process.memory.usage", "system.memory.usage", "system.cpu.time"} <= {m.name for m in receiver.each_metric()}
+    assert {"process.memory.usage", "system.memory.usage", "system.cpu.time"} <= {
+        m.name for m in receiver.each_metric()
+    }
     receiver.answer = Answer(503)
     assert main(["export", "--otlp", receiver.address]) == 2
     said = capsys.readouterr()
