@@ -30,6 +30,7 @@ from cellmeter.export import mlflow
 from cellmeter.export.readings import Choice, choice
 from cellmeter.metrics import CATALOGUE
 from cellmeter.run import Run
+from cellmeter.store import run_folders
 
 ALL = Choice()
 
@@ -309,3 +310,54 @@ def test_a_failure_by_the_command_line(kernel: Kernel, capsys: pytest.CaptureFix
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert said.err.startswith(f"cellmeter: MLflow at {address} took 0 points and then failed: ")
+
+
+class TestWhenOver:
+    """``cellmeter.start(mlflow=True)``."""
+
+    def log(self, kernel: Kernel) -> Path:
+        return run_folders(kernel.home / "runs")[-1] / "mlflow.log"
+
+    def said(self, kernel: Kernel) -> str:
+        return wait_until(lambda: self.log(kernel).read_text(), "the export to end", seconds=60)
+
+    def test_into_the_run_that_is_active(self, start_kernel, server, client):
+        kernel = start_kernel(env={"MLFLOW_DISABLE_TELEMETRY": "true"})
+        begun = kernel.run(
+            f"import mlflow, cellmeter\nmlflow.set_tracking_uri({server!r})\n"
+            "active = mlflow.start_run()\ncellmeter.start(mlflow=True)\ncellmeter.start(mlflow=True)\nprint(active.info.run_id)"
+        )
+        assert begun.status == "ok"
+        kernel.run("import time\nuntil = time.monotonic() + 0.5\nwhile time.monotonic() < until:\n    pass")
+        assert self.log(kernel).read_text() == ""
+        kernel.run("cellmeter.stop()")
+        mine = begun.stdout.split()[0]
+        assert f"to MLflow run {mine}" in self.said(kernel)
+        arrived = client.get_run(mine)
+        assert "system/system_memory_usage_megabytes" in arrived.data.metrics
+        assert (arrived.info.status, arrived.data.tags["cellmeter.ending"]) == ("RUNNING", "stopped")
+
+    def test_also_of_a_kernel_that_is_killed(self, start_kernel, server, client):
+        kernel = start_kernel(env={"MLFLOW_TRACKING_URI": server})
+        assert kernel.run("import cellmeter\ncellmeter.start(mlflow=True)").status == "ok"
+        kernel.run("x = 1")
+        kernel.recorded_cells(1)
+        os.kill(kernel.pid, signal.SIGKILL)
+        run_id = self.said(kernel).split()[-1]
+        assert client.get_run(run_id).info.status == "KILLED"
+
+    def test_a_server_that_is_not_there_is_one_line_in_the_log(self, start_kernel):
+        with serving(lambda request: Answer()) as address:
+            pass
+        kernel = start_kernel(env={"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
+        kernel.run("import cellmeter\ncellmeter.start(mlflow=True)")
+        kernel.run("cellmeter.stop()")
+        said = self.said(kernel)
+        assert said.startswith(f"cellmeter: MLflow at {address} took 0 points and then failed: ")
+        assert said.count("\n") == 1
+
+    def test_without_a_server_it_says_so_at_once(self, start_kernel):
+        kernel = start_kernel(env={"MLFLOW_TRACKING_URI": ""})
+        failed = kernel.run("import cellmeter\ncellmeter.start(mlflow=True)")
+        assert failed.error == "BadUsage"
+        assert "MLFLOW_TRACKING_URI" in failed.traceback

@@ -261,7 +261,7 @@ def _export(options: argparse.Namespace) -> int:
     from cellmeter import export, judge
 
     if sending.is_wanted(options):
-        sending.send(options, lambda: _open(options.run))
+        sending.send(options)
         return OK
     output: Path | None = options.output
     if output is None and not options.jsonl:

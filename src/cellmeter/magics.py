@@ -19,7 +19,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
-from cellmeter import own, strip
+from cellmeter import own, sending, strip
 from cellmeter.alerts import Budget, parse_budget
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
 from cellmeter.lookout import Callback, Lookout
@@ -539,22 +539,36 @@ def alert(expression: str, callback: Callback | None = None) -> Callable[[], Non
     return lambda: lookout.discard(added)
 
 
-def start(rate_hz: float | None = None, max_memory: str | float | None = None, interrupt: bool = False) -> None:
+def start(
+    rate_hz: float | None = None,
+    max_memory: str | float | None = None,
+    interrupt: bool = False,
+    mlflow: bool = False,
+) -> None:
     """Starts recording: in IPython as ``%monitor start`` does, in a plain script for this process.
 
     ``rate_hz``: samples a second, 0.1 to 100. ``max_memory``: warn beyond that share of the memory limit (0.9), or beyond
     bytes of the process and its workers (``"12GiB"``); with ``interrupt`` as if somebody had pressed Ctrl-C as well.
-    Raises BadUsage and RecorderUnavailable.
+    ``mlflow``: when the recording is over, a process of its own sends it to the MLflow server, into the run that is active now.
+    Raises BadUsage, MissingExtra and RecorderUnavailable.
     """
     budget = None if max_memory is None else parse_budget(str(max_memory), interrupt)
-    global _script
+    if mlflow:
+        sending.can_send_to_mlflow()
     shell = get_ipython()
     if shell is not None:
         load_ipython_extension(shell)
-        shell.magics_manager.registry[_NAME].session.start(rate_hz, budget)
-        return
+        recording = shell.magics_manager.registry[_NAME].session.start(rate_hz, budget)
+    else:
+        recording = _start_script(rate_hz, budget)
+    if mlflow:
+        sending.send_when_over(recording.folder)
+
+
+def _start_script(rate_hz: float | None, budget: Budget | None) -> Recording:
+    global _script
     if _script is not None:
-        return
+        return _script[0]
     settings = load_settings()
     if rate_hz is not None:
         settings = replace(settings, rate_hz=checked_rate(rate_hz))
@@ -567,6 +581,7 @@ def start(rate_hz: float | None = None, max_memory: str | float | None = None, i
     _script_lookout.follow(recording)
     _script_lookout.cell_began(cell.seq)
     atexit.register(stop)
+    return recording
 
 
 def stop() -> None:

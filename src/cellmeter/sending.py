@@ -1,23 +1,29 @@
-"""``cellmeter export --mlflow`` and ``--otlp``: a run to a server and not to a file."""
+"""``cellmeter export --mlflow`` and ``--otlp``, ``cellmeter.start(mlflow=True)``: a run to a server and not to a file."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellmeter.errors import BadUsage
+from cellmeter import detached
+from cellmeter.errors import BadUsage, MissingExtra
+from cellmeter.store import find_run, may_be_open, read_run, runs_home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cellmeter.export.readings import Choice
     from cellmeter.run import Run
 
+LOG = "mlflow.log"
+LOOK_SECONDS = 0.5
+
 _FILES_ONLY = ("output", "per_cell", "jsonl", "cells", "since")
 _MLFLOW_ONLY = ("tracking_uri", "experiment", "mlflow_run")
-_SERVERS_ONLY = (*_MLFLOW_ONLY, "metrics", "interval")
+_SERVERS_ONLY = (*_MLFLOW_ONLY, "metrics", "interval", "wait")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="one value in so long (default: MLflow 1 s, longer from 1000 s on; OTLP every sample)",
     )
+    both.add_argument("--wait", action="store_true", help="until the recording is over, if it goes on")
 
 
 def is_wanted(options: argparse.Namespace) -> bool:
@@ -69,38 +76,69 @@ def _refuse(options: argparse.Namespace, names: tuple[str, ...], reason: str) ->
             raise BadUsage(f"export: --{name.replace('_', '-')} {reason}")
 
 
-def send(options: argparse.Namespace, open_run: Callable[[], Run]) -> None:
+def send(options: argparse.Namespace) -> None:
     """Sends the run and says on stderr what has arrived. Raises CellmeterError."""
     from cellmeter.export.readings import choice
 
     wanted = choice(options.metrics, options.interval)
-    (_to_mlflow if options.mlflow else _to_otlp)(options, wanted, open_run)
+    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if options.mlflow and not uri:
+        raise BadUsage("export --mlflow: name the server by --tracking-uri or MLFLOW_TRACKING_URI")
+    folder = find_run(options.run, runs_home())
+    while options.wait and may_be_open(folder):
+        time.sleep(LOOK_SECONDS)
+    run = read_run(folder)
+    said = _to_mlflow(options, run, wanted, uri) if uri and options.mlflow else _to_otlp(options, run, wanted)
+    print(said, file=sys.stderr)
+    if run.ending is None:
+        print("the run is still being recorded: send it again when it is over", file=sys.stderr)
 
 
-def _to_mlflow(options: argparse.Namespace, wanted: Choice, open_run: Callable[[], Run]) -> None:
+def _to_mlflow(options: argparse.Namespace, run: Run, wanted: Choice, uri: str) -> str:
     from cellmeter.export import mlflow
     from cellmeter.rules import judge
 
-    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        raise BadUsage("export --mlflow: name the server by --tracking-uri or MLFLOW_TRACKING_URI")
     experiment = options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
-    run = open_run()
     sent = mlflow.send(run, judge(run), mlflow.Target(uri, experiment, options.mlflow_run), wanted)
-    print(f"sent {sent.points} points of {sent.metrics} metrics to MLflow run {sent.run_id}", file=sys.stderr)
-    _tell_of_the_rest(run)
+    return f"sent {sent.points} points of {sent.metrics} metrics to MLflow run {sent.run_id}"
 
 
-def _to_otlp(options: argparse.Namespace, wanted: Choice, open_run: Callable[[], Run]) -> None:
+def _to_otlp(options: argparse.Namespace, run: Run, wanted: Choice) -> str:
     from cellmeter.export import otlp
     from cellmeter.rules import judge
 
-    run = open_run()
     sent = otlp.send(run, judge(run), options.otlp, wanted)
-    print(f"sent {sent.points} points and {sent.spans} spans to {options.otlp}", file=sys.stderr)
-    _tell_of_the_rest(run)
+    return f"sent {sent.points} points and {sent.spans} spans to {options.otlp}"
 
 
-def _tell_of_the_rest(run: Run) -> None:
-    if run.ending is None:
-        print("the run is still being recorded: send it again when it is over", file=sys.stderr)
+def can_send_to_mlflow() -> None:
+    """Raises MissingExtra or BadUsage where :func:`send_when_over` would only fail later."""
+    if find_spec("mlflow") is None:
+        raise MissingExtra("mlflow-skinny", "mlflow", "start(mlflow=True)")
+    if not _tracking_uri():
+        raise BadUsage("start(mlflow=True): name the server by MLFLOW_TRACKING_URI or mlflow.set_tracking_uri")
+
+
+def send_when_over(folder: Path) -> None:
+    """From a process of its own, which outlives the kernel: once the recording is over, the run goes to MLflow.
+
+    Into the MLflow run that is active now, else a new one. What becomes of it stands in ``mlflow.log`` in the run folder.
+    """
+    if (folder / LOG).exists():  # asked for before
+        return
+    arguments = ["export", str(folder), "--mlflow", "--wait"]
+    if (uri := _tracking_uri()) != os.environ.get("MLFLOW_TRACKING_URI"):
+        arguments += ["--tracking-uri", uri]
+    mlflow = sys.modules.get("mlflow")
+    active = mlflow.active_run() if mlflow is not None else None
+    if active is not None:
+        arguments += ["--mlflow-run", active.info.run_id]
+    detached.start("cellmeter.cli", arguments, ("numpy", "bokeh", "mlflow"), folder / LOG, channel=False)
+
+
+def _tracking_uri() -> str:
+    """The server the user's code has chosen; mlflow is not imported for it."""
+    mlflow = sys.modules.get("mlflow")
+    if mlflow is not None and mlflow.is_tracking_uri_set():
+        return str(mlflow.get_tracking_uri())
+    return os.environ.get("MLFLOW_TRACKING_URI", "")
