@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from web import Answer, Request, serving
 
 from cellmeter import judge
 from cellmeter.cli import main
-from cellmeter.errors import ExportFailed
+from cellmeter.errors import ExportFailed, MissingExtra
 from cellmeter.export import mlflow
 from cellmeter.export.readings import Choice, choice
 from cellmeter.metrics import CATALOGUE
@@ -279,6 +280,11 @@ class TestFailures:
             )
         found = client.search_runs(["0"], f"tags.`cellmeter.run_id` = '{run.id}'")
         assert len(found) == 1
+
+    def test_without_the_extra_it_says_which(self, run, monkeypatch):
+        monkeypatch.setitem(sys.modules, "mlflow", None)
+        with pytest.raises(MissingExtra, match=re.escape("pip install 'cellmeter[mlflow]'")):
+            send(run, "http://127.0.0.1:9")
 
     def test_a_run_that_is_not_there(self, run, server):
         with pytest.raises(ExportFailed, match="0123abcd"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -20,7 +23,7 @@ from web import Answer, Request, serving
 
 from cellmeter import judge
 from cellmeter.cli import main
-from cellmeter.errors import BadUsage, ExportFailed
+from cellmeter.errors import BadUsage, ExportFailed, MissingExtra
 from cellmeter.export import otlp
 from cellmeter.export.readings import Choice, choice
 from cellmeter.metrics import METRICS
@@ -168,11 +171,8 @@ class TestMetrics:
                 )
             )
             said = values(resource.resource.attributes)
-            assert (said["service.name"], said["service.instance.id"], said["host.name"]) == (
-                "cellmeter",
-                run.id,
-                "node7",
-            )
+            assert (said["service.name"], said["service.instance.id"]) == ("cellmeter", run.id)
+            assert (said["host.name"], said["host.arch"], said["os.type"]) == ("node7", "amd64", "linux")
         assert len(counts) > 3
         assert set(counts[:-1]) == {700}
 
@@ -223,7 +223,7 @@ class TestTraces:
                 Span("step", 13.0, 14.0, "error", parent="epoch"),
                 Span("epoch", 10.5, 12.5, "ok"),
                 Span("epoch", 12.5, 14.5, "ok"),
-                Span("alone", 8.5, 8.6, "ok", parent="never kept"),
+                Span("alone \ud83d", 8.5, 8.6, "ok", parent="never kept"),
                 Span("step", 11.0, 12.0, "ok", parent="epoch", pid=77),
             )
         )
@@ -309,6 +309,11 @@ class TestFailures:
         with pytest.raises(BadUsage, match="write an address"):
             otlp.send(run, judge(run), endpoint, ALL)
 
+    def test_without_the_extra_it_says_which(self, run, monkeypatch):
+        monkeypatch.setitem(sys.modules, "opentelemetry.proto.trace.v1", None)
+        with pytest.raises(MissingExtra, match=re.escape("pip install 'cellmeter[otel]'")):
+            otlp.send(run, judge(run), "http://127.0.0.1:9", ALL)
+
     def test_headers_come_from_the_environment(self, run, receiver, monkeypatch):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer%20secret, X-Scope = a")
         send(run, receiver)
@@ -357,3 +362,12 @@ def test_options_that_do_not_go_together(
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1
+
+
+def test_what_is_not_used_is_not_imported() -> None:
+    """The command and the magics load neither client."""
+    look = "import sys, cellmeter.cli, cellmeter.magics, cellmeter.export; print(sorted(sys.modules))"
+    names = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
+    assert "'cellmeter.sending'" in names
+    assert "'mlflow'" not in names
+    assert "'opentelemetry" not in names

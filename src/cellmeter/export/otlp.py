@@ -43,6 +43,7 @@ _UP_AND_DOWN = {
     "system.memory.usage",
     "system.paging.usage",
 }
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _UNITS = {"process.thread.count": "{thread}", "process.paging.faults": "{fault}"}
 _ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
     "gpu.utilization": {"hw.gpu.task": "general"},
@@ -153,10 +154,15 @@ class _Proto:
             return self.common.AnyValue(int_value=value)
         if isinstance(value, float):
             return self.common.AnyValue(double_value=value)
-        return self.common.AnyValue(string_value=value.encode("utf-8", "backslashreplace").decode())
+        return self.common.AnyValue(string_value=_text(value))
 
     def scope(self) -> Any:
         return self.common.InstrumentationScope(name="cellmeter", version=__version__)
+
+
+def _text(value: str) -> str:
+    """The same without halves of surrogate pairs, which no protobuf takes."""
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def _resource(run: Run) -> dict[str, str | int | float | bool]:
@@ -164,7 +170,7 @@ def _resource(run: Run) -> dict[str, str | int | float | bool]:
         "service.name": os.environ.get("OTEL_SERVICE_NAME") or "cellmeter",
         "service.instance.id": run.id,
         "host.name": run.host.name,
-        "host.arch": run.host.machine,
+        "host.arch": _ARCHITECTURES.get(run.host.machine, run.host.machine),
         "os.type": run.host.system.lower(),
         "process.runtime.name": "python",
         "process.runtime.version": run.host.python,
@@ -229,7 +235,7 @@ def _trace_request(proto: _Proto, run: Run, batch: list[TraceSpan]) -> Any:
             trace_id=identity(16, run.id),
             span_id=identity(8, run.id, span.key),
             parent_span_id=identity(8, run.id, span.parent) if span.parent is not None else b"",
-            name=span.name,
+            name=_text(span.name),
             kind=proto.trace.Span.SPAN_KIND_INTERNAL,
             start_time_unix_nano=span.start_ns,
             end_time_unix_nano=span.end_ns,
