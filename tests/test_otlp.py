@@ -25,9 +25,9 @@ from cellmeter import judge
 from cellmeter.cli import main
 from cellmeter.errors import BadUsage, ExportFailed, MissingExtra
 from cellmeter.export import otlp
-from cellmeter.export.readings import Choice, choice
+from cellmeter.export.readings import Choice, choice, thinned
 from cellmeter.metrics import METRICS
-from cellmeter.run import Run
+from cellmeter.run import Run, Series
 from cellmeter.spans import Own, Span
 
 ALL = Choice()
@@ -185,6 +185,14 @@ class TestMetrics:
         assert len(points) == np.ceil(run.duration / 5)
         assert points[3].as_double == pytest.approx(0.9)
 
+    def test_an_interval_has_the_mean_of_its_readings_and_the_last_of_a_counter(self):
+        times, values = np.array([0.2, 0.9, 1.0, 3.1, 3.9]), np.array([1.0, 3.0, 5.0, 7.0, 8.0])
+        series = Series(times, values, np.zeros(5, np.int64))
+        mean, last = thinned(series, 1.0, last=False), thinned(series, 1.0, last=True)
+        assert mean.time.tolist() == last.time.tolist() == [0.9, 1.0, 3.9]
+        assert mean.values.tolist() == [2.0, 5.0, 7.5]
+        assert last.values.tolist() == [3.0, 5.0, 8.0]
+
     def test_no_two_metrics_become_one(self):
         """What shares a name is told apart by an attribute."""
         shared: dict[tuple[str, ...], str] = {}
@@ -225,10 +233,11 @@ class TestTraces:
                 Span("epoch", 12.5, 14.5, "ok"),
                 Span("alone \ud83d", 8.5, 8.6, "ok", parent="never kept"),
                 Span("step", 11.0, 12.0, "ok", parent="epoch", pid=77),
+                Span("epoch", 10.8, 10.9, "ok"),
             )
         )
         send(replace(run, own=own), receiver)
-        root, _, train, _, one, two, first, second, alone, worker = receiver.spans()
+        root, _, train, _, one, two, first, second, alone, worker, _ = receiver.spans()
         assert (one.parent_span_id, two.parent_span_id) == (first.span_id, second.span_id)
         assert {s.parent_span_id for s in (first, second, worker)} == {train.span_id}
         assert alone.parent_span_id == root.span_id
