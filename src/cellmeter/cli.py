@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter import __version__
+from cellmeter import __version__, sending
 from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
 from cellmeter.headless import Executed, Progress
 from cellmeter.prometheus import commands as prometheus
@@ -231,7 +231,10 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _add_export(commands: Commands) -> None:
     parser = _command(
-        commands, "export", _export, "write a run's samples, a table of its cells, or its report to a file"
+        commands,
+        "export",
+        _export,
+        "write a run's samples, a table of its cells, or its report to a file, or send them to MLflow or OpenTelemetry",
     )
     parser.add_argument("run", nargs="?", metavar="RUN", help=_RUN_HELP)
     parser.add_argument(
@@ -254,11 +257,15 @@ def _add_export(commands: Commands) -> None:
         metavar="WHEN",
         help="only what came after: 10m (2h, 1d) before the end, or a time (UTC unless it says)",
     )
+    sending.add_options(parser)
 
 
 def _export(options: argparse.Namespace) -> int:
     from cellmeter import export, judge
 
+    if sending.is_wanted(options):
+        sending.send(options)
+        return OK
     output: Path | None = options.output
     if options.into is not None:
         return _export_into(options)

@@ -5,7 +5,8 @@
     ├── MissingExtra        an optional dependency is not installed
     ├── RunNotFound         no run answers to that name
     ├── RunUnreadable       a folder is there, but it is no run, or a damaged one
-    └── RecorderUnavailable the recorder could not be started or is gone
+    ├── RecorderUnavailable the recorder could not be started or is gone
+    └── ExportFailed        a server did not take what was sent to it
 
 Every message is one line for the user: what happened, where, and what to do.
 """
@@ -36,3 +37,7 @@ class RunUnreadable(CellmeterError):
 
 class RecorderUnavailable(CellmeterError):
     """The recorder could not be started or is gone."""
+
+
+class ExportFailed(CellmeterError):
+    """A server did not take what was sent to it."""

@@ -19,7 +19,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
-from cellmeter import own, script, strip
+from cellmeter import own, script, sending, strip
 from cellmeter.alerts import Budget, parse_budget
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
 from cellmeter.lookout import Callback, Lookout
@@ -535,20 +535,31 @@ def alert(expression: str, callback: Callback | None = None) -> Callable[[], Non
     return lambda: lookout.discard(added)
 
 
-def start(rate_hz: float | None = None, max_memory: str | float | None = None, interrupt: bool = False) -> None:
+def start(
+    rate_hz: float | None = None,
+    max_memory: str | float | None = None,
+    interrupt: bool = False,
+    mlflow: bool = False,
+) -> None:
     """Starts recording: in IPython as ``%monitor start`` does, in a plain script for this process.
 
     ``rate_hz``: samples a second, 0.1 to 100. ``max_memory``: warn beyond that share of the memory limit (0.9), or beyond
     bytes of the process and its workers (``"12GiB"``); with ``interrupt`` as if somebody had pressed Ctrl-C as well.
-    Raises BadUsage and RecorderUnavailable.
+    ``mlflow``: when the recording is over, a process of its own sends it to the MLflow server, into the run that is active now.
+    Raises BadUsage, MissingExtra and RecorderUnavailable.
     """
     budget = None if max_memory is None else parse_budget(str(max_memory), interrupt)
+    if mlflow:
+        sending.can_send_to_mlflow()
     shell = get_ipython()
+    recording: Recording | None
     if shell is None:
-        script.start(rate_hz, budget)
-        return
-    load_ipython_extension(shell)
-    shell.magics_manager.registry[_NAME].session.start(rate_hz, budget)
+        recording = script.start(rate_hz, budget)
+    else:
+        load_ipython_extension(shell)
+        recording = shell.magics_manager.registry[_NAME].session.start(rate_hz, budget)
+    if mlflow and recording is not None:
+        sending.send_when_over(recording.folder)
 
 
 def stop() -> None:

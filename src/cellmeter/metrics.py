@@ -304,7 +304,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "memory",
         "Memory charged to the control group, less inactive file cache",
         "cgroup v2 memory.current, v1 memory.usage_in_bytes",
-        otel="container.memory.usage",
+        otel="container.memory.working_set",
         prometheus="container_memory_working_set_bytes",
     ),
     Metric(
@@ -635,7 +635,6 @@ CATALOGUE: tuple[Metric, ...] = (
         "gpu",
         "Share of time in which at least one kernel ran on the GPU, by the driver's own samples of 1/6 s",
         "nvmlDeviceGetSamples",
-        otel="hw.gpu.utilization",
     ),
     Metric(
         "gpu.pcie.sent",

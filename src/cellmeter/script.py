@@ -52,15 +52,19 @@ _status: CellStatus | None = None
 lookout = Lookout(lambda line: print(f"cellmeter: {line}", file=sys.stderr))
 
 
-def start(rate_hz: float | None, budget: Budget | None, name: str | None = None, *, whole: bool = False) -> None:
-    """Records this process as one cell, called ``name`` or by its script; does nothing if it is recorded already.
+def start(
+    rate_hz: float | None, budget: Budget | None, name: str | None = None, *, whole: bool = False
+) -> Recording | None:
+    """Records this process as one cell, called ``name`` or by its script; gives back the recording there is, if there is one.
 
-    A worker of ``multiprocessing`` that runs a recorded script's module again is part of that run.
+    A worker of ``multiprocessing`` that runs a recorded script's module again is part of that run: None.
     Raises BadUsage and RecorderUnavailable.
     """
     global _now
-    if _now is not None or _is_worker():
-        return
+    if _now is not None:
+        return _now.recording
+    if _is_worker():
+        return None
     settings = load_settings()
     if rate_hz is not None:
         settings = replace(settings, rate_hz=checked_rate(rate_hz))
@@ -73,6 +77,7 @@ def start(rate_hz: float | None, budget: Budget | None, name: str | None = None,
     lookout.follow(recording)
     lookout.cell_began(cell.seq)
     atexit.register(_at_exit)
+    return recording
 
 
 def _is_worker() -> bool:

@@ -1,0 +1,256 @@
+"""A run to an MLflow server: system metrics under MLflow's own names, the report as artefact, findings as tags.
+
+MLflow keeps a point by key, time, step and value, so the same run can be sent again: what is there already is not doubled.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cellmeter import __version__
+from cellmeter.errors import BadUsage, ExportFailed, MissingExtra
+from cellmeter.export.html import html_report
+from cellmeter.export.readings import Choice, batched, chosen, is_chosen
+from cellmeter.export.report_json import json_report
+from cellmeter.metrics import CATALOGUE, METRICS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cellmeter.rules import Finding, Judgement
+    from cellmeter.run import Device, Run
+
+    Floats = NDArray[np.float64]
+
+MEGABYTE = 1e6
+MOST_METRICS = 1000  # that a batch may hold
+MOST_TAG = 5000  # characters of a tag's value
+POINTS = 1000  # about so many of each metric, where no interval is given: the tab draws 320
+ROOT = "/"
+RUN_TAG = "cellmeter.run_id"
+
+# One line after seconds, and not after the ten minutes MLflow waits by itself. The user's own settings win.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+class Target(NamedTuple):
+    """Where a run goes. ``run_id``: an MLflow run there is; None: the one it went to before, else a new one."""
+
+    uri: str
+    experiment: str
+    run_id: str | None = None
+
+
+class Sent(NamedTuple):
+    """What has arrived: the MLflow run, and how many points of how many metrics."""
+
+    run_id: str
+    metrics: int
+    points: int
+
+
+class SystemMetric(NamedTuple):
+    """A metric of MLflow's system metrics: its name (``{index}``: the GPU's), what it is made of, and how."""
+
+    name: str
+    metric: str
+    value: Callable[[Run, str, Floats], Floats]
+
+
+def _megabytes(run: Run, subject: str, values: Floats) -> Floats:
+    return values / MEGABYTE
+
+
+def _as_is(run: Run, subject: str, values: Floats) -> Floats:
+    return values
+
+
+def _megabytes_since_start(run: Run, subject: str, values: Floats) -> Floats:
+    return (values - values[:1]) / MEGABYTE
+
+
+def _percent_of(whole: Callable[[Run, str], float | None]) -> Callable[[Run, str, Floats], Floats]:
+    return lambda run, subject, values: 100 * values / (whole(run, subject) or math.nan)
+
+
+def _device(run: Run, subject: str) -> Device | None:
+    return next((device for device in run.devices if device.id == subject), None)
+
+
+def _device_memory(run: Run, subject: str) -> float | None:
+    device = _device(run, subject)
+    return device.memory_bytes if device else None
+
+
+def _power_limit(run: Run, subject: str) -> float | None:
+    device = _device(run, subject)
+    return device.power_limit_watts if device else None
+
+
+def _disk_size(run: Run) -> float:
+    sizes = run.series("host.filesystem.size", ROOT).values
+    return float(sizes[-1]) if len(sizes) else math.nan
+
+
+def _disk_used(run: Run, subject: str, free: Floats) -> Floats:
+    return (_disk_size(run) - free) / MEGABYTE
+
+
+def _disk_percent(run: Run, subject: str, free: Floats) -> Floats:
+    return 100 * (1 - free / _disk_size(run))
+
+
+# The list of mlflow/system_metrics/metrics, the same up to MLflow 3; megabytes are 10^6 bytes there.
+SYSTEM_METRICS = (
+    SystemMetric("cpu_utilization_percentage", "host.cpu.usage", _percent_of(lambda run, _: run.host.cpu_count)),
+    SystemMetric("system_memory_usage_megabytes", "host.memory.used", _megabytes),
+    SystemMetric(
+        "system_memory_usage_percentage", "host.memory.used", _percent_of(lambda run, _: run.host.memory_bytes)
+    ),
+    SystemMetric("disk_usage_percentage", "host.filesystem.free", _disk_percent),
+    SystemMetric("disk_usage_megabytes", "host.filesystem.free", _disk_used),
+    SystemMetric("disk_available_megabytes", "host.filesystem.free", _megabytes),
+    SystemMetric("network_receive_megabytes", "host.network.received", _megabytes_since_start),
+    SystemMetric("network_transmit_megabytes", "host.network.sent", _megabytes_since_start),
+    SystemMetric("gpu_{index}_memory_usage_percentage", "gpu.memory.used", _percent_of(_device_memory)),
+    SystemMetric("gpu_{index}_memory_usage_megabytes", "gpu.memory.used", _megabytes),
+    SystemMetric("gpu_{index}_utilization_percentage", "gpu.utilization", _as_is),
+    SystemMetric("gpu_{index}_power_usage_watts", "gpu.power", _as_is),
+    SystemMetric("gpu_{index}_power_usage_percentage", "gpu.power", _percent_of(_power_limit)),
+)
+
+
+class Points(NamedTuple):
+    """One metric as MLflow keeps it: its key, milliseconds since 1970, steps (the interval's number), values."""
+
+    key: str
+    milliseconds: list[int]
+    steps: list[int]
+    values: list[float]
+
+
+def points(run: Run, choice: Choice) -> Iterator[Points]:
+    """All that is sent of the chosen metrics; those without a reading are left out."""
+    interval = choice.interval_seconds or max(1.0, math.ceil(run.duration / POINTS))
+    for key, metric, subject, value in _wanted(run, choice.patterns):
+        series = chosen(run, METRICS[metric], subject, interval)
+        values = value(run, subject, series.values)
+        known = values == values
+        if known.any():
+            seconds = series.time[known]
+            wall = (run.started.timestamp() * 1000 + seconds * 1000).round().astype(int).tolist()
+            yield Points(key, wall, (seconds // interval).astype(int).tolist(), values[known].tolist())
+
+
+def _wanted(run: Run, patterns: Sequence[str]) -> Iterator[tuple[str, str, str, Callable[[Run, str, Floats], Floats]]]:
+    named = {system.metric for system in SYSTEM_METRICS}
+    for system in SYSTEM_METRICS:
+        if is_chosen(METRICS[system.metric], patterns, by_default=True):
+            for subject in run.subjects(system.metric):
+                if system.metric != "host.filesystem.free" or subject == ROOT:
+                    key = "system/" + system.name.format(index=subject.removeprefix("gpu"))
+                    yield key, system.metric, subject, system.value
+    for metric in CATALOGUE:
+        if metric.name not in named and is_chosen(metric, patterns, by_default=False):
+            for subject in run.subjects(metric.name):
+                yield _own_key(metric.name, metric.scope, subject), metric.name, subject, _as_is
+
+
+def _own_key(metric: str, scope: str, subject: str) -> str:
+    """A key for what MLflow has no name for; it accepts few characters, and no path that could be shorter."""
+    place = "" if subject == scope else "/" + (subject.strip("/") or "root")
+    return re.sub(r"[^\w\-. :/]", "_", f"cellmeter/{metric}{place}", flags=re.ASCII)[:250]
+
+
+def tags(run: Run, judgement: Judgement) -> dict[str, str]:
+    """What the MLflow run is tagged with: which recording, how it ended, and each rule's findings."""
+    found: dict[str, list[Finding]] = {}
+    for finding in judgement.findings:
+        found.setdefault(finding.rule, []).append(finding)
+    said = {
+        RUN_TAG: run.id,
+        "cellmeter.version": __version__,
+        "cellmeter.host": run.host.name,
+        "cellmeter.notebook": run.notebook or "",
+        "cellmeter.ending": run.ending or "",
+        "cellmeter.findings": ", ".join(found) or "none",
+    }
+    for rule, findings in found.items():
+        said[f"cellmeter.finding.{rule}"] = "\n".join(f"{f.severity}: {f.fact}" for f in findings)
+    return {key: value[:MOST_TAG] for key, value in said.items() if value}
+
+
+def send(run: Run, judgement: Judgement, target: Target, choice: Choice) -> Sent:
+    """Sends a run. Raises ExportFailed where the server does not take it all, MissingExtra without ``mlflow``."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    try:
+        from mlflow import MlflowClient
+    except ImportError as error:
+        raise MissingExtra("mlflow-skinny", "mlflow", "an export to MLflow") from error
+    progress = _Progress()
+    try:
+        return _send(MlflowClient(tracking_uri=target.uri), run, judgement, target, choice, progress)
+    except BadUsage:
+        raise
+    except Exception as error:  # stores are plugins: any of them fails in its own way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ExportFailed(
+            f"MLflow at {target.uri} took {progress.points} points and then failed: {reason} "
+            "(nothing is lost: the same command sends it again, and nothing twice)"
+        ) from None
+
+
+class _Progress:
+    points = 0
+
+
+def _send(client: Any, run: Run, judgement: Judgement, target: Target, choice: Choice, progress: _Progress) -> Sent:
+    from mlflow.entities import Metric, RunTag
+
+    run_id = target.run_id or _run_of(client, run, target.experiment)
+    keys: set[str] = set()
+    entries = (
+        Metric(part.key, value, time, step)
+        for part in points(run, choice)
+        for value, time, step in zip(part.values, part.milliseconds, part.steps, strict=True)
+    )
+    for batch in batched(entries, MOST_METRICS):
+        client.log_batch(run_id, metrics=batch)
+        progress.points += len(batch)
+        keys.update(metric.key for metric in batch)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags(run, judgement).items()])
+    client.log_text(run_id, html_report(run, judgement), "cellmeter/report.html")
+    client.log_text(run_id, json_report(run, judgement), "cellmeter/report.json")
+    if target.run_id is None and run.ending is not None:
+        client.set_terminated(run_id, _status(run), int((run.started.timestamp() + run.duration) * 1000))
+    return Sent(run_id, len(keys), progress.points)
+
+
+def _run_of(client: Any, run: Run, name: str) -> str:
+    """The MLflow run this recording has gone to before, or a new one."""
+    experiment = client.get_experiment_by_name(name)
+    experiment_id: str = experiment.experiment_id if experiment else client.create_experiment(name)
+    for before in client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run.id}'", max_results=1):
+        return str(before.info.run_id)
+    title = PurePath(run.notebook).stem if run.notebook else run.id
+    started = int(run.started.timestamp() * 1000)
+    made = client.create_run(experiment_id, start_time=started, tags={RUN_TAG: run.id}, run_name=title)
+    return str(made.info.run_id)
+
+
+def _status(run: Run) -> str:
+    if run.ending in ("killed", "out-of-memory"):
+        return "KILLED"
+    return "FAILED" if run.ending == "crashed" else "FINISHED"
