@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from browser.conftest import LAB_OPTIONS
-from browser.driver import ACTION_MS, Book, Server, serving, wait_until
+from browser.driver import ACTION_MS, LAB_OPTIONS, Book, Server, serving, wait_until
 from browser.test_live import UPGRADED, wait_for_points
 
 FRONTS = ["lab", "notebook"]
