@@ -53,7 +53,10 @@ WATCH = """(() => {
 })()"""
 FRAMES = """(ms) => new Promise((resolve) => {
   const [times, end] = [[], performance.now() + ms];
-  const look = (now) => { times.push(now); now < end ? requestAnimationFrame(look) : resolve(times.slice(1).map((t, i) => t - times[i])); };
+  const look = (now) => {
+    times.push(now);
+    now < end ? requestAnimationFrame(look) : resolve(times.slice(1).map((time, i) => time - times[i]));
+  };
   requestAnimationFrame(look); })"""
 IDLE = "import time; time.sleep({seconds})"
 LOOP = "import time; _until = time.monotonic() + {seconds}\nwhile time.monotonic() < _until: sum(range(20_000))"
@@ -89,7 +92,8 @@ JUMPER = Plot(
     "%perfmonitor_plot --live 0.25\n{work}",
     "(cell) => cell.querySelector('.js-plotly-plot')?.calcdata?.[0]?.at(-1)?.x ?? 0",
     False,
-    "import json\nfrom jumper_extension.ipython import extension as _e\n_m = _e._perfmonitor_magics.magic_adapter.service.monitor\n"
+    "import json\nfrom jumper_extension.ipython import extension as _e\n"
+    "_m = _e._perfmonitor_magics.magic_adapter.service.monitor\n"
     "print(json.dumps({'start': _m.start_time, 'times': list(_m.nodes.view(level='process')['time'])}))",
 )
 _BY_HAND = """
@@ -120,6 +124,7 @@ def _follow(source=_source, times=_times, stop=_stop):
 JUPYTER_BOKEH = Plot(
     "jupyter_bokeh",
     "peers",
+    "from bokeh.io import output_notebook\nfrom bokeh.resources import INLINE\noutput_notebook(INLINE)\n"
     "import bokeh.plotting, jupyter_bokeh, psutil, threading",
     _BY_HAND
     + "display(BokehModel(row(_plots)))\nthreading.Thread(target=_follow, daemon=True).start()\n{work}\n_stop.set()",

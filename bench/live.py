@@ -23,12 +23,12 @@ MOST_SAVED_BYTES = 15_000.0
 SETTLE_SECONDS = 2.0
 KINDS = {"idle": IDLE, "Python loop": LOOP}
 _JUMPER_NOTE = (
-    "JUmPER: %perfmonitor_plot --live 0.25, samples by its thread at 10 Hz. Its page loads plotly.js from a CDN; here it gets the "
-    "file of its Python package at once. Each live plot goes on until its monitor stops, so later cells have several."
+    "JUmPER: %perfmonitor_plot --live 0.25, samples by its thread at 10 Hz. Its page loads plotly.js from a CDN; here it "
+    "gets the file of its Python package at once. Each live plot goes on until its monitor stops: later cells have several."
 )
 _BOKEH_NOTE = (
-    "jupyter_bokeh: two lines of Bokeh and a thread that reads CPU and memory by psutil at 10 Hz and streams every second "
-    "reading to the page, as one would write it."
+    "jupyter_bokeh: two lines of Bokeh, and a thread that reads CPU and memory by psutil at 10 Hz and streams them to the "
+    "page by twos, as one would write it; BokehJS by output_notebook(INLINE)."
 )
 _CLOCK_NOTE = (
     "From a reading's own monotonic time until the end of the frame that has it, readings before the first frame left out; "
@@ -76,7 +76,7 @@ def _plots(effort: Effort) -> tuple[list[Plot], list[str]]:
 
 def _see(browser: Any, server: Server, plot: Plot, effort: Effort) -> Seen:
     seen = Seen()
-    pages, later = effort.choose(short=1, usual=3, full=7), effort.choose(short=1, usual=3, full=5)
+    pages, later = effort.choose(short=1, usual=2, full=7), effort.choose(short=1, usual=3, full=5)
     short = plot.cell.replace("{work}", IDLE.format(seconds=1.5))
     for number in range(pages):
         with watched(browser, server, plot, f"first-{plot.name}-{number}", [plot.load, *[short] * (later + 1)]) as one:
@@ -165,8 +165,8 @@ def _sections(seen: dict[str, Seen], notes: tuple[str, ...]) -> Iterator[Section
         "live: first charts, and what is sent and kept",
         tuple(lines),
         (
-            "From the page's order to run the cell until the end of the first frame with a reading; `first`: of a fresh kernel in "
-            "a fresh page.",
+            "From the page's order to run the cell until the end of the first frame with a reading; `first`: of a fresh "
+            "kernel in a fresh page.",
             "Bytes as the page's websocket gets them, Jupyter's envelope (some 700 bytes a message) included.",
         ),
     )
@@ -212,7 +212,7 @@ def _many(browser: Any, server: Server, cells: int, effort: Effort) -> Section:
         ours, plain = (percentile(intervals[name], percent) for name in ("panels", "none"))
         name = "worst" if percent == 100 else f"p{percent}"
         lines.append(Line(f"frame to frame, one live: {name}", "ms", Figure(ours), "no panels", Figure(plain)))
-    note = "Each cell was scrolled to and its chart drawn; then another one runs while frames are timed. Chromium without a GPU."
+    note = "Each cell was scrolled to and its chart drawn; then another runs while frames are timed. Chromium without a GPU."
     return Section(f"live: a notebook with {cells} panels", tuple(lines), (note,))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from browser.driver import LAB_OPTIONS, TOKEN, Book, Server, browsing, serving
 
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:

@@ -22,6 +22,7 @@ from playwright.sync_api import sync_playwright
 TOKEN = "cellmeter-test"
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 ACTION_MS = 60_000
+FRONTS = ("lab", "notebook")
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
