@@ -61,7 +61,7 @@ def run(effort: Effort) -> Iterator[Section]:
                     raise
                 notes.append(f"{plot.name} is not in the table: {error}")
         yield from _sections(seen, tuple(notes))
-        yield _many(browser, server, effort.choose(short=2, usual=30, full=30), effort)
+        yield _many(browser, server, effort.choose(short=1, usual=30, full=30), effort)
 
 
 def _plots(effort: Effort) -> tuple[list[Plot], list[str]]:
@@ -86,7 +86,7 @@ def _see(browser: Any, server: Server, plot: Plot, effort: Effort) -> Seen:
                 (seen.first if index == 1 else seen.later).append(one.first_ms())
                 one.book.wait(index)
     seconds = effort.choose(short=2.0, usual=15.0, full=60.0)
-    for kind, work in KINDS.items():
+    for kind, work in list(KINDS.items())[: effort.choose(short=1, usual=2, full=2)]:
         _follow(browser, server, plot, kind, work.format(seconds=seconds), seen)
     return seen
 
