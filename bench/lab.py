@@ -219,7 +219,7 @@ def _recorded_times(home: Path) -> list[tuple[float, float]]:
     feed = live.Feed(folder, read_run(folder).cells[-1].seq, charts.DEFAULT_GROUPS, Tail(folder))
     feed.poll()
     assert feed.started_ns is not None
-    return [(feed.started_ns * 1e-9 + row[0], number + 1.0) for number, row in enumerate(feed.rows())]
+    return [(feed.started_ns * 1e-9 + float(row[0]), number + 1.0) for number, row in enumerate(feed.rows())]
 
 
 @contextmanager
