@@ -52,8 +52,9 @@ check: $(DEVELOPS) ## lint, format, types, import order, JavaScript types
 	@echo "==> JavaScript types"
 	@cd js && npm --silent run check
 
-bench: $(DEVELOPS) ## what cellmeter costs and misses here, beside its peers (about 12 min)
+bench: $(DEVELOPS) ## what cellmeter costs and misses here, beside its peers (about 20 min)
 	@tools/need cc:gcc
+	@tools/need-browser $(BIN)/python
 	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what make made, .venv too

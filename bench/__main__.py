@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.effort import Effort
 from bench.table import Section, as_json, heading, render
 
-NAMES = ("recorder", "load", "page", "delivery", "slowdown", "labelled", "report", "peers")
+NAMES = ("recorder", "load", "page", "live", "delivery", "slowdown", "labelled", "report", "peers")
 
 
 def main() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from bench.effort import Effort
 from bench.processes import scratch
-from bench.table import Line, Section, alone
+from bench.table import Line, Section, alone, percentile
 from cellmeter import charts, layouts, live
 from cellmeter.feed import Feed
 from cellmeter.run import EDGE_START, Column
@@ -23,7 +22,6 @@ RATE_HZ = 10
 MOST_UPDATE_BYTES = 1000.0
 MOST_DAY_MIB = 60.0
 ORIGIN = "http://panel.test/"
-FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 # As a front end does: installs the code, opens a panel, and hears what the kernel would send.
 PAGE = """<!doctype html><meta charset="utf-8"><body style="width:1200px; background:#fff">
 <div id="place"></div><script type="module">
@@ -62,6 +60,13 @@ window.updates = async (count, rows, rate) => {
     await frame();
     await frame();
   }
+};
+window.framesWhileFed = async (ms, rows, rate) => {
+  const timer = setInterval(() => feed(rows, rate), 250);
+  const times = [performance.now()];
+  while (times.at(-1) < times[0] + ms) times.push(await new Promise(requestAnimationFrame));
+  clearInterval(timer);
+  return times.slice(2).map((time, i) => time - times[i + 1]);
 };
 window.ready = true;
 </script>"""
@@ -104,23 +109,35 @@ class PanelPage:
 
     def busy_ms(self, updates: int) -> float:
         """CPU time of the page's main thread for an update with three rows, with all that is drawn."""
-        before = self._metric("ThreadTime")
+        before = metric(self._cdp, "ThreadTime")
         self.page.evaluate("([n]) => updates(n, 3, 10)", [updates])
-        return (self._metric("ThreadTime") - before) * 1000 / updates
+        return (metric(self._cdp, "ThreadTime") - before) * 1000 / updates
 
     def used(self) -> Used:
         """Memory in use."""
-        self._cdp.send("HeapProfiler.collectGarbage")
-        usage = self._cdp.send("Runtime.getHeapUsage")
-        return Used(int(self._metric("JSHeapUsedSize")), int(usage.get("backingStorageSize", 0)))
+        return used_of(self._cdp)
 
-    def _metric(self, name: str) -> float:
-        metrics = self._cdp.send("Performance.getMetrics")["metrics"]
-        return float(next(one["value"] for one in metrics if one["name"] == name))
+    def frames(self, seconds: float) -> Sequence[float]:
+        """Milliseconds from each frame to the next, while updates with three rows come four a second."""
+        intervals: list[float] = self.page.evaluate("([ms]) => framesWhileFed(ms, 3, 10)", [seconds * 1000])
+        return intervals
 
     def close(self) -> None:
         """Closes the page."""
         self._context.close()
+
+
+def used_of(session: Any) -> Used:
+    """Memory of the page of a DevTools session, after a collection."""
+    session.send("HeapProfiler.collectGarbage")
+    usage = session.send("Runtime.getHeapUsage")
+    return Used(int(metric(session, "JSHeapUsedSize")), int(usage.get("backingStorageSize", 0)))
+
+
+def metric(session: Any, name: str) -> float:
+    """One of the DevTools' own metrics."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return float(next(one["value"] for one in metrics if one["name"] == name))
 
 
 def _serve(route: Any) -> None:
@@ -200,13 +217,10 @@ def run(effort: Effort) -> Iterator[Section]:
     """Bytes on the way, then the page after a minute and after a day."""
     seconds = effort.choose(short=3, usual=60, full=600)
     yield Section("bytes of an update (4 a second, 10 Hz, all groups)", tuple(_bytes(seconds)))
-    from playwright.sync_api import sync_playwright
+    from tests.browser.driver import browsing
 
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, headless=True, args=list(FLAGS))
+    with browsing() as browser:
         yield _day(browser, effort)
-        browser.close()
 
 
 def _bytes(seconds: int) -> Iterator[Line]:
@@ -218,13 +232,14 @@ def _bytes(seconds: int) -> Iterator[Line]:
 
 def _day(browser: Any, effort: Effort) -> Section:
     hours, updates = effort.choose(short=0.2, usual=24, full=24), effort.choose(short=3, usual=40, full=200)
+    seconds = effort.choose(short=0.5, usual=10, full=30)
     page = PanelPage(browser, gpus=8, cores=192)
     page.feed(60)
     page.drawn()
-    early, early_ms = page.used(), page.busy_ms(updates)
+    early, early_ms, early_frames = page.used(), page.busy_ms(updates), page.frames(seconds)
     page.feed(hours * 3600 - 60)
     page.drawn()
-    late, late_ms = page.used(), page.busy_ms(updates)
+    late, late_ms, late_frames = page.used(), page.busy_ms(updates), page.frames(seconds)
     page.close()
     lines = (
         alone("heap and buffers after a minute", "MiB", [(early.heap + early.buffers) / 2**20]),
@@ -237,6 +252,9 @@ def _day(browser: Any, effort: Effort) -> Section:
         ),
         alone("CPU per update, a minute in", "ms", [early_ms]),
         alone(f"CPU per update, {hours:g} h in", "ms", [late_ms]),
+        alone("frame to frame, p95, a minute in", "ms", [percentile(early_frames, 95)]),
+        alone(f"frame to frame, p95, {hours:g} h in", "ms", [percentile(late_frames, 95)]),
+        alone(f"frame to frame, worst, {hours:g} h in", "ms", [max(late_frames)]),
     )
     notes = ("8 GPUs, 192 cores, 10 Hz, cpu, memory and gpu shown; Chromium without a GPU, 1280 px wide.",)
     return Section("the page after a day", lines, notes)

@@ -64,6 +64,11 @@ def figure(values: Sequence[float]) -> Figure:
     return Figure(middle, medians[edge], medians[-1 - edge], len(values))
 
 
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The reading that so many per cent do not exceed. Raises IndexError where there are none."""
+    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
+
+
 def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> Figure | None:
     """Ratio of readings that were taken side by side; None where the peer read 0."""
     if not peer or not all(peer):

@@ -12,6 +12,7 @@ import pytest
 
 from bench.delivery import cases, delivered
 from bench.effort import Effort
+from bench.live import latencies
 from bench.load import PEER_PYTHON
 from bench.processes import often_and_rarely
 from bench.slowdown import contains_one
@@ -51,6 +52,21 @@ def test_page(tmp_path: Path) -> None:
     sent, day = _bench("page", tmp_path).values()
     assert all(line["ours"]["value"] > 100 for line in sent)
     assert day[-1]["unit"] == "ms"
+
+
+def test_live(tmp_path: Path) -> None:
+    latency, first, many = _bench("live", tmp_path).values()
+    assert [line["metric"] for line in latency] == ["idle: p50", "idle: p95", "idle: worst"]
+    assert all(line["ours"]["value"] > 0 for line in [*latency, *first])
+    assert many[-1]["unit"] == "ms"
+
+
+def test_latency_is_that_of_the_first_frame_with_the_reading() -> None:
+    readings = [(1.0, 1.0), (1.2, 2.0), (1.3, 3.0), (1.4, 4.0), (1.5, 5.0)]
+    drawn = [(1.0, 1.1), (3.0, 1.35), (2.0, 1.4), (4.0, 1.6)]
+    assert latencies(readings, drawn) == pytest.approx([150, 50, 200]), "none before the first frame, none never drawn"
+    with pytest.raises(RuntimeError):
+        latencies(readings, [(5.0, 2.0)])
 
 
 def test_slowdown(tmp_path: Path) -> None:

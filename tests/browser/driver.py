@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from playwright.sync_api import sync_playwright
 
 TOKEN = "cellmeter-test"
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 ACTION_MS = 60_000
+FRONTS = ("lab", "notebook")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+LAB_OPTIONS = (
+    "--LabApp.expose_app_in_browser=True",
+    "--JupyterNotebookApp.expose_app_in_browser=True",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+)
 
 
 def wait_until(probe: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
@@ -54,11 +71,11 @@ class Server:
     root: Path
     home: Path
 
-    def notebook(self, name: str, cells: list[str]) -> Path:
+    def notebook(self, name: str, cells: list[str], kernel: str = "python3") -> Path:
         """Writes a notebook of code cells."""
         path = self.root / f"{name}.ipynb"
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        book.metadata["kernelspec"] = {"name": kernel, "display_name": kernel, "language": "python"}
         nbformat.write(book, path)
         return path
 
@@ -75,6 +92,16 @@ class Server:
         """Ends all sessions."""
         for session in self.request("GET", "api/sessions"):
             self.request("DELETE", f"api/sessions/{session['id']}")
+
+
+@contextmanager
+def browsing() -> Iterator[Any]:
+    """A headless Chromium: Debian's, where there is one, for Playwright's own download does not work everywhere."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, headless=True, args=list(FLAGS))
+        yield browser
+        browser.close()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from browser.driver import ACTION_MS, Book, wait_until
+from browser.driver import ACTION_MS, FRONTS, Book, wait_until
 
 SYNTHETIC = Path(__file__).with_name("synthetic.py")
 LOAD = "%load_ext cellmeter"
@@ -98,8 +98,9 @@ def finish(book: Book, cell: int = 1) -> None:
     book.page.wait_for_selector(".cellmeter-still[data-upgraded=done]", timeout=ACTION_MS)
 
 
-def test_all_controls_work_while_the_cell_holds_the_gil(running: Callable[..., Book]) -> None:
-    book = running("holding", cell=HOLDING)
+@pytest.mark.parametrize("front", FRONTS)
+def test_all_controls_work_while_the_cell_holds_the_gil(running: Callable[..., Book], front: str) -> None:
+    book = running(f"holding-{front}", cell=HOLDING, front=front)
     held, released = (book.path.with_name(name) for name in ("held", "released"))
     wait_until(held.exists, "the cell to hold the GIL")
     press(book, "Charts")
@@ -115,8 +116,31 @@ def test_all_controls_work_while_the_cell_holds_the_gil(running: Callable[..., B
     assert shown == ["cpu", "cores", "io"]
     assert state.endswith(", view paused")
     assert span(book) == (0, 30)
-    book.screenshot("controls-gil-held", 1)
+    book.screenshot(f"controls-gil-held-{front}", 1)
     book.wait(1)
+    assert book.complaints() == []
+
+
+INKS = """() => [...document.querySelectorAll(".cellmeter .cm-line:not([hidden])")]
+    .map((one) => one.style.getPropertyValue("--ink"))"""
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_the_chart_and_its_legend_follow_the_theme_while_the_cell_runs(
+    running: Callable[..., Book], front: str
+) -> None:
+    book = running(f"theme-{front}", front=front)
+    light = book.page.evaluate(INKS)
+    assert book.page.locator(".cellmeter").get_attribute("data-theme") == "false"
+    before = book.page.locator("[data-panel=cpu]").screenshot()
+    book.command("apputils:change-theme", {"theme": "JupyterLab Dark"})
+    wait_for(book, "el.dataset.theme === 'true'")
+    dark = book.page.evaluate(INKS)
+    assert len(light) == len(dark) > 1
+    assert all(one != other for one, other in zip(light, dark, strict=True))
+    assert book.page.locator("[data-panel=cpu]").screenshot() != before
+    book.screenshot(f"theme-{front}")
+    finish(book)
     assert book.complaints() == []
 
 

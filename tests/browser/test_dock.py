@@ -57,16 +57,16 @@ def test_the_whole_run_beside_the_notebook(open_book: Callable[..., Book]) -> No
     book.page.wait_for_selector(".jupyterlab-sidecar .cellmeter-still", timeout=ACTION_MS)
 
 
-@pytest.mark.parametrize("reloaded", [False, True])
-def test_without_sidecar_it_stands_in_the_output(open_book: Callable[..., Book], reloaded: bool) -> None:
+@pytest.mark.parametrize(("reloaded", "front"), [(False, "lab"), (True, "lab"), (False, "notebook")])
+def test_without_sidecar_it_stands_in_the_output(open_book: Callable[..., Book], reloaded: bool, front: str) -> None:
     hidden = "import sys; sys.modules['sidecar'] = None\n%load_ext cellmeter\n%monitor dock"
     sources = [hidden, WORK.format(100, 1), "%monitor stop"]
-    book = open_book(f"dock-inside-{reloaded}", sources, width=1000, dark=True)
+    book = open_book(f"dock-inside-{reloaded}-{front}", sources, width=1000, dark=True, front=front)
     for index in (0, 1):
         book.run(index)
         book.wait(index)
     book.page.wait_for_function(NAMED, arg=1, timeout=ACTION_MS)
-    book.screenshot("dock-inside-dark")
+    book.screenshot(f"dock-inside-dark-{front}")
     if reloaded:
         book.reload()
         book.page.wait_for_function(NAMED, arg=1, timeout=ACTION_MS)

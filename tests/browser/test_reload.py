@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from browser.driver import ACTION_MS, Book, wait_until
+from browser.driver import ACTION_MS, FRONTS, Book, wait_until
 from browser.test_live import points
-from browser.test_silence import DIES, FRONTS, running
+from browser.test_silence import DIES, running
 
 pytestmark = pytest.mark.timeout(300)  # a page is loaded many times
 

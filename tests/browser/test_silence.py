@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from browser.conftest import LAB_OPTIONS
-from browser.driver import ACTION_MS, Book, Server, serving, wait_until
+from browser.driver import ACTION_MS, FRONTS, LAB_OPTIONS, Book, Server, serving, wait_until
 from browser.test_live import UPGRADED, wait_for_points
 
-FRONTS = ["lab", "notebook"]
 LIVE = ".cellmeter[data-drawn]"
 HOLD_SECONDS = 5
 # Once the panel has been seen, the GIL is held; it is let go for a moment before the end.

@@ -17,10 +17,13 @@ while time.monotonic() < until:
 'the result'"""
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1300, False), (760, True)])
-def test_the_line_under_a_cell(open_book: Callable[..., Book], width: int, dark: bool) -> None:
-    look = f"strip-{width}-{'dark' if dark else 'light'}"
-    book = open_book(look, ["%load_ext cellmeter\n%monitor start --auto", RUNS, "1 + 1"], width=width, dark=dark)
+@pytest.mark.parametrize(
+    ("width", "dark", "front"), [(1300, False, "lab"), (760, True, "lab"), (1300, False, "notebook")]
+)
+def test_the_line_under_a_cell(open_book: Callable[..., Book], width: int, dark: bool, front: str) -> None:
+    look = f"strip-{front}-{width}-{'dark' if dark else 'light'}"
+    cells = ["%load_ext cellmeter\n%monitor start --auto", RUNS, "1 + 1"]
+    book = open_book(look, cells, width=width, dark=dark, front=front)
     for index in range(3):
         book.run(index)
         book.wait(index)
