@@ -10,13 +10,16 @@
 /** @typedef {{panels: Panel[], shown: string[], asked: boolean, missing: Record<string, string>, cores?: string[], prefix: string, title: string, tail?: string} & Partial<Ending>} Layout */
 /** @typedef {{time: Float64Array, columns: Float64Array[]}} Rows */
 /** @typedef {{groups: string[]|null, window: number}} Choice */
-/** @typedef {{layout: Layout, samples: Samples, cores: Cores}} Recorded a cell's readings, as the page has them */
+/** @typedef {{name: string, start: number, end: number, count: number}} OwnSpan one span, or many of a name that came too fast */
+/** @typedef {{layout: Layout, samples: Samples, cores: Cores, own: Own}} Recorded a cell's readings, as the page has them */
 /** @typedef {{get: (name: string) => any, send: (content: any) => void, on: Function, off: Function, widget_manager?: any}} Model */
 /** @typedef {{seq: number, title: string, line: string, id: string|null, status: string, start: number, end: number|null}} Band a cell of the run */
 
 const MOST_ROWS = 24000; // kept in the page: 40 minutes at 10 Hz in full; older ones are thinned out, spikes stay
 const MOST_ROWS_ENDED = 6000; // of a cell that has ended
 const MOST_CORE_ROWS = 3600; // an hour in full
+const MOST_OWN = 2000; // values of a name, and spans
+const MOST_OWN_ENDED = 600;
 const MOST_ENDED = 40; // cells whose readings the page keeps after their end
 const MOST_DRAWN = 1600;
 const LANE_FILL = 0.84; // as in charts.py
@@ -78,6 +81,22 @@ export function formatPeak(peak, { unit, limit }) {
   const most = formatValue(limit, unit).replace(/\.0+(?= |$)/, "");
   const [number, suffix] = text.split(" ");
   return `peak ${most.endsWith(" " + suffix) ? number : text} of ${most}`;
+}
+
+/** As spans.number_text. @param {number} value @returns {string} a value of the user's, whatever its size */
+export function formatOwn(value) {
+  if (!Number.isFinite(value)) return "not finite";
+  const size = Math.abs(value);
+  if (size >= 1e4 && size < 1e9) return value.toFixed(0);
+  if (size >= 1e-4 && size < 1e9 || !size) return String(Number(value.toPrecision(4)));
+  return value.toExponential(3).replace(/\.?0*e([+-])(\d+)/, (_, sign, power) => `e${sign}${power.padStart(2, "0")}`);
+}
+
+/** As units.latency_text. @param {number} seconds @returns {string} */
+export function formatLatency(seconds) {
+  if (seconds >= 9.95) return formatDuration(seconds);
+  const [value, unit] = seconds >= 1 ? [seconds, "s"] : seconds >= 1e-3 ? [seconds * 1e3, "ms"] : [seconds * 1e6, "µs"];
+  return `${Number(value.toPrecision(3))} ${unit}`;
 }
 
 /** @param {number} number */
@@ -413,6 +432,82 @@ export class Cores {
   }
 }
 
+/** What the user's code says: logged values and spans, the newest of them in full. Marks are counted from 0, as rows are. */
+export class Own {
+  constructor() {
+    this.next = 0;
+    this.others = 0; // names that are not drawn
+    /** @type {Map<string, Samples>} */
+    this.values = new Map();
+    /** @type {OwnSpan[]} */
+    this.spans = [];
+    /** @type {Set<string>} */
+    this.names = new Set(); // of spans
+  }
+
+  /** Whether there is nothing to draw. */
+  get empty() {
+    return !this.values.size && !this.names.size;
+  }
+
+  /** As `Samples.put`; `anew`: what is missing before these is kept nowhere.
+   * @param {number} start @param {any[][]} marks see own_feed.py @param {boolean} anew @returns {boolean} */
+  put(start, marks, anew) {
+    if (start > this.next && !anew) return false;
+    for (const mark of marks.slice(Math.max(0, this.next - start))) this.#take(mark);
+    this.next = Math.max(this.next, start + marks.length);
+    if (this.spans.length > 2 * MOST_OWN) this.spans = this.spans.slice(-MOST_OWN);
+    return true;
+  }
+
+  /** @param {any[]} mark */
+  #take([name, start, ...more]) {
+    if (more.length === 1) {
+      const values = this.values.get(name) ?? new Samples(1, MOST_OWN);
+      this.values.set(name, values);
+      const value = Number(more[0]); // of "inf" and "-inf", too, NaN is made: a gap
+      values.put(values.next, Float64Array.of(start, value));
+    } else {
+      this.names.add(name);
+      this.spans.push({ name, start, end: more[0], count: more[1] });
+    }
+  }
+
+  /** Of a cell that has ended. */
+  shrink() {
+    for (const values of this.values.values()) values.shrink(MOST_OWN_ENDED);
+    this.spans = this.spans.slice(-MOST_OWN);
+  }
+
+  /** The newest span of a name at a time, or less than `slack` from it. @param {string} name @param {number} at @param {number} slack */
+  spanAt(name, at, slack) {
+    return this.spans.findLast((span) => span.name === name && span.start - slack <= at && at <= span.end + slack);
+  }
+
+  /** Where spans of a name are drawn: those that would touch are one bar. @param {string} name @param {number} start
+   * @param {number} end @param {number} width CSS pixels @returns {[number, number][]} left and right */
+  bars(name, start, end, width) {
+    const place = (/** @type {number} */ t) => (Math.min(Math.max(t, start), end) - start) * (width / Math.max(end - start, 1e-9));
+    /** @type {[number, number][]} */
+    const found = [];
+    const mine = this.spans.filter((span) => span.name === name && span.end >= start && span.start <= end);
+    for (const span of mine.sort((a, b) => a.start - b.start)) {
+      const [left, right] = [place(span.start), place(span.end)];
+      const before = found.at(-1);
+      if (before && left < before[1] + 0.5) before[1] = Math.max(before[1], right);
+      else found.push([left, right]);
+    }
+    return found;
+  }
+}
+
+/** From where to where a lane of values goes: the range of those drawn. @param {Float64Array} values
+ * @returns {[number, number]|null} null: there is none */
+export function rangeOf(values) {
+  const known = values.filter((x) => !Number.isNaN(x));
+  return known.length ? [known.reduce((a, b) => Math.min(a, b)), known.reduce((a, b) => Math.max(a, b))] : null;
+}
+
 /**
  * What Bokeh draws of a panel: the time `t`, a column a line (`c0`, `c1`, …), and one a filled area, in which a gap falls to
  * the ground. @param {Panel} panel @param {Rows} rows of its lines @param {number[]} peaks @returns {Record<string, Float64Array>}
@@ -460,8 +555,9 @@ export function unpack(buffer) {
 
 // ---- what is looked at ----------------------------------------------------------------------------------------------
 
+const OWN = "own"; // the group that is there once the code has logged something
 /** @type {[string, string][]} */
-const GROUPS = [["cpu", "CPU"], ["cores", "Cores"], ["memory", "Memory"], ["gpu", "GPU"], ["io", "Disk"], ["net", "Network"], ["power", "Power"]];
+const GROUPS = [["cpu", "CPU"], ["cores", "Cores"], ["memory", "Memory"], ["gpu", "GPU"], ["io", "Disk"], ["net", "Network"], ["power", "Power"], [OWN, "Your code"]];
 /** @type {[number, string][]} */
 const WINDOWS = [[30, "30 s"], [300, "5 min"], [0, "All"]];
 const KEPT = "cellmeter.view";
@@ -479,7 +575,7 @@ export function readChoice(text) {
 /** The groups a panel begins with: those that the cell asks for, else those chosen last. @param {Layout} layout
  * @param {Choice} choice @returns {string[]} */
 export function firstGroups(layout, choice) {
-  return layout.asked || !choice.groups ? layout.shown : choice.groups;
+  return layout.asked || !choice.groups ? [...layout.shown, OWN] : choice.groups;
 }
 
 /** @param {string} key of a panel */
@@ -635,7 +731,7 @@ const STYLE = `
 .cellmeter button svg { display: block; width: 10px; height: 10px; margin: 0 auto; fill: currentColor; }
 .cm-grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 6px 22px; padding-top: 7px;
   grid-auto-flow: dense; }
-.cm-grid > [data-panel=cores] { grid-column: 1 / -1; }
+.cm-grid > :is([data-panel=cores], [data-panel=own]) { grid-column: 1 / -1; }
 @container (min-width: 720px) { .cm-grid { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .cm-grid[data-count="1"] { grid-template-columns: minmax(0, 1fr); }
   .cm-grid[data-count="3"] > :first-child { grid-column: 1 / -1; } }
@@ -654,6 +750,8 @@ const STYLE = `
 .cm-heat { position: absolute; inset: 0; width: 100%; height: 100%; }
 .cm-lane { position: absolute; right: ${FRAME_RIGHT + 3}px; font-size: 10px; line-height: 12px; pointer-events: none;
   padding: 0 2px; border-radius: 3px; background: color-mix(in srgb, var(--cm-ground, #fff) 72%, transparent); }
+.cm-tip { position: absolute; z-index: 2; padding: 1px 6px; border-radius: 3px; font-size: 11px; white-space: nowrap; color: #fff; background: #4A5057;
+  pointer-events: none; transform: translateY(-50%); }
 .cm-cursor { position: absolute; top: 4px; bottom: 18px; width: 1px; background: currentColor; opacity: .55; pointer-events: none; }
 .cm-cursor::after { content: attr(data-at); position: absolute; top: 100%; left: 0; transform: translate(-50%, 2px);
   padding: 0 4px; border-radius: 3px; font-size: 10px; line-height: 14px; white-space: nowrap; color: #fff; background: #4A5057; }
@@ -963,6 +1061,36 @@ export function chipText(panel, now) {
   return panel.unit === "%" ? `${formatValue(sum / known.length, "%")} mean of ${known.length}` : `${formatValue(sum, panel.unit)} in ${known.length}`;
 }
 
+// ---- canvases, for what is no line of a panel ------------------------------------------------------------------------
+
+/** An empty canvas of a box's size. @param {HTMLCanvasElement} canvas @param {HTMLElement} box */
+function penOf(canvas, box) {
+  const [ratio, wide, high] = [devicePixelRatio || 1, box.clientWidth, box.clientHeight];
+  const [across, down] = [Math.round(wide * ratio), Math.round(high * ratio)];
+  if (canvas.width !== across || canvas.height !== down) [canvas.width, canvas.height] = [across, down];
+  const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  pen.clearRect(0, 0, wide, high);
+  return { pen, plot: Math.max(1, Math.floor(wide - FRAME_LEFT - FRAME_RIGHT)) };
+}
+
+/** For names left of a chart. @param {CanvasRenderingContext2D} pen @param {boolean} dark */
+function labelled(pen, dark) {
+  pen.font = "10px Helvetica, Arial, sans-serif";
+  pen.fillStyle = dark ? "#A3AAB1" : "#666D74";
+  pen.textAlign = "right";
+  pen.textBaseline = "middle";
+}
+
+/** @param {CanvasRenderingContext2D} pen @param {HTMLElement} box @param {number} start @param {number} end @param {number} plot its width */
+function timesBelow(pen, box, start, end, plot) {
+  pen.textAlign = "center";
+  pen.textBaseline = "top";
+  for (const [at, text] of timeTicks(start, end, mostTicks(box))) {
+    pen.fillText(text, FRAME_LEFT + (plot * (at - start)) / (end - start), box.clientHeight - FRAME_BOTTOM + 6);
+  }
+}
+
 // ---- the cores ------------------------------------------------------------------------------------------------------
 
 /** How busy each core is, a row a core, from 2 to hundreds of them. */
@@ -998,12 +1126,7 @@ class Heat {
   /** @param {number} start @param {number} end @param {number} until */
   draw(start, end, until) {
     const { canvas, names, step, box } = this;
-    const [ratio, wide, high] = [devicePixelRatio || 1, box.clientWidth, box.clientHeight];
-    if (canvas.width !== Math.round(wide * ratio)) [canvas.width, canvas.height] = [Math.round(wide * ratio), Math.round(high * ratio)];
-    const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, wide, high);
-    const plot = Math.max(1, Math.floor(wide - FRAME_LEFT - FRAME_RIGHT));
+    const { pen, plot } = penOf(canvas, box);
     const columns = Math.max(1, Math.min(plot, Math.ceil(end - start)));
     const few = new OffscreenCanvas(columns, names.length);
     const brush = /** @type {OffscreenCanvasRenderingContext2D} */ (few.getContext("2d"));
@@ -1033,17 +1156,10 @@ class Heat {
   /** @param {CanvasRenderingContext2D} pen @param {number} start @param {number} end @param {number} plot */
   #labels(pen, start, end, plot) {
     const { names, step } = this;
-    pen.font = "10px Helvetica, Arial, sans-serif";
-    pen.fillStyle = this.view.dark ? "#A3AAB1" : "#666D74";
-    pen.textAlign = "right";
-    pen.textBaseline = "middle";
+    labelled(pen, this.view.dark);
     const every = Math.max(1, 2 ** Math.ceil(Math.log2(12 / step)));
     for (let i = 0; i < names.length; i += every) pen.fillText(names[i], FRAME_LEFT - 6, FRAME_TOP + i * step + Math.max(step / 2, 4));
-    pen.textAlign = "center";
-    pen.textBaseline = "top";
-    for (const [at, text] of timeTicks(start, end, mostTicks(this.box))) {
-      pen.fillText(text, FRAME_LEFT + (plot * (at - start)) / (end - start), FRAME_TOP + step * names.length + 6);
-    }
+    timesBelow(pen, this.box, start, end, plot);
   }
 
   /** @param {number} row @param {boolean} overall @returns {Node|null} */
@@ -1060,6 +1176,154 @@ class Heat {
   }
 }
 
+// ---- what the user's code says --------------------------------------------------------------------------------------
+
+const INKS = [["#A8518A", "#DB8FBE"], ["#0072B2", "#56B4E9"], ["#D55E00", "#F58B45"], ["#008A64", "#2FC597"], ["#A87400", "#E69F00"], ["#8C9196", "#7D848B"]]; // as in charts.py
+const SPAN_ROW = 14;
+const VALUE_LANE = 36;
+const FEW_POINTS = 60; // have a mark each
+
+/** Spans as rows of bars, and below them a lane a logged value, each in its own range. */
+class Said {
+  /** @param {View} view */
+  constructor(view) {
+    this.view = view;
+    this.own = view.record.own;
+    this.canvas = /** @type {HTMLCanvasElement} */ (make("canvas", "cm-heat"));
+    this.tip = make("span", "cm-tip", { hidden: "" });
+    this.lanes = make("div");
+    this.others = make("span", "cm-peak");
+    this.box = make("div", "cm-fig", { role: "img" }, this.canvas, this.lanes, this.tip);
+    const name = make("span", "cm-name", {}, make("b", "", {}, "Your code"));
+    this.root = make("section", "cm-panel", { "data-panel": OWN }, make("div", "cm-cap", {}, name, this.others), this.box);
+    this.start = 0;
+    this.end = 1;
+    /** @type {([number, number]|null)[]} */
+    this.ranges = [];
+    this.box.addEventListener("mousemove", (event) => this.#point(event));
+    this.box.addEventListener("mouseleave", () => (this.tip.hidden = true));
+  }
+
+  async embed() {}
+
+  close() {
+    this.root.remove();
+  }
+
+  theme() {}
+
+  /** @param {number} start @param {number} end @param {number} until */
+  draw(start, end, until) {
+    const { own, box, canvas } = this;
+    const { dark } = this.view;
+    [this.start, this.end] = [start, end];
+    box.style.height = `${FRAME_TOP + SPAN_ROW * own.names.size + VALUE_LANE * own.values.size + FRAME_BOTTOM}px`;
+    const { pen, plot } = penOf(canvas, box);
+    [...own.names].forEach((name, i) => {
+      const y = FRAME_TOP + i * SPAN_ROW;
+      this.#label(pen, name, y + SPAN_ROW / 2);
+      pen.fillStyle = INKS[i % INKS.length][Number(dark)];
+      const shown = Math.min(1, Math.max(0, (until - start) / (end - start))) * plot;
+      for (const [left, right] of own.bars(name, start, end, plot)) {
+        if (left <= shown) pen.fillRect(FRAME_LEFT + left, y + 3, Math.max(1, Math.min(right, shown) - left), SPAN_ROW - 6);
+      }
+    });
+    this.ranges = [...own.values].map(([name, values], i) => {
+      const y = FRAME_TOP + SPAN_ROW * own.names.size + i * VALUE_LANE;
+      this.#label(pen, name, y + VALUE_LANE / 2);
+      const rows = between(values, 0, 1, start, Math.min(end, until));
+      const count = rows.time.findIndex((t) => t > until);
+      return this.#line(pen, rows, count < 0 ? rows.time.length : count, y, plot, INKS[(own.names.size + i) % INKS.length][Number(dark)]);
+    });
+    labelled(pen, dark);
+    timesBelow(pen, box, start, end, plot);
+    this.#say();
+  }
+
+  /** @param {CanvasRenderingContext2D} pen @param {string} name @param {number} y */
+  #label(pen, name, y) {
+    labelled(pen, this.view.dark);
+    let text = name;
+    while (text && pen.measureText(text === name ? text : `${text}…`).width > FRAME_LEFT - 8) text = text.slice(0, -1);
+    pen.fillText(text === name ? text : `${text}…`, FRAME_LEFT - 6, y);
+  }
+
+  /** A lane's line. @param {CanvasRenderingContext2D} pen @param {Rows} rows @param {number} count of them @param {number} y of the lane's top
+   * @param {number} plot @param {string} ink @returns {[number, number]|null} the range it is drawn in */
+  #line(pen, rows, count, y, plot, ink) {
+    const seen = { time: rows.time.subarray(0, count), columns: [rows.columns[0].subarray(0, count)] };
+    const few = count > 2 * plot ? thinned(seen, (this.end - this.start) / plot) : seen;
+    const [values] = few.columns;
+    const range = rangeOf(values);
+    if (!range) return null;
+    const [low, high] = range;
+    const x = (/** @type {number} */ t) => FRAME_LEFT + (plot * (t - this.start)) / (this.end - this.start);
+    const place = (/** @type {number} */ v) => y + 5 + (high > low ? (high - v) / (high - low) : 0.5) * (VALUE_LANE - 10);
+    pen.save();
+    pen.beginPath();
+    pen.rect(FRAME_LEFT, y, plot, VALUE_LANE);
+    pen.clip();
+    [pen.strokeStyle, pen.fillStyle, pen.lineWidth, pen.lineJoin] = [ink, ink, 1.5, "round"];
+    pen.beginPath();
+    values.forEach((v, i) => Number.isNaN(v) || pen[i && !Number.isNaN(values[i - 1]) ? "lineTo" : "moveTo"](x(few.time[i]), place(v)));
+    pen.stroke();
+    if (values.length < FEW_POINTS) values.forEach((v, i) => Number.isNaN(v) || pen.fillRect(x(few.time[i]) - 1.5, place(v) - 1.5, 3, 3));
+    pen.restore();
+    return range;
+  }
+
+  /** Each lane's value now, or at the cursor, and its range. */
+  #say() {
+    const { own, view } = this;
+    const at = view.cursor ?? view.paused ?? Infinity;
+    while (this.lanes.children.length < own.values.size) this.lanes.append(make("span", "cm-lane"));
+    [...own.values.values()].forEach((values, i) => {
+      const lane = /** @type {HTMLElement} */ (this.lanes.children[i]);
+      const row = values.before(at);
+      lane.textContent = row < 0 ? "" : laneText(values.parts[1][row], this.ranges[i] ?? null);
+      const [low, high] = this.ranges[i] ?? [0, 0];
+      const above = values.parts[1][values.size - 1] > (low + high) / 2; // so the number keeps clear of the line's end
+      lane.style.top = `${FRAME_TOP + SPAN_ROW * own.names.size + i * VALUE_LANE + (above ? VALUE_LANE - 14 : 2)}px`;
+    });
+    this.others.textContent = own.others ? `${own.others} more in the report` : "";
+    const said = [...own.values.keys()].map((name, i) => `${name} ${this.lanes.children[i].textContent}`);
+    this.box.setAttribute("aria-label", `What your code says, over time: ${[...own.names].map((name) => `spans ${name}`).concat(said).join(", ")}`);
+  }
+
+  /** @returns {null} */
+  say() {
+    this.#say();
+    return null;
+  }
+
+  /** Tells of the span under the pointer, or a lane's whole name. @param {MouseEvent} event */
+  #point({ clientX, clientY }) {
+    const { own, tip, box } = this;
+    const { left, top, width } = box.getBoundingClientRect();
+    const [x, y, plot] = [clientX - left, clientY - top - FRAME_TOP, width - FRAME_LEFT - FRAME_RIGHT];
+    const second = (this.end - this.start) / plot; // of a pixel
+    const name = [...own.names][Math.floor(y / SPAN_ROW)];
+    const lane = [...own.values.keys()][Math.floor((y - SPAN_ROW * own.names.size) / VALUE_LANE)];
+    const span = name === undefined ? undefined : own.spanAt(name, this.start + (x - FRAME_LEFT) * second, 2 * second);
+    const text = x < FRAME_LEFT ? (name ?? lane) : span && spanText(span);
+    tip.hidden = !text;
+    tip.textContent = text ?? "";
+    tip.style.top = `${clientY - top}px`;
+    tip.style.left = `${Math.max(0, Math.min(x + 12, width - tip.offsetWidth - 4))}px`;
+  }
+}
+
+/** A lane's value, and the range the lane is drawn in. @param {number} value @param {[number, number]|null} range @returns {string} */
+export function laneText(value, range) {
+  const now = formatOwn(value);
+  return range && range[0] < range[1] ? `${now} · ${formatOwn(range[0])} to ${formatOwn(range[1])}` : now;
+}
+
+/** @param {OwnSpan} span @returns {string} */
+export function spanText({ name, start, end, count }) {
+  return `${name} ${count > 1 ? `${count} in ` : ""}${formatLatency(end - start)}`;
+}
+
 // ---- the panel ------------------------------------------------------------------------------------------------------
 
 /** One panel on the page: header, controls, charts. */
@@ -1073,7 +1337,7 @@ class View {
     this.record = record;
     this.bokeh = bokeh;
     this.life = new AbortController();
-    /** @type {Map<string, Chart|Heat>} */
+    /** @type {Map<string, Chart|Heat|Said>} */
     this.charts = new Map();
     /** @type {number|null} */
     this.cursor = null;
@@ -1143,7 +1407,8 @@ class View {
 
   /** @param {string} key @returns {string} why a group has nothing to draw; empty: it has */
   #lack(key) {
-    const { layout, cores } = this.record;
+    const { layout, cores, own } = this.record;
+    if (key === OWN) return own.empty ? "nothing has been logged" : "";
     if (key === "cores") return cores.width && (this.live || cores.next) ? "" : "not kept with this cell";
     return layout.panels.some((panel) => groupOf(panel.key) === key) ? "" : (layout.missing[key] ?? "not kept with this cell");
   }
@@ -1165,7 +1430,7 @@ class View {
     unzoom.hidden = this.zoom === null;
     more.setAttribute("aria-expanded", String(!this.picks.hidden));
     const had = /** @type {HTMLElement|null} */ (this.picks.querySelector(":focus"))?.dataset.group;
-    this.picks.replaceChildren(...GROUPS.map(([key, text]) => {
+    this.picks.replaceChildren(...GROUPS.filter(([key]) => key !== OWN || !this.#lack(OWN)).map(([key, text]) => {
       const lack = this.#lack(key);
       const el = button(text, lack ? `${text}: ${lack}` : `Show or hide ${text}`, () => this.#pick(key),
         { "data-group": key, "aria-pressed": String(this.groups.has(key) && !lack) });
@@ -1215,7 +1480,7 @@ class View {
   /** Has the chosen charts there, in their order, and no others. */
   async #arrange() {
     const { layout } = this.record;
-    /** @type {[string, () => Chart|Heat][]} */
+    /** @type {[string, () => Chart|Heat|Said][]} */
     const wanted = [];
     let first = 0;
     for (const panel of layout.panels) {
@@ -1224,6 +1489,7 @@ class View {
       if (this.groups.has(groupOf(panel.key))) wanted.push([panel.key, () => new Chart(this, panel, at)]);
       if (panel.key === "cpu" && this.groups.has("cores") && !this.#lack("cores")) wanted.push(["cores", () => new Heat(this)]);
     }
+    if (this.groups.has(OWN) && !this.#lack(OWN)) wanted.push([OWN, () => new Said(this)]);
     for (const [key, chart] of this.charts) {
       if (wanted.some(([other]) => other === key)) continue;
       chart.close();
@@ -1235,9 +1501,9 @@ class View {
       this.#point(chart.box);
       return chart;
     });
-    this.charts = new Map(wanted.map(([key]) => [key, /** @type {Chart|Heat} */ (this.charts.get(key))]));
+    this.charts = new Map(wanted.map(([key]) => [key, /** @type {Chart|Heat|Said} */ (this.charts.get(key))]));
     [...this.charts.values()].forEach((chart, i) => this.grid.children[i] === chart.root || this.grid.insertBefore(chart.root, this.grid.children[i] ?? null));
-    this.grid.dataset.count = String(this.charts.size - Number(this.charts.has("cores")));
+    this.grid.dataset.count = String(this.charts.size - Number(this.charts.has("cores")) - Number(this.charts.has(OWN)));
     const lacking = Object.entries(layout.missing).filter(([key]) => this.groups.has(key) && (layout.asked || !this.charts.size));
     this.note.textContent = lacking.length ? lacking.map(([key, why]) => `${new Map(GROUPS).get(key)}: ${why}`).join(" · ") : this.charts.size ? "" : "No chart is chosen";
     this.note.hidden = !this.note.textContent;
@@ -1245,7 +1511,7 @@ class View {
     await this.#embed(fresh);
   }
 
-  /** @param {(Chart|Heat)[]} charts */
+  /** @param {(Chart|Heat|Said)[]} charts */
   async #embed(charts) {
     const { signal } = this.life;
     try {
@@ -1327,6 +1593,12 @@ class View {
       this.#text();
       if (this.paused === null) this.#draw();
     });
+  }
+
+  /** The code has said something for the first time. */
+  speak() {
+    this.#press();
+    void this.#arrange();
   }
 
   /** @param {string} state */
@@ -1538,6 +1810,12 @@ function open(model, early) {
       own = text;
       for (const view of views) view.own.textContent = own;
     },
+    own: (record, { s, marks, others, anew }) => {
+      const before = record.own.empty;
+      if (!record.own.put(s, marks, anew)) return false;
+      record.own.others = others;
+      if (before && !record.own.empty) for (const view of views) view.speak();
+    },
     end: ({ layout }, { ending, panels }) => {
       Object.assign(layout, ending, { panels });
       for (const view of views) view.finish();
@@ -1586,7 +1864,7 @@ function recorded(layout) {
   const known = records.get(layout.prefix);
   if (known) return known;
   const width = layout.panels.reduce((sum, panel) => sum + panel.lines.length, 0);
-  const record = { layout, samples: new Samples(width), cores: new Cores(layout.cores?.length ?? 0) };
+  const record = { layout, samples: new Samples(width), cores: new Cores(layout.cores?.length ?? 0), own: new Own() };
   records.set(layout.prefix, record);
   const ended = [...records].filter(([, one]) => one.layout.status);
   for (const [name] of ended.slice(0, Math.max(0, ended.length - MOST_ENDED))) records.delete(name);
@@ -1617,6 +1895,7 @@ async function upgrade([script, packed, name = ""]) {
     for (const panel of live.record.layout.panels) panel.exact = exact.get(panel.key) ?? panel.exact;
     Object.assign(live.record.layout, { status, word, end, notes });
     live.record.samples.shrink(MOST_ROWS_ENDED);
+    live.record.own.shrink();
     live.finish();
     box.dataset.upgraded = "done";
     return;
@@ -1628,7 +1907,7 @@ async function upgrade([script, packed, name = ""]) {
   if (!record?.layout.status) {
     const flat = new Float64Array(rows.time.length * (rows.columns.length + 1));
     [rows.time, ...rows.columns].forEach((column, c) => flat.set(column, c * rows.time.length));
-    record = { layout: { ...layout, prefix: `cm${Math.random().toString(36).slice(2, 10)}` }, samples: new Samples(rows.columns.length), cores: new Cores(0) };
+    record = { layout: { ...layout, prefix: `cm${Math.random().toString(36).slice(2, 10)}` }, samples: new Samples(rows.columns.length), cores: new Cores(0), own: new Own() };
     record.samples.reset(rows.time.length, flat);
   }
   box.style.position = "relative";

@@ -174,9 +174,9 @@ test("what somebody else has left in the page's storage is no choice", () => {
   const kept = live.readChoice('{"groups": ["io", "nonsense", "cpu"], "window": 30}');
   assert.deepEqual(kept, { groups: ["cpu", "io"], window: 30 });
   const layout = { shown: ["cpu", "memory", "gpu"], asked: false };
-  assert.deepEqual(live.firstGroups(layout, first), layout.shown);
+  assert.deepEqual(live.firstGroups(layout, first), [...layout.shown, "own"]);
   assert.deepEqual(live.firstGroups(layout, kept), ["cpu", "io"]);
-  assert.deepEqual(live.firstGroups({ ...layout, asked: true }, kept), layout.shown);
+  assert.deepEqual(live.firstGroups({ ...layout, asked: true }, kept), [...layout.shown, "own"]);
 });
 
 const memory = {
@@ -241,4 +241,55 @@ test("a server's reply is taken in once, and only in the panel's own layout", ()
   assert.deepEqual([...samples.rows().columns[0]], [9]);
   assert.equal(live.takeTail(samples, { rows: rows(1, 2, 3), width: 3, s: 4, n: 5 }), false);
   assert.equal(samples.next, 4);
+});
+
+test("own numbers and latencies are told as the report tells them", () => {
+  const own = [[0.125, "0.125"], [12345.6, "12346"], [1 / 3, "0.3333"], [NaN, "not finite"], [0, "0"],
+    [2e9, "2e+09"], [-1.8871e-5, "-1.887e-05"], [1e-10, "1e-10"], [1.5e120, "1.5e+120"]];
+  for (const [value, text] of own) assert.equal(live.formatOwn(value), text);
+  const spans = [[5e-6, "5 µs"], [0.00421, "4.21 ms"], [1.5, "1.5 s"], [75, "1 min 15 s"]];
+  for (const [seconds, text] of spans) assert.equal(live.formatLatency(seconds), text);
+  assert.equal(live.laneText(0.5, [0.1, 2]), "0.5 · 0.1 to 2");
+  assert.equal(live.laneText(0.5, [0.5, 0.5]), "0.5");
+  assert.equal(live.laneText(NaN, null), "not finite");
+  assert.equal(live.spanText({ name: "infer", start: 1, end: 1.25, count: 1 }), "infer 250 ms");
+  assert.equal(live.spanText({ name: "infer", start: 1, end: 3, count: 400 }), "infer 400 in 2 s");
+});
+
+test("what the code says is taken once, and what is missing is noticed", () => {
+  const own = new live.Own();
+  assert.ok(own.empty);
+  assert.ok(own.put(0, [["loss", 1, 0.5], ["infer", 1, 2, 1]], false));
+  assert.ok(own.put(1, [["infer", 1, 2, 1], ["loss", 3, "nan"], ["loss", 4, "-inf"]], false));
+  assert.equal(own.next, 4);
+  assert.ok(!own.empty);
+  assert.deepEqual([...own.values.get("loss").rows().time], [1, 3, 4]);
+  const values = own.values.get("loss").rows().columns[0];
+  assert.deepEqual(live.rangeOf(values.slice(0, 2)), [0.5, 0.5]);
+  assert.equal(live.rangeOf(values.slice(1, 2)), null);
+  assert.deepEqual(own.spans, [{ name: "infer", start: 1, end: 2, count: 1 }]);
+  assert.equal(own.put(9, [["loss", 5, 1]], false), false);
+  assert.ok(own.put(9, [["loss", 5, 1]], true));
+  assert.equal(own.next, 10);
+});
+
+test("what the code says is bounded in the page, and no spike of a value is lost", () => {
+  const own = new live.Own();
+  for (let i = 0; i < 20000; i++) own.put(2 * i, [["x", i, i === 777 ? 99 : 1], ["s", i, i + 0.5, 1]], false);
+  assert.ok(own.values.get("x").size <= 2000);
+  assert.deepEqual(live.rangeOf(own.values.get("x").rows().columns[0]), [1, 99]);
+  assert.ok(own.spans.length <= 4000);
+  assert.equal(own.spans.at(-1).end, 19999.5);
+  own.shrink();
+  assert.ok(own.values.get("x").size <= 600 && own.spans.length <= 2000);
+});
+
+test("spans that touch are one bar, and the pointer finds the newest of them", () => {
+  const own = new live.Own();
+  own.put(0, [["a", 0, 1, 1], ["b", 4, 6, 1], ["a", 5, 5.01, 9], ["a", 5.02, 6, 1], ["a", 9, 12, 1], ["a", 20, 30, 1]], false);
+  assert.deepEqual(own.bars("a", 0, 10, 100), [[0, 10], [50, 60], [90, 100]]);
+  assert.deepEqual(own.bars("b", 5, 10, 100), [[0, 20]]);
+  assert.equal(own.spanAt("a", 5.5, 0).start, 5.02);
+  assert.equal(own.spanAt("a", 3, 0.1), undefined);
+  assert.equal(own.spanAt("a", 1.05, 0.1).end, 1);
 });

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cellmeter.store import Writer
+from cellmeter.store import Tail, Writer
 from cellmeter.ticker import MOST_PARTS, Ticker
 
 SECOND = 1_000_000_000
@@ -13,8 +13,12 @@ SECOND = 1_000_000_000
 def test_the_line_has_the_newest_of_each(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     writer.describe()
-    ticker = Ticker(tmp_path)
-    assert ticker.poll() is None
+    ticker, tail = Ticker(), Tail(tmp_path, newest=0)
+
+    def told() -> str | None:
+        return ticker.take(tail.events())
+
+    assert told() is None
     for i in range(1, 31):
         writer.event(
             {"event": "logged", "t": i * SECOND, "values": {"loss": 1 / i}, "steps": {"step": 2, "tokens": 100}}
@@ -24,23 +28,21 @@ def test_the_line_has_the_newest_of_each(tmp_path: Path) -> None:
     )
     writer.event({"event": "span", "t": SECOND, "start": SECOND - 4_210_000, "name": "infer", "status": "ok"})
     writer.event({"event": "spans", "t": 1, "start": 0, "name": "fast", "count": 4, "errors": 0, "seconds": 2e-5})
-    assert ticker.poll() == "2 steps/s · 100 tokens/s · loss nan · many 7 · infer 4.21 ms · fast 5 µs"
-    assert ticker.poll() is None
+    assert told() == "2 steps/s · 100 tokens/s · loss nan · many 7 · infer 4.21 ms · fast 5 µs"
+    assert told() is None
     alert = {"event": "alert", "t": 9, "seq": 1, "alert": "gpu.power < 3 for 1s", "subject": "gpu0", "value": 1.0}
     writer.event({**alert, "state": "fired"})
-    assert (ticker.poll() or "").startswith("▲ gpu.power < 3 for 1s (gpu0) · 2 steps/s")
+    assert (told() or "").startswith("▲ gpu.power < 3 for 1s (gpu0) · 2 steps/s")
     writer.event({**alert, "state": "cleared"})
-    assert (ticker.poll() or "").startswith("2 steps/s")
+    assert (told() or "").startswith("2 steps/s")
     writer.event(
         {"event": "budget", "t": 9, "seq": 1, "budget": "0.5", "metric": "m", "value": 2.0**31, "threshold": 1.0}
     )
-    assert (ticker.poll() or "").startswith("▲ 2.0 GiB in use, budget 0.5")
+    assert (told() or "").startswith("▲ 2.0 GiB in use, budget 0.5")
     writer.event({"event": "cell_end", "t": 10, "seq": 1, "status": "ok"})
-    assert (ticker.poll() or "").startswith("2 steps/s")
+    assert (told() or "").startswith("2 steps/s")
 
 
-def test_the_line_is_bounded(tmp_path: Path) -> None:
-    Writer(tmp_path).describe()
-    ticker = Ticker(tmp_path)
-    line = ticker.take([{"event": "logged", "t": 1, "values": {f"n{i}": i for i in range(50)}}])
+def test_the_line_is_bounded() -> None:
+    line = Ticker().take([{"event": "logged", "t": 1, "values": {f"n{i}": i for i in range(50)}}])
     assert line == " · ".join(f"n{i} {i}" for i in range(MOST_PARTS))

@@ -6,9 +6,9 @@ the runtime. Code and rows travel as custom messages, never as widget state: Jup
 
 Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
 ``c`` (loads of the cores from ``s`` on), ``h`` (all there is, the next row being number ``n``, the next load ``c``), ``end``
-(how the cell ended), ``said`` (a line of own values and alerts). Page to kernel: ``here``, ``need``. Rows are float64 columns,
-the time first; loads are float64 times, and a byte a core and time. The page gets the rows of all groups, so that what it shows
-is its own choice.
+(how the cell ended), ``said`` (a line of own values and alerts), ``own`` (logged values and spans from number ``s`` on). Page to
+kernel: ``here``, ``need``. Rows are float64 columns, the time first; loads are float64 times, and a byte a core and time. The page
+gets the rows of all groups, so that what it shows is its own choice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING, Any
 from cellmeter import charts, layouts, widget
 from cellmeter.errors import CellmeterError
 from cellmeter.feed import Feed, column_major
+from cellmeter.own_feed import OwnFeed
 from cellmeter.still import Facts, ending_of, facts_of, image_html, still, summary, with_exact_peak
+from cellmeter.store import Tail
 from cellmeter.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -246,7 +248,9 @@ class Panel:
     def __init__(self, stage: Stage, feed: Feed, title: str) -> None:
         self._stage = stage
         self._feed = feed
-        self._ticker = Ticker(feed.folder)
+        self._events = Tail(feed.folder, newest=0)
+        self._ticker = Ticker()
+        self._own = OwnFeed()
         self._title = title
         self._loads_sent = 0
         self._id = "cm" + os.urandom(6).hex()
@@ -339,15 +343,24 @@ class Panel:
         with self._lock:
             start = self._feed.next
             rows = self._feed.poll()
-            said = self._ticker.poll()
-            if self._again:
-                self._again = False
-                rows, start, self._loads_sent, said = self._feed.rows(), -1, 0, self._ticker.text
+            anew, self._again = self._again, False
+            if anew:
+                rows, start, self._loads_sent = self._feed.rows(), -1, 0
             sent, self._loads_sent = self._loads_sent, self._feed.loads.next
             loads = self._feed.loads.since(sent)
+            said = self._said(anew)
         self._send(rows, start, loads, sent)
-        if said is not None:
-            self._widget.send({"k": "said", "text": said})
+        for message in said:
+            self._widget.send(message)
+
+    def _said(self, anew: bool, rest: bool = False) -> list[dict[str, Any]]:
+        """Messages of what the user's code says and is told: what is new, or ``anew`` all of it."""
+        events = self._events.events()
+        line = self._ticker.take(events)
+        self._own.take(events)
+        text = self._ticker.text if anew else line
+        own = self._own.message(self._feed.started_ns, anew=anew, rest=rest)
+        return [*([] if text is None else [{"k": "said", "text": text}]), *([own] if own else [])]
 
     def _send(self, rows: Floats, start: int, loads: list[bytes], sent: int) -> None:
         if start < 0:
@@ -399,6 +412,8 @@ class Panel:
         self._layout |= {"panels": specs, **ending}
         self._send(rows, start, self._feed.loads.since(self._loads_sent), self._loads_sent)
         self._loads_sent = self._feed.loads.next
+        for message in self._said(anew=False, rest=True):
+            self._widget.send(message)
         self._widget.send({"k": "end", "panels": specs, "ending": ending})
 
     def abandon(self) -> None:

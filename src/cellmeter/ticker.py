@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from cellmeter.spans import STEP, number_text
-from cellmeter.store import Tail
 
 MOST_PARTS = 6  # of each kind
 RATE_SECONDS = 10.0
@@ -17,22 +15,17 @@ Event = Mapping[str, Any]
 
 
 class Ticker:
-    """Follows what the kernel of a run says from here on. What workers say is in the report."""
+    """The line out of a kernel's events. What workers say is in the report."""
 
-    def __init__(self, folder: Path) -> None:
-        self._tail = Tail(folder, newest=0)
+    def __init__(self) -> None:
         self._values: dict[str, str] = {}
         self._spans: dict[str, str] = {}
         self._alerts: dict[str, str] = {}
         self._steps: dict[str, deque[tuple[int, float]]] = {}
         self.text = ""
 
-    def poll(self) -> str | None:
-        """The line, if there is another than before."""
-        return self.take(self._tail.events())
-
     def take(self, events: Iterable[Event]) -> str | None:
-        """See :meth:`poll`."""
+        """The line, if there is another than before."""
         for event in events:
             self._take(event)
         parts = [*self._alerts.values(), *self._rates(), *self._values.values(), *self._spans.values()]

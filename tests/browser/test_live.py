@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
@@ -93,6 +94,49 @@ def test_the_panel_tells_what_the_code_says_and_what_it_is_told(open_book: Calla
     told.touch()
     book.wait(2)
     assert "cellmeter: alert: process.threads > 0 for 1s (process is at " in json.dumps(book.outputs(2))
+    assert book.complaints() == []
+
+
+DRAWN = """%%monitor training
+import cellmeter, math, os, time
+step = 0
+while step < 40 or not os.path.exists('drawn'):
+    with cellmeter.span('load batch'):
+        time.sleep(0.02)
+    with cellmeter.span('infer'):
+        time.sleep(0.1)
+    step += 1
+    cellmeter.log(loss=2 / step + 0.05 * math.sin(step), learning_rate=1e-3 / step, tokens=40_000 + step)
+"""
+
+
+def test_what_the_code_says_is_drawn_on_the_time_axis(open_book: Callable[..., Book]) -> None:
+    book = open_book("drawn", ["%load_ext cellmeter", DRAWN])
+    go = book.path.with_name("drawn")
+    go.unlink(missing_ok=True)
+    book.run(0)
+    book.wait(0)
+    book.run(1)
+    mine = book.page.locator(".cellmeter section[data-panel=own]")
+    lanes = mine.locator(".cm-lane")
+    lanes.nth(2).get_by_text(re.compile(r"^400\d\d · 400\d\d to 400\d\d$")).wait_for(timeout=ACTION_MS)
+    assert lanes.count() == 3
+    wait_for_points(book, 60)
+    mine.locator(".cm-fig").hover(position={"x": 120, "y": 25})
+    mine.locator(".cm-tip").get_by_text(re.compile(r"^infer 1\d\d ms$")).wait_for(timeout=ACTION_MS)
+    book.screenshot("own-live", 1)
+    book.page.mouse.move(0, 0)
+    book.page.locator(".cellmeter button", has_text="Charts").click()
+    pick = book.page.locator(".cellmeter button[data-group=own]")
+    pick.click()
+    mine.wait_for(state="detached", timeout=ACTION_MS)
+    pick.click()
+    mine.wait_for(timeout=ACTION_MS)
+    go.touch()
+    book.wait(1)
+    book.page.wait_for_selector(UPGRADED, timeout=ACTION_MS)
+    assert lanes.count() == 3
+    book.screenshot("own-upgraded", 1)
     assert book.complaints() == []
 
 
