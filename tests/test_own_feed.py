@@ -53,16 +53,20 @@ def test_an_update_is_bounded_and_the_rest_comes_later_in_order() -> None:
     assert sent == list(range(200))
     own.take(logged(i, x=i) for i in range(200, 900))
     rest = own.message(0, rest=True)
-    assert rest is not None and [value for _, _, value in rest["marks"]] == list(range(200, 900))
+    assert rest is not None
+    assert [value for _, _, value in rest["marks"]] == list(range(200, 900))
 
 
 def test_a_page_that_asks_anew_gets_all_that_is_kept_and_no_more_is_kept_than_that() -> None:
     own = OwnFeed()
     own.take(logged(i, x=i) for i in range(MOST_KEPT + 500))
     first = own.message(0)
-    assert first is not None and first["s"] == 500  # the page sees that marks are missing, and asks
+    assert first is not None
+    assert first["s"] == 500
     again = own.message(0, anew=True)
-    assert again is not None and again["anew"] and again["s"] == 500
+    assert again is not None
+    assert again["anew"]
+    assert again["s"] == 500
     assert [value for _, _, value in again["marks"]] == list(range(500, MOST_KEPT + 500))
     assert own.message(0) is None
 

@@ -6,9 +6,9 @@ the runtime. Code and rows travel as custom messages, never as widget state: Jup
 
 Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
 ``c`` (loads of the cores from ``s`` on), ``h`` (all there is, the next row being number ``n``, the next load ``c``), ``end``
-(how the cell ended), ``said`` (a line of own values and alerts), ``own`` (logged values and spans from number ``s`` on). Page to
-kernel: ``here``, ``need``. Rows are float64 columns, the time first; loads are float64 times, and a byte a core and time. The page
-gets the rows of all groups, so that what it shows is its own choice.
+(how the cell ended), ``said`` (a line of own values and alerts), ``own`` (logged values and spans from number ``s`` on).
+Page to kernel: ``here``, ``need``. Rows are float64 columns, the time first; loads are float64 times, and a byte a core and
+time. The page gets the rows of all groups, so that what it shows is its own choice.
 """
 
 from __future__ import annotations
