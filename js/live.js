@@ -1184,7 +1184,7 @@ const VALUE_LANE = 36;
 const FEW_POINTS = 60; // have a mark each
 
 /** Spans as rows of bars, and below them a lane a logged value, each in its own range. */
-class Said {
+class OwnChart {
   /** @param {View} view */
   constructor(view) {
     this.view = view;
@@ -1337,7 +1337,7 @@ class View {
     this.record = record;
     this.bokeh = bokeh;
     this.life = new AbortController();
-    /** @type {Map<string, Chart|Heat|Said>} */
+    /** @type {Map<string, Chart|Heat|OwnChart>} */
     this.charts = new Map();
     /** @type {number|null} */
     this.cursor = null;
@@ -1480,7 +1480,7 @@ class View {
   /** Has the chosen charts there, in their order, and no others. */
   async #arrange() {
     const { layout } = this.record;
-    /** @type {[string, () => Chart|Heat|Said][]} */
+    /** @type {[string, () => Chart|Heat|OwnChart][]} */
     const wanted = [];
     let first = 0;
     for (const panel of layout.panels) {
@@ -1489,7 +1489,7 @@ class View {
       if (this.groups.has(groupOf(panel.key))) wanted.push([panel.key, () => new Chart(this, panel, at)]);
       if (panel.key === "cpu" && this.groups.has("cores") && !this.#lack("cores")) wanted.push(["cores", () => new Heat(this)]);
     }
-    if (this.groups.has(OWN) && !this.#lack(OWN)) wanted.push([OWN, () => new Said(this)]);
+    if (this.groups.has(OWN) && !this.#lack(OWN)) wanted.push([OWN, () => new OwnChart(this)]);
     for (const [key, chart] of this.charts) {
       if (wanted.some(([other]) => other === key)) continue;
       chart.close();
@@ -1501,7 +1501,7 @@ class View {
       this.#point(chart.box);
       return chart;
     });
-    this.charts = new Map(wanted.map(([key]) => [key, /** @type {Chart|Heat|Said} */ (this.charts.get(key))]));
+    this.charts = new Map(wanted.map(([key]) => [key, /** @type {Chart|Heat|OwnChart} */ (this.charts.get(key))]));
     [...this.charts.values()].forEach((chart, i) => this.grid.children[i] === chart.root || this.grid.insertBefore(chart.root, this.grid.children[i] ?? null));
     this.grid.dataset.count = String(this.charts.size - Number(this.charts.has("cores")) - Number(this.charts.has(OWN)));
     const lacking = Object.entries(layout.missing).filter(([key]) => this.groups.has(key) && (layout.asked || !this.charts.size));
@@ -1511,7 +1511,7 @@ class View {
     await this.#embed(fresh);
   }
 
-  /** @param {(Chart|Heat|Said)[]} charts */
+  /** @param {(Chart|Heat|OwnChart)[]} charts */
   async #embed(charts) {
     const { signal } = this.life;
     try {

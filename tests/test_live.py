@@ -282,6 +282,47 @@ def test_the_end_waits_no_longer_than_it_may(written: Written) -> None:
     assert 0.05 < time.monotonic() - began < 0.5
 
 
+class Page:
+    """A widget that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, message: dict[str, Any], buffers: object = None) -> None:
+        self.sent.append(message)
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_page_gets_what_the_code_says_once_and_all_of_it_when_it_asks(written: Written) -> None:
+    shell = Terminal()
+    panel = live.Panel.open(shell, written.writer.folder, 1, "In [1]", charts.DEFAULT_GROUPS)
+    page = panel._widget = Page()
+
+    def own() -> list[dict[str, Any]]:
+        page.sent.clear()
+        panel._update()
+        return [message for message in page.sent if message["k"] == "own"]
+
+    for tenth in range(300):
+        written.writer.event({"event": "logged", "t": 10 * SECOND + tenth, "values": {"loss": tenth}, "steps": {}})
+    assert own() == []  # no sample tells yet when the cell began
+    written.row(10, 1, EDGE_START)
+    (first,) = own()
+    assert first["s"] == 0
+    assert len(json.dumps(first)) < 2200
+    (second,) = own()
+    assert second["s"] == len(first["marks"])
+    panel._asked({"k": "need"})
+    (whole,) = own()
+    assert whole["anew"]
+    assert [value for _, _, value in whole["marks"]] == list(range(300))
+    assert own() == []
+    panel.abandon()
+    live.forget(shell)
+
+
 def test_code_is_no_widget_state() -> None:
     assert len(live._STUB) < 2500
     key = live._code_key()
