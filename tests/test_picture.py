@@ -31,9 +31,9 @@ def test_the_picture_is_small_and_as_large_as_it_says(gpus: int) -> None:
 
 def test_no_spike_is_lost_between_two_steps() -> None:
     frame = a_frame(0)
-    flat, spiked = frame.values * 0 + 1.0, frame.values * 0 + 1.0
-    spiked[301, 0] = 8.0
-    one, other = (picture.draw(replace(frame, values=values), 60).image for values in (spiked, flat * [4.0, 1.0]))
+    steady, spiked = frame.values * 0 + 1.0, frame.values * 0 + 1.0
+    steady[:, 0], spiked[301, 0] = 4.0, 8.0
+    one, other = (picture.draw(replace(frame, values=values), 60).image for values in (spiked, steady))
     pictures = [np.asarray(Image.open(io.BytesIO(image)).convert("RGBA")) for image in (one, other)]
     tops = [np.flatnonzero((image[:, 200:540, 2] > 150) & (image[:, 200:540, 3] == 255)).min() for image in pictures]
     assert tops[0] < tops[1]

@@ -130,7 +130,7 @@ def test_a_recorder_that_is_killed_meanwhile(busy: Kernel, home: Path, terminal:
 
 
 def test_a_run_that_has_ended_shows_its_end(kernel: Kernel) -> None:
-    kernel.run("%%monitor the last --no-chart\nblock = bytearray(400 << 20)\ndel block")
+    kernel.run("%%monitor the last --no-chart\nblock = bytearray(420 << 20)\ndel block")
     kernel.run("%monitor stop")
     shown = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60, check=True).stdout
     assert shown.splitlines()[-1].endswith(" ended: stopped")
