@@ -12,7 +12,8 @@ from typing import Any
 
 from bench.page import Used, used_of
 from bench.peers import _ALONE, PYTHON, VENV
-from cellmeter import charts, live
+from cellmeter import charts
+from cellmeter.feed import Feed
 from cellmeter.store import Tail, read_run
 from tests.browser.driver import ACTION_MS, LAB_OPTIONS, TOKEN, Book, Server, serving
 
@@ -216,7 +217,7 @@ class Watched:
 def _recorded_times(home: Path) -> list[tuple[float, float]]:
     """Of the newest run's last cell."""
     folder = max((home / "runs").iterdir())  # names begin with the time
-    feed = live.Feed(folder, read_run(folder).cells[-1].seq, charts.DEFAULT_GROUPS, Tail(folder))
+    feed = Feed(folder, read_run(folder).cells[-1].seq, charts.DEFAULT_GROUPS, Tail(folder))
     feed.poll()
     assert feed.started_ns is not None
     return [(feed.started_ns * 1e-9 + float(row[0]), number + 1.0) for number, row in enumerate(feed.rows())]
