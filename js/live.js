@@ -21,7 +21,7 @@ const MOST_CORE_ROWS = 3600; // an hour in full
 const MOST_OWN = 2000; // values of a name, and spans
 const MOST_OWN_ENDED = 600;
 const MOST_ENDED = 40; // cells whose readings the page keeps after their end
-const MOST_DRAWN = 1600;
+const MOST_DRAWN = 1200; // rows: on wider charts an extreme is drawn some pixels wide
 const LANE_FILL = 0.84; // as in charts.py
 const FRAME_LEFT = 58; // as in charts.py
 const FRAME_RIGHT = 10;
@@ -593,7 +593,7 @@ export function documentOf(panel, id, version) {
   const mains = panel.lines.filter((line) => line.role === "main").length;
   const renderers = panel.lines.flatMap((line, i) => {
     const [wide, dash] = [line.role === "faint" ? 1.1 : panel.lanes ? 1.3 : 1.8, line.role === "second" && panel.key === "memory" ? [4, 3] : []];
-    const stroke = { x: field("t"), y: field(`c${i}`), line_width: wide, line_dash: dash, line_join: "round" };
+    const stroke = { x: field("t"), y: field(`c${i}`), line_width: wide, line_dash: dash, line_join: "bevel" };
     const ground = panel.lanes ? panel.lines.length - 1 - i : 0;
     const fill = { x: field("t"), y1: { type: "value", value: ground }, y2: field(`c${i}a`), fill_alpha: 0.16 };
     const filled = line.role === "main" && (panel.lanes || mains === 1);
@@ -968,7 +968,7 @@ class Chart {
     const { panel, first, figure } = this;
     const { samples } = this.view.record;
     const rows = between(samples, first, panel.lines.length, start, Math.min(end, until));
-    const most = Math.min(MOST_DRAWN, 2 * Math.max(100, this.box.clientWidth));
+    const most = Math.min(MOST_DRAWN, 2 * Math.max(100, this.box.clientWidth - FRAME_LEFT - FRAME_RIGHT));
     const few = rows.time.length > most ? thinned(rows, (2 * (end - start)) / most) : rows;
     const peaks = peaksOf(few.columns);
     this.top = scaleTop(panel, peaks);

@@ -37,8 +37,8 @@ def test_a_day_with_8_gpus_stays_small_and_quick_and_its_spike_visible(chromium:
     page.page.screenshot(path="build/screenshots/long-24h.png")
     page.close()
     assert late.heap + late.buffers - early.heap - early.buffers < 20 * MIB
-    # a day is some 1600 rows drawn, a minute 600: it measured 2.0 to 2.1, and must not grow with the rows that there are
-    assert late_ms < 3 * early_ms, "in one run, on one machine"
+    print(f"work an update: {early_ms:.0f} ms after an hour, {late_ms:.0f} after a day")  # with pytest -s
+    assert late_ms < 2 * early_ms, "in one run, on one machine"
     assert caption.startswith("peak 9"), caption
     assert where is not None
     shown = 24.5 / 24  # the axis ends at the next half hour
