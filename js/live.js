@@ -235,6 +235,7 @@ export class Samples {
     this.most = most;
     this.next = 0;
     this.size = 0;
+    this.changes = 0;
     this.seconds = 0.5; // in which two of the older rows are left
     /** @type {Float64Array[]} */
     this.parts = Array.from({ length: width + 1 }, () => new Float64Array(256));
@@ -267,6 +268,7 @@ export class Samples {
   /** @param {Float64Array} flat @param {number} count @param {number} skip */
   #append(flat, count, skip) {
     const added = count - skip;
+    this.changes++;
     if (this.size + added > this.parts[0].length) this.#grow(this.size + added);
     this.parts.forEach((part, c) => {
       const fresh = flat.subarray(c * count + skip, (c + 1) * count);
@@ -304,6 +306,7 @@ export class Samples {
   /** Fewer rows from here on, and no more room than they need. @param {number} most */
   shrink(most) {
     this.most = most;
+    this.changes++;
     while (this.size > most) this.#thin();
     this.parts = this.parts.map((part) => part.slice(0, Math.max(1, this.size)));
   }
@@ -658,6 +661,8 @@ async function loadBokeh(bytes) {
 /** Resolves once an element is on screen: JupyterLab keeps cells out of the document, and Bokeh cannot draw there.
  * @param {Element} el @param {AbortSignal} signal @returns {Promise<void>} */
 function onScreen(el, signal) {
+  const { top, bottom, width } = el.getBoundingClientRect();
+  if (width && bottom > 0 && top < innerHeight) return Promise.resolve(); // an observer tells a frame later
   return new Promise((resolve, reject) => {
     const watch = new IntersectionObserver((entries) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
@@ -902,6 +907,7 @@ class Chart {
     this.figure = null;
     /** @type {any} */
     this.views = null;
+    this.shown = ""; // what the figure shows, in so far as another would be drawn otherwise
     this.setting = false;
     this.top = NaN;
     /** @type {[number, string][]} */
@@ -913,18 +919,16 @@ class Chart {
     });
     this.lanes = panel.lanes ? panel.lines.map(() => make("span", "cm-lane")) : [];
     this.peak = make("span", "cm-peak");
-    this.box = make("div", "cm-fig", { role: "img", style: `height:${panel.height}px` }, make("div", "", { id: this.id }), ...this.lanes);
+    this.box = make("div", "cm-fig", { role: "img", style: `height:${panel.height}px` }, make("div"), ...this.lanes);
     const name = make("span", "cm-name", {}, make("b", "", {}, panel.title));
     if (this.legend.length) name.append(make("span", "cm-legend", {}, ...this.legend.map((x) => x.item)));
     this.root = make("section", "cm-panel", { "data-panel": panel.key }, make("div", "cm-cap", {}, name, this.peak), this.box);
   }
 
-  /** @param {any} Bokeh */
-  async embed(Bokeh) {
-    const doc = documentOf(this.panel, `${this.id}m`, Bokeh.version);
-    const root = doc.roots[0].id;
-    [this.views] = await Bokeh.embed.embed_items({ d: doc }, [{ docid: "d", roots: { [root]: this.id }, root_ids: [root] }]);
-    const figure = this.views.roots[0].model;
+  /** @param {any} Bokeh @param {() => void} dress has it drawn, before Bokeh paints it for the first time */
+  async embed(Bokeh, dress) {
+    const doc = Bokeh.require("document").Document.from_json(documentOf(this.panel, `${this.id}m`, Bokeh.version));
+    const [figure] = doc.roots();
     const { panel } = this;
     const rows = panel.lines.length;
     figure.left[0].formatter.doFormat = (/** @type {number[]} */ ticks) =>
@@ -936,12 +940,15 @@ class Chart {
     const range = figure.x_range;
     const moved = () => this.setting || this.view.zoomTo([range.start, range.end]);
     for (const name of ["start", "end"]) range.properties[name].change.connect(moved);
-    this.source = figure.document.get_model_by_name("samples");
+    this.source = doc.get_model_by_name("samples");
     this.figure = figure;
+    dress();
+    this.views = await Bokeh.embed.add_document_standalone(doc, this.box, [this.box.firstElementChild]);
+    this.#placeLanes();
   }
 
   close() {
-    this.views?.clear?.();
+    this.views?.clear();
     this.root.remove();
   }
 
@@ -967,6 +974,9 @@ class Chart {
     if (!this.figure) return;
     const { panel, first, figure } = this;
     const { samples } = this.view.record;
+    const shown = [samples.changes, start, end, until, this.box.clientWidth, panel.exact].join();
+    if (shown === this.shown) return;
+    this.shown = shown;
     const rows = between(samples, first, panel.lines.length, start, Math.min(end, until));
     const most = Math.min(MOST_DRAWN, 2 * Math.max(100, this.box.clientWidth - FRAME_LEFT - FRAME_RIGHT));
     const few = rows.time.length > most ? thinned(rows, (2 * (end - start)) / most) : rows;
@@ -984,11 +994,12 @@ class Chart {
     if (range.start !== start || range.end !== end) range.setv({ start, end });
     this.setting = false;
     this.timeAxis(start, end);
-    if (this.lanes.length) this.#placeLanes();
+    this.#placeLanes();
   }
 
   /** Each lane's number at its middle, wherever Bokeh has put the lanes. */
   #placeLanes() {
+    if (!this.lanes.length || !this.views) return;
     const { top, height } = this.views.roots[0].frame.bbox;
     this.lanes.forEach((lane, i) => (lane.style.top = `${top + ((i + 1 - LANE_FILL / 2) * height) / this.lanes.length - 6}px`));
   }
@@ -1515,12 +1526,12 @@ class View {
   async #embed(charts) {
     const { signal } = this.life;
     try {
-      await onScreen(this.root, signal);
       const Bokeh = charts.some((chart) => chart instanceof Chart) ? await this.bokeh() : null;
       await onScreen(this.root, signal);
-      for (const chart of charts) if (chart.root.isConnected) await chart.embed(Bokeh);
-      if (signal.aborted) return;
       this.#theme(true);
+      const there = charts.filter((chart) => chart.root.isConnected);
+      await Promise.all(there.map((chart) => chart.embed(Bokeh, () => this.#dress(chart))));
+      if (signal.aborted) return;
       this.#draw();
       this.root.dataset.drawn ??= String(Math.round(performance.now() - this.opened));
     } catch (error) {
@@ -1561,6 +1572,12 @@ class View {
   /** @returns {[number, number]} */
   #span() {
     return this.zoom ?? timeSpan(this.paused ?? this.record.samples.last, this.record.layout.end, this.window);
+  }
+
+  /** @param {Chart|Heat|OwnChart} chart */
+  #dress(chart) {
+    chart.theme(this.dark);
+    chart.draw(...this.#span(), this.paused ?? Infinity);
   }
 
   #draw() {

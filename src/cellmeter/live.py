@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     Event = Mapping[str, Any]
 
 UPDATE_SECONDS = 0.25
+FIRST_SECONDS = 0.02  # between looks for a cell's first reading, which the recorder takes at once
 IDLE_SECONDS = 2.0  # in this time a page with widgets says that it is there
 PICTURE_SECONDS = 1.0  # between pictures for those without
 LAST_SAMPLE_SECONDS = 0.06  # the longest a cell's end waits for its last sample
@@ -322,7 +323,7 @@ class Panel:
             self._update()
             if feed.seq and self._stage.unanswered:
                 self._show_picture()
-            self._stop.wait(UPDATE_SECONDS)
+            self._stop.wait(UPDATE_SECONDS if feed.next else FIRST_SECONDS)
 
     def _show_picture(self) -> None:
         """For a front end that ignores widgets and shows what else there is: once a second, seldom in a long cell."""
