@@ -7,7 +7,7 @@
 /** @typedef {{label: string, role: "main"|"second"|"faint", ink: [string, string], top: number|null, about?: string}} Line */
 /** @typedef {{key: string, title: string, unit: string, limit: number|null, exact?: number|null, lanes: boolean, height: number, lines: Line[]}} Panel */
 /** @typedef {{status: string, word: string, end: number, notes: string[]}} Ending */
-/** @typedef {{panels: Panel[], shown: string[], asked: boolean, missing: Record<string, string>, cores?: string[], prefix: string, title: string, tail?: string} & Partial<Ending>} Layout */
+/** @typedef {{panels: Panel[], shown: string[], asked: boolean, missing: Record<string, string>, cores?: string[], prefix: string, title: string, tail?: string, beside?: boolean} & Partial<Ending>} Layout */
 /** @typedef {{time: Float64Array, columns: Float64Array[]}} Rows */
 /** @typedef {{groups: string[]|null, window: number}} Choice */
 /** @typedef {{name: string, start: number, end: number, count: number}} OwnSpan one span, or many of a name that came too fast */
@@ -28,6 +28,7 @@ const FRAME_RIGHT = 10;
 const FRAME_TOP = 4;
 const FRAME_BOTTOM = 18;
 const SILENT_MS = 2500;
+const BESIDE_MS = 2000; // in which a panel appears beside the notebook, where the front end has a place there
 const ADOPT_MS = 3000; // how long a chart waits for the static output that takes it over
 
 // ---- numbers for people ---------------------------------------------------------------------------------------------
@@ -672,6 +673,15 @@ function onScreen(el, signal) {
     watch.observe(el);
     signal.addEventListener("abort", () => (watch.disconnect(), reject(signal.reason)));
   });
+}
+
+/** Whether something becomes true in some time. @param {number} ms @param {() => boolean} holds @returns {Promise<boolean>} */
+async function within(ms, holds) {
+  for (const until = performance.now() + ms; performance.now() < until; ) {
+    if (holds()) return true;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return holds();
 }
 
 /** The colour an element stands on. @param {Element} el @returns {string} */
@@ -1707,13 +1717,14 @@ const floats = (buffer) => new Float64Array(octets(buffer).buffer);
 // ---- when the kernel cannot speak -----------------------------------------------------------------------------------
 
 const ASK_AFTER_MS = 550; // the kernel speaks every 250
+const ASK_AFTER_OF_RUN_MS = 1600; // between cells there is a reading a second
 const ASK_EVERY_MS = 250;
 const MOST_FAILURES = 6;
 const MOST_REFUSALS = 2;
 /** How often the server has said that it does not know a run. @type {Map<string, number>} */
 const refusals = new Map();
 
-/** @typedef {{rows: string, width: number, s: number|null, n: number, ending: Told|null}} Tail see server.py */
+/** @typedef {{rows: string, width: number, s: number|null, n: number, ending: Told|null, cells?: Band[]}} Tail see server.py */
 /** @typedef {{status: string, seconds: number, says: string}} Told how the cell ended */
 
 /** How to ask the page's Jupyter server; null where cellmeter is not installed beside it. */
@@ -1739,13 +1750,14 @@ export function takeTail(samples, { rows, width, s, n }) {
 }
 
 /**
- * Asks the server for a cell's rows whenever the kernel has been silent for a moment, until the cell has ended.
- * @param {Recorded} record @param {() => boolean} watched @param {(ending: Told|null) => void} told
+ * Asks the server for the rows of a cell, or of a run, whenever the kernel has been silent for a moment, until it has ended.
+ * @param {Recorded} record @param {() => boolean} watched @param {(ending: Told|null, cells: Band[]) => void} told
  * @returns {() => void} to be called whenever the kernel has spoken, and when somebody begins to watch
  */
 function standIn({ layout, samples }, watched, told) {
   const server = jupyterServer();
-  const run = layout.tail?.split("/cells/")[0] ?? "";
+  const run = layout.tail?.match(/^runs\/[^/]+/)?.[0] ?? "";
+  const after = layout.tail?.includes("/cells/") ? ASK_AFTER_MS : ASK_AFTER_OF_RUN_MS;
   const refused = () => refusals.get(run) ?? 0;
   if (!server || !run || layout.status || refused() >= MOST_REFUSALS) return () => {};
   let [heard, failures, timer, passed] = [0, 0, 0, 0];
@@ -1757,7 +1769,7 @@ function standIn({ layout, samples }, watched, told) {
   async function turn() {
     if (!watched()) return;
     const wait = document.hidden ? 1000 : await ask();
-    arm(Math.max(wait, heard + ASK_AFTER_MS - performance.now()));
+    arm(Math.max(wait, heard + after - performance.now()));
   }
   /** How long to wait with the next question, in milliseconds. */
   async function ask() {
@@ -1774,12 +1786,12 @@ function standIn({ layout, samples }, watched, told) {
     const tail = await reply.json();
     over = Boolean(layout.status || tail.ending);
     if (!layout.status && !takeTail(samples, tail)) passed = tail.n; // a GPU has come since: only the ending is of use here
-    if (!layout.status && (tail.ending || samples.next > before)) told(tail.ending);
+    if (!layout.status && (tail.ending || samples.next > before)) told(tail.ending, tail.cells ?? []);
     return ASK_EVERY_MS;
   }
   return () => {
     heard = performance.now();
-    arm(ASK_AFTER_MS);
+    arm(after);
   };
 }
 
@@ -1803,6 +1815,11 @@ function open(model, early) {
   let own = "";
   /** @type {Set<View>} */
   const views = new Set();
+  const band = (/** @type {Band[]} */ news) => {
+    for (const cell of news) cells.set(cell.seq, cell);
+    if (news.length) for (const view of views) view.band(news, lead);
+  };
+  const isBeside = (/** @type {Element} */ el) => Boolean(el.closest(".jupyterlab-sidecar"));
   /** @type {(record: Recorded) => void} */
   let ready = () => {};
   const opened = /** @type {Promise<Recorded>} */ (new Promise((resolve) => (ready = resolve)));
@@ -1819,10 +1836,7 @@ function open(model, early) {
       if (n >= samples.next) samples.reset(n, floats(rows));
       if (times && c >= cores.next) cores.reset(c, floats(times), octets(loads));
     },
-    cells: (_, message) => {
-      for (const cell of message.cells) cells.set(cell.seq, cell);
-      for (const view of views) view.band(message.cells, lead);
-    },
+    cells: (_, message) => band(message.cells),
     said: (_, { text }) => {
       own = text;
       for (const view of views) view.own.textContent = own;
@@ -1838,7 +1852,8 @@ function open(model, early) {
       for (const view of views) view.finish();
     },
   };
-  const told = (/** @type {Told|null} */ ending) => {
+  const told = (/** @type {Told|null} */ ending, /** @type {Band[]} */ news) => {
+    band(news);
     if (record && ending) Object.assign(record.layout, { status: ending.status, word: ending.says, end: ending.seconds });
     for (const view of views) ending ? view.finish() : view.update();
   };
@@ -1860,7 +1875,14 @@ function open(model, early) {
   return {
     /** @param {HTMLElement} el @param {AbortSignal} signal */
     async show(el, signal) {
-      const view = new View(el, await opened, () => bokeh());
+      const record = await opened;
+      if (record.layout.beside) {
+        await onScreen(el, signal);
+        if (!isBeside(el) && (await within(BESIDE_MS, () => [...views].some((view) => isBeside(view.root))))) {
+          return el.append("The whole run is shown beside the notebook");
+        }
+      }
+      const view = new View(el, record, () => bokeh());
       view.own.textContent = own;
       if (cells.size) view.band([...cells.values()], lead);
       const alike = lives.get(view.record.layout.prefix) ?? new Set();

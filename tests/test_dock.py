@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Kernel, wait_until
+from test_live import Written, written
 from test_widget import answer, roles, tell
 
 from cellmeter.charts import DEFAULT_GROUPS
-from cellmeter.dock import WholeRun
+from cellmeter.feed import WholeRun
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+__all__ = ["written"]
 HIDE_SIDECAR = "import sys; sys.modules['sidecar'] = None"
 
 
@@ -74,10 +76,29 @@ def test_without_sidecar_it_is_under_its_cell_until_the_recording_stops(inside: 
     assert WIDGET not in final["data"]
 
 
-def test_beside_the_notebook_its_cell_only_says_so(kernel: Kernel) -> None:
+def test_rows_of_a_long_run_have_the_same_numbers_whoever_follows_it(
+    written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cellmeter.feed.MOST_ROWS", 1000)
+    early = WholeRun(written.writer.folder, DEFAULT_GROUPS)
+    for number in range(1020):
+        written.row(number / 10, 1)
+    early.poll()
+    late = WholeRun(written.writer.folder, DEFAULT_GROUPS)
+    assert late.next == 20, "it begins with the newest"
+    late.poll()
+    assert late.next == early.next == 1020
+    newest = early.since(1015)
+    assert newest is not None
+    assert np.array_equal(newest, late.since(1015))
+    assert late.since(19) is None, "rows it never had"
+
+
+def test_beside_the_notebook_it_has_a_panel_in_its_output_too(kernel: Kernel) -> None:
+    """For a page that has no place beside the notebook."""
     opened = kernel.run("%monitor dock")
-    assert opened.displays == []
-    assert opened.stdout == "cellmeter: the whole run is shown beside the notebook\n"
+    (shown,) = opened.displays
+    assert WIDGET in shown["data"]
     assert roles(kernel) == ["LayoutModel", "SidecarModel", "panel", "runtime"]
     kernel.run("%monitor dock")
     assert "SidecarModel" in roles(kernel)

@@ -77,6 +77,29 @@ def test_the_tail_goes_on_while_the_cell_holds_the_gil_and_tells_how_the_kernel_
     assert last["ending"]["seconds"] >= rows_of(last)[-1, 0]
 
 
+def test_the_tail_of_the_whole_run_has_its_cells_and_tells_how_it_ended(
+    jupyter: Server, kernel: Kernel, home: Path
+) -> None:
+    kernel.run("x = 1")
+    kernel.send(HOLDS_THE_GIL.format(microseconds=60_000_000))
+    folder = Path(kernel.recorded_cells(1).path)
+    path = f"runs/{folder.name}/tail?from="
+
+    def reply_from(number: int) -> Any:
+        status, reply = asked(jupyter, f"{path}{number}")
+        return reply if status == 200 and len(rows_of(reply)) and len(reply["cells"]) == 2 else None
+
+    first = wait_until(lambda: reply_from(0), "rows and both cells")
+    second = wait_until(lambda: reply_from(first["n"]), "more rows while the GIL is held")
+    assert (first["s"], second["s"], first["ending"]) == (0, first["n"], None)
+    assert [(cell["title"], cell["status"]) for cell in first["cells"]] == [("In [2]", "ok"), ("In [3]", "running")]
+    os.kill(kernel.pid, signal.SIGKILL)
+    last = wait_until(lambda: (r := asked(jupyter, f"{path}0")[1])["ending"] and r, "the ending")
+    assert last["ending"]["status"] == "died"
+    assert last["ending"]["says"].startswith("killed (SIGKILL) in In [3]")
+    assert last["ending"]["seconds"] >= rows_of(last)[-1, 0]
+
+
 def test_who_is_not_let_in_gets_nothing(jupyter: Server, kernel: Kernel, home: Path) -> None:
     kernel.run("x = 1")
     kernel.recorded_cells(1)
@@ -101,6 +124,9 @@ def test_who_is_not_let_in_gets_nothing(jupyter: Server, kernel: Kernel, home: P
     ("path", "status"),
     [
         (f"runs/{RUN}/cells/1/tail", 404),
+        (f"runs/{RUN}/cells/0/tail", 404),
+        (f"runs/{RUN}/tail", 404),
+        (f"runs/{RUN}/tail?from=-1", 400),
         ("runs/../cells/1/tail", 404),
         (f"runs/..%2Fruns%2F{RUN}/cells/1/tail", 404),
         (f"runs/{RUN}%00/cells/1/tail", 404),

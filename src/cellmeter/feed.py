@@ -1,4 +1,4 @@
-"""A cell's readings out of the tail of a run folder, as the live panel and the server extension send them to a page."""
+"""The readings of a cell, or of a whole run, out of the tail of its folder: as live panel and server send them to a page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts, layouts
+from cellmeter.assemble import cells_from
 from cellmeter.run import EDGE_END, Column
 from cellmeter.store import Tail
 
@@ -138,6 +139,46 @@ class Feed:
         """The cell's edges as the kernel sent them, ``cell_start`` and ``cell_end``, as far as they have been written."""
         self._events += [e for e in self._tail.events() if e.get("seq") == self.seq]
         return {event["event"]: event for event in self._events}
+
+
+class WholeRun(Feed):
+    """All rows of a run, between cells too; of a long one those of the last hour at first. Not thread-safe."""
+
+    def __init__(self, folder: Path, groups: Sequence[Group]) -> None:
+        super().__init__(folder, 0, groups, Tail(folder, newest=MOST_ROWS))
+        self.next = self._intact_from = self._tail.passed  # so that all who follow a run number its rows alike
+        self._edges = Tail(folder)
+        self._starts: dict[int, Event] = {}
+        self._bands: dict[int, dict[str, Any]] = {}
+        self.run_ns = int(self._tail.header()["start_ns"])
+        self.started_ns = self.run_ns
+
+    def _taken(self, columns: tuple[Column, ...], records: NDArray[Any]) -> NDArray[np.float64]:
+        import numpy as np
+
+        known = self._before[1] if self._before is not None and self._before[0] == columns else records[:0]
+        together = np.concatenate([known, records])
+        self._before = (columns, together[-KEPT_FOR_RATES:])
+        seconds = (together["t"] - self.run_ns) * 1e-9
+        values = charts.values_of(self.panels, columns, seconds, together["v"], self._rate_hz)
+        return np.column_stack([seconds, values])[len(known) :]
+
+    def bands(self, anew: bool) -> list[dict[str, Any]]:
+        """The cells that began or ended since the last call, or all of them; those that others ran from within left out."""
+        changed = {}
+        for event in self._edges.events():
+            if event.get("event") not in ("cell_start", "cell_end"):
+                continue
+            seq = event["seq"]
+            start = self._starts.setdefault(seq, event)
+            if start["event"] != "cell_start" or start.get("parent") is not None:
+                continue
+            edges = [start, event] if event is not start else [start]
+            (cell,) = cells_from(edges, self.run_ns, "running")
+            told = {"seq": seq, "title": cell.title, "line": cell.first_line, "id": cell.cell_id, "status": cell.status}
+            changed[seq] = {**told, "start": cell.start, "end": cell.end}
+        self._bands |= changed
+        return list(self._bands.values() if anew else changed.values())
 
 
 class CoreLoads:

@@ -315,15 +315,18 @@ class Panel:
             "cores": feed.loads.cores,
             "prefix": self._id,
             "title": self._title,
+            **self._whereabouts(),
         }
-        if feed.seq:  # the server follows cells, not whole runs
-            self._layout["tail"] = f"runs/{feed.folder.name}/cells/{feed.seq}/tail"
         self._widget.send({"k": "open", "layout": self._layout})
         while not self._stop.is_set():
             self._update()
             if feed.seq and self._stage.unanswered:
                 self._show_picture()
             self._stop.wait(UPDATE_SECONDS if feed.next else FIRST_SECONDS)
+
+    def _whereabouts(self) -> dict[str, Any]:
+        """Of the layout: where a Jupyter server with cellmeter has the same rows."""
+        return {"tail": f"runs/{self._feed.folder.name}/cells/{self._feed.seq}/tail"}
 
     def _show_picture(self) -> None:
         """For a front end that ignores widgets and shows what else there is: once a second, seldom in a long cell."""

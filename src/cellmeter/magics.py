@@ -460,8 +460,7 @@ class MonitorMagics(Magics):
         )
 
     def _dock(self, options: argparse.Namespace) -> None:
-        if self.session.open_dock().beside:
-            print("cellmeter: the whole run is shown beside the notebook")
+        self.session.open_dock()
 
     def _show(self, options: argparse.Namespace) -> None:
         from cellmeter import still

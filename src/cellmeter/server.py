@@ -4,10 +4,12 @@ Loaded by a Jupyter server in whose environment cellmeter is installed, and by n
 below the server's own CELLMETER_HOME that belong to the user it runs as, to those whom the server has let in::
 
     GET cellmeter/v1/runs/<id>/cells/<seq>/tail?from=<row>
+    GET cellmeter/v1/runs/<id>/tail?from=<row>
 
 answers with JSON: ``rows`` (base64 of float64 columns, the time first, as the kernel sends them), ``width`` (columns), ``s``
 (number of the first row; null: these are all rows, thinned out), ``n`` (number of the next one), and once the cell has
-ended ``ending``: ``status``, ``seconds`` and what to say of it (``says``). 404: no such cell here.
+or run has ended ``ending``: ``status``, ``seconds`` and what to say of it (``says``). Of a whole run also ``cells``: those that
+began last, as the dock shows them. 404: no such cell or run here.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from tornado import web
 from cellmeter import __version__, charts
 from cellmeter.errors import RunUnreadable
 from cellmeter.export.summary import death
-from cellmeter.feed import Feed, column_major
+from cellmeter.export.summary import ending as ended
+from cellmeter.feed import Feed, WholeRun, column_major
 from cellmeter.still import ENDINGS
 from cellmeter.store import EVENTS, HEADER, RUN_ID, Tail, is_open, read_events, read_header, read_run, runs_home
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 REPLY_BYTES = 1 << 20  # of rows in one reply
 CHUNK_BYTES = 8 << 20  # read at once of a long cell
 MOST_FEEDS = 8
+MOST_BANDS = 50  # in one reply; of those before, the page heard from the kernel
 _UNREADABLE = (RunUnreadable, OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -74,7 +78,7 @@ class Cells:
         self._feeds: OrderedDict[tuple[str, int], Feed] = OrderedDict()
 
     def tail(self, run_id: str, seq: int, number: int) -> dict[str, Any] | None:
-        """The reply of the module's docstring; None if there is no such cell, or it is not this user's."""
+        """The reply of the module's docstring, ``seq`` 0 being the whole run; None if it is not there, or not this user's."""
         folder = own_folder(run_id)
         if folder is None:
             return None
@@ -89,16 +93,20 @@ class Cells:
         if key in self._feeds:
             self._feeds.move_to_end(key)
             return self._feeds[key]
-        began = [
-            e["t"] for e in read_events(folder / EVENTS)[0] if e.get("event") == "cell_start" and e.get("seq") == seq
-        ]
-        if not began:
+        feed = _cell_feed(folder, seq) if seq else WholeRun(folder, charts.DEFAULT_GROUPS)
+        if feed is None:
             return None
-        tail = Tail(folder, since_ns=began[0], most_bytes=CHUNK_BYTES)
-        feed = self._feeds[key] = Feed(folder, seq, charts.DEFAULT_GROUPS, tail)
+        self._feeds[key] = feed
         if len(self._feeds) > MOST_FEEDS:
             self._feeds.popitem(last=False)
         return feed
+
+
+def _cell_feed(folder: Path, seq: int) -> Feed | None:
+    began = [e["t"] for e in read_events(folder / EVENTS)[0] if e.get("event") == "cell_start" and e.get("seq") == seq]
+    if not began:
+        return None
+    return Feed(folder, seq, charts.DEFAULT_GROUPS, Tail(folder, since_ns=began[0], most_bytes=CHUNK_BYTES))
 
 
 def _reply(feed: Feed, number: int) -> dict[str, Any]:
@@ -117,6 +125,7 @@ def _reply(feed: Feed, number: int) -> dict[str, Any]:
         "s": first,
         "n": feed.next,
         "ending": _ending(feed, running),
+        **({"cells": feed.bands(True)[-MOST_BANDS:]} if isinstance(feed, WholeRun) else {}),
     }
 
 
@@ -136,6 +145,8 @@ def _ending(feed: Feed, running: bool) -> dict[str, Any] | None:
     if running:
         return None
     run = read_run(feed.folder, newest=50)
+    if not feed.seq:
+        return {"status": "stopped" if run.ending == "stopped" else "died", "seconds": run.duration, "says": ended(run)}
     cell = next(cell for cell in run.cells if cell.seq == feed.seq)
     status = "stopped" if run.ending == "stopped" else "died"
     return {"status": status, "seconds": run.duration - cell.start, "says": death(run) or ENDINGS["died"]}
@@ -153,15 +164,15 @@ class TailHandler(APIHandler):
 
     @web.authenticated
     @authorized
-    async def get(self, run_id: str, seq: str) -> None:
+    async def get(self, run_id: str, seq: str | None) -> None:
         """One reply; see the module."""
         number = self.get_query_argument("from", "0")
         if not (number.isascii() and number.isdigit() and len(number) < 16):
             raise web.HTTPError(400, "from is the number of a row")
         work = asyncio.get_running_loop().run_in_executor
-        reply = await work(self._thread, self._cells.tail, run_id, int(seq), int(number))
+        reply = await work(self._thread, self._cells.tail, run_id, int(seq or 0), int(number))
         if reply is None:
-            raise web.HTTPError(404, "this server knows no such cell")
+            raise web.HTTPError(404, "this server knows no such cell or run")
         self.finish(reply)
 
 
@@ -173,7 +184,7 @@ def _load_jupyter_server_extension(app: Any) -> None:
     """Adds the handler, and tells pages in their configuration that they may ask."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="cellmeter")
     path = url_path_join(
-        app.web_app.settings["base_url"], rf"/cellmeter/v1/runs/({RUN_ID.pattern})/cells/(\d{{1,9}})/tail"
+        app.web_app.settings["base_url"], rf"/cellmeter/v1/runs/({RUN_ID.pattern})(?:/cells/([1-9]\d{{0,8}}))?/tail"
     )
     app.web_app.add_handlers(".*$", [(path, TailHandler, {"cells": Cells(), "thread": thread})])
     app.web_app.settings.setdefault("page_config_data", {})["cellmeter"] = __version__

@@ -249,6 +249,12 @@ class Tail:
         """``run.json`` as it is now. Raises RunUnreadable."""
         return read_header(self.folder)
 
+    @property
+    def passed(self) -> int:
+        """How many records of the stream lie before the next one."""
+        entries = [entry for entry in self.header()["segments"] if entry["stream"] == self.stream]
+        return sum(self._offsets.get(entry["file"], 0) // record_size(len(entry["columns"])) for entry in entries)
+
     def samples(self) -> list[tuple[tuple[Column, ...], NDArray[Any]]]:
         """New records of the stream, oldest first: columns and a structured array for each file that grew."""
         grown = []
