@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a fresh Debian or Ubuntu machine needs; both make .venv themselves.
 #   VENV=DIR    another virtual environment      PYTHON=python3.13   its interpreter
-#   ARGS='...'  more arguments for test, test-gpu and bench
+#   ARGS='...'  more arguments for test, test-gpu and bench        JOBS=2  test files that run at once
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -9,6 +9,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.installed-run
 DEVELOPS := $(VENV)/.installed-development
@@ -32,7 +33,7 @@ test: $(DEVELOPS) $(OLDER) ## all tests: Python, a real JupyterLab in Chromium, 
 	@tools/need-browser $(BIN)/python
 	@$(MAKE) -s $(NODE_MODULES)
 	@echo "==> Python and browser tests"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	@echo "==> JavaScript tests"
 	@tools/js-test
 
