@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -322,6 +323,29 @@ def test_a_file_system_that_does_not_answer_is_unknown(tmp_path: Path) -> None:
     source = Filesystems(["/"])
     source._mounts = [str(tmp_path / "gone")]
     assert all(math.isnan(value) for value in source.read())
+
+
+def test_a_file_system_whose_server_has_gone_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    comes_back, real = threading.Event(), os.statvfs
+    source = Filesystems(["/"])
+    source._mounts = ["/gone", "/"]
+
+    def statvfs(path: str) -> os.statvfs_result:
+        if path == "/gone":
+            comes_back.wait()
+        return real("/")
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    for told in (0, 1, 1):
+        free, _, other, _ = source.read()
+        assert math.isnan(free)
+        assert other > 0, "the others are read all the same"
+        assert len(source.notices) == told
+    assert source.notices[0][2:] == ("/gone", "it does not answer")
+    (waiting,) = source._unanswered.values()
+    comes_back.set()
+    waiting.join()
+    assert source.read()[0] > 0
 
 
 def test_a_process_on_its_way_out_is_known(tmp_path: Path) -> None:
