@@ -74,7 +74,7 @@ def test_the_example_package(start_kernel: Start, example: Path, cellmeter: Comm
     run = with_samples_of(kernel, "loadavg.one")
     assert (run.series("loadavg.one", "host").values >= 0).all()
     assert (run.series("loadavg.switches.rate", "host").values[1:] > 0).any()
-    assert "host" in kernel.run("%monitor").stdout
+    assert "Plugins              loadavg (3 metrics)" in kernel.run("%monitor").stdout
     kernel.run("%monitor stop")
     name = kernel.recorded().id
 
@@ -139,6 +139,43 @@ def test_a_source_that_fails_is_one_line_and_the_recording_goes_on(
     assert len(recorders_below(tmp_path)) == 1
     assert not run.gaps or fault == "hangs"
     assert kernel.run("%monitor report").status == "ok"
+
+
+def test_doctor_lists_plugins_and_tries_them(example: Path, cellmeter: Command, tmp_path: Path) -> None:
+    said = cellmeter(example, "doctor")
+    assert said.returncode == 0
+    checks = {" ".join(line.split()) for line in said.stdout.splitlines()}
+    names = "loadavg.one, loadavg.switches, loadavg.switches.rate"
+    assert f"✓ source loadavg records {names} (cellmeter-loadavg 1.0)" in checks
+    assert "✓ rule loadavg asked as loadavg-high (cellmeter-loadavg 1.0)" in checks
+    assert "✓ export tsv writes .tsv (cellmeter-loadavg 1.0)" in checks
+    assert "✓ plugins none installed" in {
+        " ".join(line.split()) for line in cellmeter(tmp_path / "nowhere", "doctor").stdout.splitlines()
+    }
+
+
+def test_doctor_says_why_a_plugin_does_not_work(cellmeter: Command, tmp_path: Path) -> None:
+    groups = (
+        "[cellmeter.sources]\nfaulty = faulty:Source\ngone = not_there:Source\nopens = faulty:Opens\n"
+        "[cellmeter.rules]\nodd = faulty:odd\n[cellmeter.exports]\nleaves = faulty_leaves:x\nhtml = faulty:html\nnone = faulty:odd\n"
+    )
+    source = READS + "raise OSError('gone')\nclass Opens:\n    def __init__(self, pid): 1 / 0\nodd = 5\n"
+    site = package(tmp_path / "site", groups, source)
+    (site / "faulty_leaves.py").write_text("import sys; sys.exit('not here')")
+    said = cellmeter(site, "doctor")
+    assert said.returncode == 2
+    checks = {" ".join(line.split()) for line in said.stdout.splitlines()}
+    assert checks >= {
+        "✗ source faulty OSError: gone",
+        "✗ source gone there is no module 'not_there'",
+        "✗ source opens ZeroDivisionError: division by zero",
+        "✗ rule odd TypeError: faulty:odd is no cellmeter.rules.Rule",
+        "✗ export leaves SystemExit: not here",
+        "✗ export html cellmeter writes .html itself, so it is not asked",
+        "✗ export none it cannot be called",
+        "→ update or uninstall faulty 1.0: faulty:Source",
+    }
+    assert said.stderr == ""
 
 
 def test_rules_and_exports_that_fail(kernel: Kernel, cellmeter: Command, tmp_path: Path) -> None:
