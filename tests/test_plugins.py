@@ -12,7 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import Kernel, recorders_below, wait_until
+from prometheus_parts import Scrape, get, served
 
+from cellmeter.export import mlflow, otlp
+from cellmeter.export.readings import Choice
 from cellmeter.run import Run
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
@@ -75,6 +78,19 @@ def test_the_example_package(start_kernel: Start, example: Path, cellmeter: Comm
     assert (run.series("loadavg.one", "host").values >= 0).all()
     assert (run.series("loadavg.switches.rate", "host").values[1:] > 0).any()
     assert "Plugins              loadavg (3 metrics)" in kernel.run("%monitor").stdout
+    with served(home=kernel.home, log=tmp_path / "log") as url:
+        found = wait_until(
+            lambda: (s := Scrape(get(url))).all("cellmeter_plugin_loadavg_one") and s, "the plugin's series"
+        )
+    whose = {"run": run.id, "kernel": str(kernel.pid), "subject": "host"}
+    assert found.one("cellmeter_plugin_loadavg_one", **whose) >= 0
+    assert found.one("cellmeter_plugin_loadavg_switches_total", **whose) > 0
+    assert not [name for name in found.names() if "rate" in name and "plugin" in name]
+    sent = {stream.name: (stream.kind, stream.attributes) for stream in otlp.streams(kernel.recorded(), Choice())}
+    assert sent["cellmeter.loadavg.one"] == ("gauge", {})
+    assert sent["cellmeter.loadavg.switches"] == ("sum", {})
+    chosen = {part.key for part in mlflow.points(kernel.recorded(), Choice(("loadavg.*",)))}
+    assert {"cellmeter/loadavg.one", "cellmeter/loadavg.switches.rate"} <= chosen
     kernel.run("%monitor stop")
     name = kernel.recorded().id
 
@@ -157,7 +173,8 @@ def test_doctor_lists_plugins_and_tries_them(example: Path, cellmeter: Command, 
 def test_doctor_says_why_a_plugin_does_not_work(cellmeter: Command, tmp_path: Path) -> None:
     groups = (
         "[cellmeter.sources]\nfaulty = faulty:Source\ngone = not_there:Source\nopens = faulty:Opens\n"
-        "[cellmeter.rules]\nodd = faulty:odd\n[cellmeter.exports]\nleaves = faulty_leaves:x\nhtml = faulty:html\nnone = faulty:odd\n"
+        "[cellmeter.rules]\nodd = faulty:odd\n"
+        "[cellmeter.exports]\nleaves = faulty_leaves:x\nhtml = faulty:html\nnone = faulty:odd\n"
     )
     source = READS + "raise OSError('gone')\nclass Opens:\n    def __init__(self, pid): 1 / 0\nodd = 5\n"
     site = package(tmp_path / "site", groups, source)

@@ -93,7 +93,7 @@ class Stream(NamedTuple):
 
 
 def streams(run: Run, choice: Choice) -> Iterator[Stream]:
-    """The chosen metrics. By default those that the conventions name, plugins' and the user's; single cores only if asked for."""
+    """The chosen metrics. By default those that the conventions name, of plugins, and the user's own; no single cores."""
     added = {metric.name for metric in run.plugin_metrics if metric.kind != "rate"}
     for metric in run.metrics.values():
         by_default = metric.name in added or (metric.otel is not None and metric.scope != "core")
@@ -106,7 +106,7 @@ def streams(run: Run, choice: Choice) -> Iterator[Stream]:
 
 
 def _streams_of_code(run: Run, choice: Choice) -> Iterator[Stream]:
-    """What the user's code said, as ``cellmeter serve`` has it: a collector that hands it on to Prometheus gives the same names."""
+    """What the user's code said, as ``cellmeter serve`` has it: so a collector that writes to Prometheus gives it the same names."""
     for own in own_values(run):
         if own.kind == "span" or not is_chosen(own.metric, choice.patterns, by_default=True):
             continue

@@ -117,7 +117,7 @@ def _mean_seconds(part: Span | SpanBatch) -> tuple[float, int]:
 class SpanPoint(NamedTuple):
     """Spans of one name from the run's start to a time: how many there were of each length, and what became of them.
 
-    ``counts`` has one entry a bound of ``cellmeter.spans.BOUNDS``, and one for what is above the last. ``items``: None: not said.
+    ``counts`` has one entry a bound of ``cellmeter.spans.BOUNDS``, and one for what is above the last.
     """
 
     time: float
@@ -125,6 +125,7 @@ class SpanPoint(NamedTuple):
     seconds: float
     errors: int
     items: float | None
+    """None: they have not said any."""
 
 
 def span_points(run: Run, interval_seconds: float | None) -> Iterator[tuple[str, list[SpanPoint]]]:

@@ -21,6 +21,7 @@ from cellmeter.sources import Notice
 WAIT_SECONDS = 0.005
 GONE_SECONDS = 5.0
 MOST_METRICS = 200
+MOST_COLUMNS = 1000
 LEAST_SECONDS = 0.01  # its stream is never the main one, whose columns then would change
 KINDS = ("gauge", "counter", "rate")
 NAN = float("nan")
@@ -78,6 +79,8 @@ class PluginSource:
         source = made(pid)
         metrics = checked_metrics(self.name, source.metrics)
         columns = tuple(Column(*map(str, column)) for column in source.columns)
+        if len(columns) > MOST_COLUMNS:
+            raise ValueError(f"it has {len(columns)} columns; at most {MOST_COLUMNS} are possible")
         units = {metric.name: metric.unit for metric in metrics}
         for column in columns:
             if units.get(column.metric) != column.unit:
