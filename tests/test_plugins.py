@@ -124,6 +124,11 @@ FAULTS = {
         "    metrics = [('host.cpu.time', 's', 'gauge', 'host', 'cpu', 'm', 's')]",
         "ValueError: its metric 'host.cpu.time' must be named faulty.…",
     ),
+    "odd-name": (
+        "class Source:\n    def __init__(self, pid): pass\n    interval = 0\n    columns = ()\n"
+        "    metrics = [('faulty.x > 1', 's', 'gauge', 'host', 'cpu', 'm', 's')]",
+        "ValueError: its metric 'faulty.x > 1' has other signs than letters, digits, '.', '_' and '-'",
+    ),
 }
 READS = (
     "class Source:\n    interval = 0\n    metrics = [('faulty.x', '1', 'gauge', 'host', 'cpu', 'm', 's')]\n"
@@ -155,6 +160,33 @@ def test_a_source_that_fails_is_one_line_and_the_recording_goes_on(
     assert len(recorders_below(tmp_path)) == 1
     assert not run.gaps or fault == "hangs"
     assert kernel.run("%monitor report").status == "ok"
+
+
+def test_alerts_on_what_a_plugin_measures(start_kernel: Start, example: Path, tmp_path: Path) -> None:
+    kernel = start_kernel(env={"PYTHONPATH": str(example)})
+    kernel.load()
+    assert kernel.run('%monitor alert "loadavg.one > -1 for 0s"').stdout == "cellmeter: alert loadavg.one > -1 for 0s\n"
+    assert kernel.run('%monitor alert "loadavg.switches.rate:host > 0 for 0s"').stderr == ""
+    assert "did you mean loadavg.one?" in kernel.run('%monitor alert "loadavg.on > 0 for 0s"').stderr
+    kernel.run(f"from pathlib import Path; stop = Path({str(tmp_path / 'stop')!r})")
+    message = kernel.send("import time\nwhile not stop.exists(): time.sleep(0.01)")
+    wait_until(lambda: len({fired.alert for fired in kernel.recorded().alerts}) == 2, "both alerts")
+    (tmp_path / "stop").touch()
+    said = kernel.reply(message).stderr
+    assert "cellmeter: alert: loadavg.one > -1 for 0s (host is at " in said
+    fired = {alert.alert: alert for alert in kernel.recorded().alerts}
+    assert fired["loadavg.switches.rate:host > 0 for 0s"].value > 0
+    kernel.run("%monitor stop")
+    said = kernel.run('%monitor alert "loadavg.one > 1 for 0s"').stderr
+    assert "what loadavg measures is known once it is recorded: %monitor start" in said
+
+
+def test_an_alert_on_a_plugin_that_does_not_work(start_kernel: Start, tmp_path: Path) -> None:
+    site = package(tmp_path / "site", "[cellmeter.sources]\nfaulty = faulty:Source\n", "1 / 0")
+    kernel = start_kernel(env={"PYTHONPATH": str(site)})
+    kernel.load()
+    said = kernel.run('%monitor alert "faulty.x > 1 for 0s"').stderr
+    assert "the source faulty is not recorded: %monitor says why, or cellmeter doctor" in said
 
 
 def test_doctor_lists_plugins_and_tries_them(example: Path, cellmeter: Command, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run to an MLflow server: system metrics under MLflow's own names, the report as artefact, findings as tags.
 
-What the user's code logged has the name it gave. MLflow keeps a point by key, time, step and value, so the same run can be sent again: what is there already is not doubled.
+What the user's code logged has the name it gave. MLflow keeps a point by key, time, step and value, so the same run can be
+sent again: what is there already is not doubled.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def streams(run: Run, choice: Choice) -> Iterator[Stream]:
 
 
 def _streams_of_code(run: Run, choice: Choice) -> Iterator[Stream]:
-    """What the user's code said, as ``cellmeter serve`` has it: so a collector that writes to Prometheus gives it the same names."""
+    """What the user's code said, as ``cellmeter serve`` has it: a collector that writes to Prometheus makes the same names."""
     for own in own_values(run):
         if own.kind == "span" or not is_chosen(own.metric, choice.patterns, by_default=True):
             continue

@@ -7,6 +7,7 @@ does not answer, or raises, is off for the rest of the run, which keeps one line
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import threading
 import time
@@ -129,6 +130,8 @@ def checked_metrics(plugin: str, metrics: Any) -> tuple[Metric, ...]:
     for metric in checked:
         if not metric.name.startswith(f"{plugin}.") or metric.name in METRICS:
             raise ValueError(f"its metric {metric.name!r} must be named {plugin}.…")
+        if not re.fullmatch(r"[\w.-]+", metric.name, re.ASCII):
+            raise ValueError(f"its metric {metric.name!r} has other signs than letters, digits, '.', '_' and '-'")
         if metric.kind not in KINDS or not all(isinstance(text, str) for text in metric[:7]):
             raise ValueError(f"its metric {metric.name!r} is not well described: {metric!r:.120}")
     return checked
