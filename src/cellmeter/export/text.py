@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellmeter.costs import costs
-from cellmeter.export import said
+from cellmeter.export import plugged, said
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
     CellRow,
@@ -74,9 +74,9 @@ def text_report(run: Run, judgement: Judgement | None = None, prices: Prices | N
 
 
 def _said(run: Run) -> list[str]:
-    """What the user's code said, and what it was told."""
+    """What plugins measured, what the user's code said, and what it was told."""
     parts = []
-    for table in said.tables(run):
+    for table in (*plugged.tables(run), *said.tables(run)):
         body = _fitted(table.headers, table.rows, terminal_width() - 2, range(1, len(table.headers)))
         parts.append(f"{_paragraph(table.title + (f' ({table.note})' if table.note else ''), '')}\n{_indented(body)}")
     if alarms := said.alarms(run):
