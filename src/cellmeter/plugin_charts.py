@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts, timeline
 from cellmeter.run import known
-from cellmeter.spans import number_text
 
 if TYPE_CHECKING:
     from cellmeter.metrics import Metric
@@ -18,7 +17,6 @@ MOST_CHARTS = 8  # the table of plugins and an export have more
 INKS = (charts.BLUE, charts.VERMILLION, charts.GREEN, charts.PURPLE, charts.AMBER, charts.GREY)  # a subject each
 HEIGHT = 118
 LEGEND_HEIGHT = 18
-FORMATTED = ("By", "By/s", "%", "{cpu}", "s", "W", "J", "Cel", "MHz")
 
 
 def figures(run: Run, start: float, end: float, x_range: Any) -> list[Any]:
@@ -61,7 +59,7 @@ def _line(fig: Any, metric: Metric, subject: str, ink: charts.Ink, readings: tim
     if readings.low is not None:
         fig.varea("t", "low", "high", source=source, fill_color=ink.light, fill_alpha=0.28)
     line = fig.line("t", "value", source=source, line_color=ink.light, line_width=1.6)
-    form, suffix = timeline.HOVER_FORMS.get(metric.unit, ("0.[0000]", _unit(metric.unit)))
+    form, suffix = timeline.HOVER_FORMS.get(metric.unit, ("0.[0000]", charts.unit_text(metric.unit)))
     tips = [("time", "@t{00:00:00}"), (subject, f"@value{{{form}}}{suffix}")]
     fig.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))
     return line
@@ -72,7 +70,7 @@ def _scale(fig: Any, unit: str, ends: Sequence[float]) -> None:
     fig.yaxis.ticker.desired_num_ticks, fig.yaxis.ticker.num_minor_ticks = 3, 0
     if not ends or min(ends) < 0 or max(ends) == 0:
         return
-    top, unit = 1.1 * max(ends), unit if unit in FORMATTED else "1"
+    top, unit = 1.1 * max(ends), unit if unit in charts.KNOWN_UNITS else "1"
     fig.y_range.start, fig.y_range.end = 0, top
     ticks = charts.value_ticks(top, unit)
     fig.yaxis.ticker = ticks
@@ -81,15 +79,6 @@ def _scale(fig: Any, unit: str, ends: Sequence[float]) -> None:
 
 def _title(metric: Metric, subjects: int, most: float) -> str:
     left_out = f" · {subjects - len(INKS)} more not drawn" if subjects > len(INKS) else ""
-    return f"{metric.name} · peak {amount(most, metric.unit) if most == most else charts.UNKNOWN}{left_out}"
-
-
-def amount(value: float, unit: str) -> str:
-    """A reading with its unit, which may be one that cellmeter does not know."""
-    return charts.format_value(value, unit) if unit in FORMATTED else number_text(value) + _unit(unit)
-
-
-def _unit(unit: str) -> str:
-    """What stands behind a number: `` rpm``, ``/s``."""
-    words = unit.replace("{", "").replace("}", "").removeprefix("1")
-    return words if words.startswith("/") else f" {words}".rstrip()
+    return (
+        f"{metric.name} · peak {charts.format_amount(most, metric.unit) if most == most else charts.UNKNOWN}{left_out}"
+    )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cellmeter.charts import format_amount
 from cellmeter.export.said import Table
 from cellmeter.export.summary import plain
 from cellmeter.metrics import Metric
-from cellmeter.plugin_charts import amount
 from cellmeter.rules.units import UNKNOWN
 from cellmeter.run import Series, known, time_weighted_mean
 
@@ -65,7 +65,7 @@ def _row(run: Run, quantity: Quantity) -> tuple[str, ...]:
     use = use_of(run, quantity, 0.0, run.duration)
     if use is None:
         return quantity.name, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN
-    numbers = (amount(value, quantity.metric.unit) for value in use)
+    numbers = (format_amount(value, quantity.metric.unit) for value in use)
     return (quantity.name, *numbers, _cell_at_peak(run, run.series(quantity.metric.name, quantity.subject)))
 
 
