@@ -114,6 +114,14 @@ def test_the_example_package(start_kernel: Start, example: Path, cellmeter: Comm
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
+def test_the_page_has_the_whole_example() -> None:
+    page = (EXAMPLE.parents[1] / "docs" / "plugins.md").read_text()
+    files = [path for path in EXAMPLE.rglob("*") if path.suffix in (".py", ".toml") and path.name != "__init__.py"]
+    assert len(files) == 4
+    for path in files:
+        assert f"```{'toml' if path.suffix == '.toml' else 'python'}\n{path.read_text().rstrip()}\n```" in page, path
+
+
 FAULTS = {
     "import": ("raise RuntimeError('no such device')", "RuntimeError: no such device"),
     "leaves": ("import sys; sys.exit(1)", "SystemExit: 1"),
