@@ -132,6 +132,18 @@ FAULTS = {
         "    metrics = [('host.cpu.time', 's', 'gauge', 'host', 'cpu', 'm', 's')]",
         "ValueError: its metric 'host.cpu.time' must be named faulty.…",
     ),
+    "odd-rate": (
+        "class Source:\n    def __init__(self, pid): pass\n    interval = 0\n    columns = ()\n"
+        "    metrics = [('faulty.x', 's', 'counter', 'host', 'cpu', 'm', 's', 5)]",
+        "ValueError: its metric 'faulty.x' is not well described: Metric(name='faulty.x', unit='s', kind='counter', "
+        "scope='host', group='cpu', meaning='m', source='s', rate=5, otel=None,",
+    ),
+    "too-wide": (
+        "class Source:\n    def __init__(self, pid): pass\n    interval = 0\n"
+        "    metrics = [('faulty.x', 's', 'gauge', 'host', 'cpu', 'm', 's')]\n"
+        "    columns = [('faulty.x', str(n), 's') for n in range(1001)]",
+        "ValueError: it has 1001 columns; at most 1000 are possible",
+    ),
     "odd-name": (
         "class Source:\n    def __init__(self, pid): pass\n    interval = 0\n    columns = ()\n"
         "    metrics = [('faulty.x > 1', 's', 'gauge', 'host', 'cpu', 'm', 's')]",

@@ -132,7 +132,8 @@ def checked_metrics(plugin: str, metrics: Any) -> tuple[Metric, ...]:
             raise ValueError(f"its metric {metric.name!r} must be named {plugin}.…")
         if not re.fullmatch(r"[\w.-]+", metric.name, re.ASCII):
             raise ValueError(f"its metric {metric.name!r} has other signs than letters, digits, '.', '_' and '-'")
-        if metric.kind not in KINDS or not all(isinstance(text, str) for text in metric[:7]):
+        described = all(isinstance(text, str) for text in metric[:7])
+        if metric.kind not in KINDS or not described or not all(isinstance(text, str | None) for text in metric[7:]):
             raise ValueError(f"its metric {metric.name!r} is not well described: {metric!r:.120}")
     return checked
 
