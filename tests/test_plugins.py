@@ -17,6 +17,7 @@ from prometheus_parts import Scrape, get, served
 from cellmeter.export import mlflow, otlp
 from cellmeter.export.readings import Choice
 from cellmeter.run import Run
+from cellmeter.sources.plugin import checked_metrics
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 
@@ -112,6 +113,12 @@ def test_the_example_package(start_kernel: Start, example: Path, cellmeter: Comm
     assert "loadavg-high" not in [rule["rule"] for rule in checked]
     refused = cellmeter(nowhere, "export", "-o", "cells.tsv")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["logged", "step", "span"])
+def test_no_source_has_the_name_of_what_the_code_says(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no source can be called '{name}'"):
+        checked_metrics(name, [(f"{name}.x", "1", "gauge", "host", "cpu", "m", "s")])
 
 
 def test_the_page_has_the_whole_example() -> None:

@@ -25,6 +25,7 @@ MOST_METRICS = 200
 MOST_COLUMNS = 1000
 LEAST_SECONDS = 0.01  # its stream is never the main one, whose columns then would change
 KINDS = ("gauge", "counter", "rate")
+OF_CODE = ("logged", "step", "span")  # begin the names of what the user's code says
 NAN = float("nan")
 
 
@@ -124,6 +125,8 @@ class PluginSource:
 
 def checked_metrics(plugin: str, metrics: Any) -> tuple[Metric, ...]:
     """The metrics of a source, if they can join the catalogue. Raises ValueError."""
+    if plugin in OF_CODE:
+        raise ValueError(f"no source can be called {plugin!r}: so begin the names of what the user's code says")
     checked = tuple(Metric(*metric) for metric in metrics)
     if not 0 < len(checked) <= MOST_METRICS:
         raise ValueError(f"it has {len(checked)} metrics; 1 to {MOST_METRICS} are possible")
