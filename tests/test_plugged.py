@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
+import pandas as pd
+import pyarrow.parquet
 import pytest
 from builders import a_cell, a_run, with_plugin
 
 from cellmeter import timeline
 from cellmeter.charts import format_amount
-from cellmeter.export import render
+from cellmeter.export import render, write
 from cellmeter.export.html import inline_html
 from cellmeter.export.html.findings import evidence
 from cellmeter.export.plugged import MOST_PER_CELL, ROWS_SHOWN, tables
+from cellmeter.export.records import cell_records
 from cellmeter.export.report_json import report, schema
 from cellmeter.export.text import status_text
 from cellmeter.metrics import Metric
@@ -66,6 +70,16 @@ def test_the_json_report_has_means_and_peaks_of_the_run_and_of_each_cell(run: Ru
     told = fields["cells"][1]["plugins"]["load.one"]["host"]
     assert told["mean"] == pytest.approx((train.start + train.end) / 2, abs=0.6)
     assert told["max"] == pytest.approx(train.end, abs=0.5)
+
+
+def test_a_row_a_cell_has_them_too(run: Run, tmp_path: Path) -> None:
+    record = cell_records(run)[1]
+    heat = {key: value for key, value in record.items() if key.startswith("plugin_load_heat")}
+    assert heat == {f"plugin_load_heat_nvme{n}_{name}": t for n, t in ((0, 40), (1, -5)) for name in ("mean", "max")}
+    written = write(run, tmp_path / "cells.parquet", per_cell=True)
+    table = pyarrow.parquet.read_table(written)
+    assert table["plugin_load_one_host_max"].to_pylist()[1] == pytest.approx(record["plugin_load_one_host_max"])
+    assert pd.read_csv(write(run, tmp_path / "cells.csv", per_cell=True))["plugin_load_heat_nvme1_mean"][1] == -5
 
 
 def test_a_cell_without_a_reading_is_unknown_with_its_reason() -> None:
