@@ -11,7 +11,7 @@
 /** @typedef {{time: Float64Array, columns: Float64Array[]}} Rows */
 /** @typedef {{groups: string[]|null, window: number}} Choice */
 /** @typedef {{name: string, start: number, end: number, count: number}} OwnSpan one span, or many of a name that came too fast */
-/** @typedef {{layout: Layout, samples: Samples, cores: Cores, own: Own}} Recorded a cell's readings, as the page has them */
+/** @typedef {{layout: Layout, samples: Samples, cores: Cores, own: Own, plugins: Own}} Recorded a cell's readings, as the page has them */
 /** @typedef {{get: (name: string) => any, send: (content: any) => void, on: Function, off: Function, widget_manager?: any}} Model */
 /** @typedef {{seq: number, title: string, line: string, id: string|null, status: string, start: number, end: number|null}} Band a cell of the run */
 
@@ -447,6 +447,8 @@ export class Own {
     this.spans = [];
     /** @type {Set<string>} */
     this.names = new Set(); // of spans
+    /** @type {Record<string, string>} */
+    this.units = {}; // of values, where they have one
   }
 
   /** Whether there is nothing to draw. */
@@ -560,8 +562,9 @@ export function unpack(buffer) {
 // ---- what is looked at ----------------------------------------------------------------------------------------------
 
 const OWN = "own"; // the group that is there once the code has logged something
+const PLUGINS = "plugins"; // and once a source of another package has measured
 /** @type {[string, string][]} */
-const GROUPS = [["cpu", "CPU"], ["cores", "Cores"], ["memory", "Memory"], ["gpu", "GPU"], ["io", "Disk"], ["net", "Network"], ["power", "Power"], [OWN, "Your code"]];
+const GROUPS = [["cpu", "CPU"], ["cores", "Cores"], ["memory", "Memory"], ["gpu", "GPU"], ["io", "Disk"], ["net", "Network"], ["power", "Power"], [PLUGINS, "Plugins"], [OWN, "Your code"]];
 /** @type {[number, string][]} */
 const WINDOWS = [[30, "30 s"], [300, "5 min"], [0, "All"]];
 const KEPT = "cellmeter.view";
@@ -746,7 +749,7 @@ const STYLE = `
 .cellmeter button svg { display: block; width: 10px; height: 10px; margin: 0 auto; fill: currentColor; }
 .cm-grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 6px 22px; padding-top: 7px;
   grid-auto-flow: dense; }
-.cm-grid > :is([data-panel=cores], [data-panel=own]) { grid-column: 1 / -1; }
+.cm-grid > :is([data-panel=cores], [data-panel=plugins], [data-panel=own]) { grid-column: 1 / -1; }
 @container (min-width: 720px) { .cm-grid { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .cm-grid[data-count="1"] { grid-template-columns: minmax(0, 1fr); }
   .cm-grid[data-count="3"] > :first-child { grid-column: 1 / -1; } }
@@ -1204,19 +1207,20 @@ const SPAN_ROW = 14;
 const VALUE_LANE = 36;
 const FEW_POINTS = 60; // have a mark each
 
-/** Spans as rows of bars, and below them a lane a logged value, each in its own range. */
+/** Spans as rows of bars, and below them a lane a value that was logged or a plugin measured, each in its own range. */
 class OwnChart {
-  /** @param {View} view */
-  constructor(view) {
+  /** @param {View} view @param {"own"|"plugins"} key @param {string} title */
+  constructor(view, key, title) {
     this.view = view;
-    this.own = view.record.own;
+    this.own = view.record[key];
+    this.title = title;
     this.canvas = /** @type {HTMLCanvasElement} */ (make("canvas", "cm-heat"));
     this.tip = make("span", "cm-tip", { hidden: "" });
     this.lanes = make("div");
     this.others = make("span", "cm-peak");
     this.box = make("div", "cm-fig", { role: "img" }, this.canvas, this.lanes, this.tip);
-    const name = make("span", "cm-name", {}, make("b", "", {}, "Your code"));
-    this.root = make("section", "cm-panel", { "data-panel": OWN }, make("div", "cm-cap", {}, name, this.others), this.box);
+    const name = make("span", "cm-name", {}, make("b", "", {}, title));
+    this.root = make("section", "cm-panel", { "data-panel": key }, make("div", "cm-cap", {}, name, this.others), this.box);
     this.start = 0;
     this.end = 1;
     /** @type {([number, number]|null)[]} */
@@ -1298,17 +1302,17 @@ class OwnChart {
     const { own, view } = this;
     const at = view.cursor ?? view.paused ?? Infinity;
     while (this.lanes.children.length < own.values.size) this.lanes.append(make("span", "cm-lane"));
-    [...own.values.values()].forEach((values, i) => {
+    [...own.values].forEach(([name, values], i) => {
       const lane = /** @type {HTMLElement} */ (this.lanes.children[i]);
       const row = values.before(at);
-      lane.textContent = row < 0 ? "" : laneText(values.parts[1][row], this.ranges[i] ?? null);
+      lane.textContent = row < 0 ? "" : laneText(values.parts[1][row], this.ranges[i] ?? null, own.units[name]);
       const [low, high] = this.ranges[i] ?? [0, 0];
       const above = values.parts[1][values.size - 1] > (low + high) / 2; // so the number keeps clear of the line's end
       lane.style.top = `${FRAME_TOP + SPAN_ROW * own.names.size + i * VALUE_LANE + (above ? VALUE_LANE - 14 : 2)}px`;
     });
     this.others.textContent = own.others ? `${own.others} more in the report` : "";
     const said = [...own.values.keys()].map((name, i) => `${name} ${this.lanes.children[i].textContent}`);
-    this.box.setAttribute("aria-label", `What your code says, over time: ${[...own.names].map((name) => `spans ${name}`).concat(said).join(", ")}`);
+    this.box.setAttribute("aria-label", `${this.title}, over time: ${[...own.names].map((name) => `spans ${name}`).concat(said).join(", ")}`);
   }
 
   /** @returns {null} */
@@ -1334,10 +1338,12 @@ class OwnChart {
   }
 }
 
-/** A lane's value, and the range the lane is drawn in. @param {number} value @param {[number, number]|null} range @returns {string} */
-export function laneText(value, range) {
-  const now = formatOwn(value);
-  return range && range[0] < range[1] ? `${now} · ${formatOwn(range[0])} to ${formatOwn(range[1])}` : now;
+/** A lane's value, and the range the lane is drawn in. @param {number} value @param {[number, number]|null} range
+ * @param {string} [unit] one of ours, or what stands behind the number @returns {string} */
+export function laneText(value, range, unit = "") {
+  const ours = unit in SUFFIX || unit.startsWith("By");
+  const [now, low, high] = [value, ...(range ?? [])].map((x) => (ours ? formatValue(x, unit) : formatOwn(x) + unit));
+  return range && range[0] < range[1] ? `${now} · ${low} to ${high}` : now;
 }
 
 /** @param {OwnSpan} span @returns {string} */
@@ -1428,8 +1434,9 @@ class View {
 
   /** @param {string} key @returns {string} why a group has nothing to draw; empty: it has */
   #lack(key) {
-    const { layout, cores, own } = this.record;
+    const { layout, cores, own, plugins } = this.record;
     if (key === OWN) return own.empty ? "nothing has been logged" : "";
+    if (key === PLUGINS) return plugins.empty ? "no plugin has measured" : "";
     if (key === "cores") return cores.width && (this.live || cores.next) ? "" : "not kept with this cell";
     return layout.panels.some((panel) => groupOf(panel.key) === key) ? "" : (layout.missing[key] ?? "not kept with this cell");
   }
@@ -1451,7 +1458,7 @@ class View {
     unzoom.hidden = this.zoom === null;
     more.setAttribute("aria-expanded", String(!this.picks.hidden));
     const had = /** @type {HTMLElement|null} */ (this.picks.querySelector(":focus"))?.dataset.group;
-    this.picks.replaceChildren(...GROUPS.filter(([key]) => key !== OWN || !this.#lack(OWN)).map(([key, text]) => {
+    this.picks.replaceChildren(...GROUPS.filter(([key]) => ![OWN, PLUGINS].includes(key) || !this.#lack(key)).map(([key, text]) => {
       const lack = this.#lack(key);
       const el = button(text, lack ? `${text}: ${lack}` : `Show or hide ${text}`, () => this.#pick(key),
         { "data-group": key, "aria-pressed": String(this.groups.has(key) && !lack) });
@@ -1510,7 +1517,8 @@ class View {
       if (this.groups.has(groupOf(panel.key))) wanted.push([panel.key, () => new Chart(this, panel, at)]);
       if (panel.key === "cpu" && this.groups.has("cores") && !this.#lack("cores")) wanted.push(["cores", () => new Heat(this)]);
     }
-    if (this.groups.has(OWN) && !this.#lack(OWN)) wanted.push([OWN, () => new OwnChart(this)]);
+    if (this.groups.has(PLUGINS) && !this.#lack(PLUGINS)) wanted.push([PLUGINS, () => new OwnChart(this, PLUGINS, "Plugins")]);
+    if (this.groups.has(OWN) && !this.#lack(OWN)) wanted.push([OWN, () => new OwnChart(this, OWN, "Your code")]);
     for (const [key, chart] of this.charts) {
       if (wanted.some(([other]) => other === key)) continue;
       chart.close();
@@ -1524,7 +1532,7 @@ class View {
     });
     this.charts = new Map(wanted.map(([key]) => [key, /** @type {Chart|Heat|OwnChart} */ (this.charts.get(key))]));
     [...this.charts.values()].forEach((chart, i) => this.grid.children[i] === chart.root || this.grid.insertBefore(chart.root, this.grid.children[i] ?? null));
-    this.grid.dataset.count = String(this.charts.size - Number(this.charts.has("cores")) - Number(this.charts.has(OWN)));
+    this.grid.dataset.count = String([...this.charts.keys()].filter((key) => !["cores", OWN, PLUGINS].includes(key)).length);
     const lacking = Object.entries(layout.missing).filter(([key]) => this.groups.has(key) && (layout.asked || !this.charts.size));
     this.note.textContent = lacking.length ? lacking.map(([key, why]) => `${new Map(GROUPS).get(key)}: ${why}`).join(" · ") : this.charts.size ? "" : "No chart is chosen";
     this.note.hidden = !this.note.textContent;
@@ -1828,6 +1836,12 @@ function open(model, early) {
     asked = performance.now();
     model.send({ k: "need", s: record?.samples.next ?? 0 });
   };
+  const said = (/** @type {Own} */ own, /** @type {any} */ { s, marks, others, anew, units = {} }) => {
+    const before = own.empty;
+    if (!own.put(s, marks, anew)) return false;
+    Object.assign(own, { others, units });
+    if (before && !own.empty) for (const view of views) view.speak();
+  };
   /** @type {Record<string, (record: Recorded, message: any, buffers: any[]) => boolean|void>} */
   const takes = {
     d: ({ samples }, { s }, [rows]) => samples.put(s, floats(rows)),
@@ -1841,12 +1855,8 @@ function open(model, early) {
       own = text;
       for (const view of views) view.own.textContent = own;
     },
-    own: (record, { s, marks, others, anew }) => {
-      const before = record.own.empty;
-      if (!record.own.put(s, marks, anew)) return false;
-      record.own.others = others;
-      if (before && !record.own.empty) for (const view of views) view.speak();
-    },
+    own: ({ own }, message) => said(own, message),
+    plugins: ({ plugins }, message) => said(plugins, message),
     end: ({ layout }, { ending, panels }) => {
       Object.assign(layout, ending, { panels });
       for (const view of views) view.finish();
@@ -1903,7 +1913,7 @@ function recorded(layout) {
   const known = records.get(layout.prefix);
   if (known) return known;
   const width = layout.panels.reduce((sum, panel) => sum + panel.lines.length, 0);
-  const record = { layout, samples: new Samples(width), cores: new Cores(layout.cores?.length ?? 0), own: new Own() };
+  const record = { layout, samples: new Samples(width), cores: new Cores(layout.cores?.length ?? 0), own: new Own(), plugins: new Own() };
   records.set(layout.prefix, record);
   const ended = [...records].filter(([, one]) => one.layout.status);
   for (const [name] of ended.slice(0, Math.max(0, ended.length - MOST_ENDED))) records.delete(name);
@@ -1935,6 +1945,7 @@ async function upgrade([script, packed, name = ""]) {
     Object.assign(live.record.layout, { status, word, end, notes });
     live.record.samples.shrink(MOST_ROWS_ENDED);
     live.record.own.shrink();
+    live.record.plugins.shrink();
     live.finish();
     box.dataset.upgraded = "done";
     return;
@@ -1946,7 +1957,7 @@ async function upgrade([script, packed, name = ""]) {
   if (!record?.layout.status) {
     const flat = new Float64Array(rows.time.length * (rows.columns.length + 1));
     [rows.time, ...rows.columns].forEach((column, c) => flat.set(column, c * rows.time.length));
-    record = { layout: { ...layout, prefix: `cm${Math.random().toString(36).slice(2, 10)}` }, samples: new Samples(rows.columns.length), cores: new Cores(0), own: new Own() };
+    record = { layout: { ...layout, prefix: `cm${Math.random().toString(36).slice(2, 10)}` }, samples: new Samples(rows.columns.length), cores: new Cores(0), own: new Own(), plugins: new Own() };
     record.samples.reset(rows.time.length, flat);
   }
   box.style.position = "relative";

@@ -252,6 +252,9 @@ test("own numbers and latencies are told as the report tells them", () => {
   assert.equal(live.laneText(0.5, [0.1, 2]), "0.5 · 0.1 to 2");
   assert.equal(live.laneText(0.5, [0.5, 0.5]), "0.5");
   assert.equal(live.laneText(NaN, null), "not finite");
+  assert.equal(live.laneText(41.2, [38, 44.5], "Cel"), "41 °C · 38 °C to 45 °C");
+  assert.equal(live.laneText(2 ** 30, null, "By"), "1.00 GiB");
+  assert.equal(live.laneText(5997.4, [1, 6000], "/s"), "5997/s · 1/s to 6000/s");
   assert.equal(live.spanText({ name: "infer", start: 1, end: 1.25, count: 1 }), "infer 250 ms");
   assert.equal(live.spanText({ name: "infer", start: 1, end: 3, count: 400 }), "infer 400 in 2 s");
 });

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from cellmeter.metrics import Metric
 from cellmeter.run import EDGE_END, EDGE_START, Cell, CellStatus, Column, Device, Gap, Host, Limit, Run, Segment
 from cellmeter.spans import Logged, Own, Span, SpanBatch, Steps
 
@@ -187,8 +188,7 @@ DISK = {
 
 
 def _segment(stream: str, columns: Mapping[Column, Callable[[_Moment], float]], moments: Sequence[_Moment]) -> Segment:
-    dtype = [("t", "<i8"), ("seq", "<u4"), ("flags", "<u4"), ("v", "<f8", (len(columns),)), ("crc", "<u4")]
-    records = np.zeros(len(moments), np.dtype(dtype))
+    records = _records(len(moments), len(columns))
     times = np.array([m.time for m in moments])
     records["t"] = START_NS + np.round(times * 1e9).astype(np.int64)
     records["seq"] = [m.seq for m in moments]
@@ -322,3 +322,33 @@ def come_late(run: Run, gpu: str, since: float) -> Run:
         segments.append(replace(segment, records=records))
     devices = tuple(replace(device, since=since) if device.id == gpu else device for device in run.devices)
     return replace(run, segments=tuple(segments), devices=devices)
+
+
+def _records(rows: int, columns: int) -> np.ndarray:
+    dtype = [("t", "<i8"), ("seq", "<u4"), ("flags", "<u4"), ("v", "<f8", (columns,)), ("crc", "<u4")]
+    return np.zeros(rows, np.dtype(dtype))
+
+
+PLUGIN_METRICS = (
+    Metric("load.one", "1", "gauge", "host", "cpu", "Runnable tasks", "os.getloadavg"),
+    Metric("load.switches", "1", "counter", "host", "cpu", "Context switches", "/proc/stat", rate="load.switches.rate"),
+    Metric("load.switches.rate", "1/s", "rate", "host", "cpu", "Context switches", "derived"),
+    Metric("load.heat", "Cel", "gauge", "host", "power", "Temperature of a disk", "/sys"),
+)
+
+
+def with_plugin(run: Run, every: float = 0.5, start: float = 0.0) -> Run:
+    """The same run with a plugin's readings: a load that is the time, 100 switches a second, two disks, one below zero."""
+    columns = (
+        Column("load.one", "host", "1"),
+        Column("load.switches", "host", "1"),
+        Column("load.heat", "nvme0", "Cel"),
+        Column("load.heat", "nvme1", "Cel"),
+    )
+    times = np.arange(start, run.duration, every)
+    records = _records(len(times), len(columns))
+    records["t"] = run.start_ns + np.round(times * 1e9).astype(np.int64)
+    records["seq"] = run.cells_at(times)
+    records["v"] = np.column_stack([times, 100 * times, 40 + 0 * times, -5 + 0 * times])
+    segments = (*run.segments, Segment("load", columns, records))
+    return replace(run, segments=segments, plugin_metrics=PLUGIN_METRICS)

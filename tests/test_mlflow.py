@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from builders import GIB, GpuWork, a_cell, a_device, a_run
 from conftest import Kernel, wait_until
@@ -31,6 +33,7 @@ from cellmeter.export import mlflow
 from cellmeter.export.readings import Choice, choice
 from cellmeter.metrics import CATALOGUE
 from cellmeter.run import Run
+from cellmeter.spans import Logged, Own, Span, Steps
 from cellmeter.store import run_folders
 
 ALL = Choice()
@@ -177,6 +180,83 @@ class TestMetrics:
         keys = {part.key for part in mlflow.points(replace(run, devices=(no_limit,)), ALL)}
         assert "system/gpu_0_power_usage_watts" in keys
         assert "system/gpu_0_power_usage_percentage" not in keys
+
+
+class TestOwnValues:
+    """What the user's code said."""
+
+    def own(self, run: Run, until: float = 40.0) -> Run:
+        """A value logged before the first step, then one a step, the last is NaN; a name that says much; spans."""
+        time = np.array([1.0, 10.0, 11.0, 12.25, 13.0])
+        value = np.array([9.0, 3.0, 2.0, 1.0, math.nan])
+        ones, zeros = np.ones(5, np.int64), np.zeros(5, np.int64)
+        logged = {
+            "loss": Logged(time, value, value, value, value, ones, zeros),
+            "Genauigkeit (μ)": Logged(time, value, value, value, value, ones, zeros),
+            "Genauigkeit [μ]": Logged(time, value, value, value, value, ones, zeros),
+            "system/mine": Logged(time, value, value, value, value, ones, zeros),
+        }
+        steps = {"step": Steps(time[1:], np.ones(4)), "tokens": Steps(time[1:], 100 * np.ones(4))}
+        spans = (Span("infer", 10.0, 10.5, "ok"), Span("infer", 11.0, 11.2, "error"))
+        return replace(run, own=Own(spans, (), logged, steps).only(lambda times: times <= until))
+
+    def test_in_a_run_of_our_own_they_have_their_own_names(self, run, server, client):
+        run = self.own(run)
+        sent = send(run, server)
+        start = run.started.timestamp() * 1000
+        loss = [(p.step, p.timestamp - start, p.value) for p in history(client, sent, "loss")]
+        assert loss[:4] == [(0, 1000, 9.0), (1, 10000, 3.0), (2, 11000, 2.0), (3, 12250, 1.0)]
+        assert (loss[4][:2], math.isnan(loss[4][2])) == ((4, 13000), True)
+        assert [(p.step, p.value) for p in history(client, sent, "cellmeter/step.tokens")] == [
+            (1, 100.0),
+            (2, 200.0),
+            (3, 300.0),
+            (4, 400.0),
+        ]
+        assert [p.value for p in history(client, sent, "cellmeter/span.infer")] == pytest.approx([0.5, 0.2])
+        theirs = {key for key in client.get_run(sent.run_id).data.metrics if not key.startswith("system/gpu")}
+        assert {"Genauigkeit _μ_", "Genauigkeit _μ_-2", "cellmeter/logged.system/mine"} <= theirs
+        assert "system/mine" not in theirs
+
+    def test_sent_while_it_goes_on_and_again_they_are_there_once(self, run, server, client):
+        run = self.own(run)
+        send(replace(self.own(run, until=11.0), ending=None), server)
+        sent = send(run, server)
+        assert send(run, server) == sent
+        for key in ("loss", "cellmeter/step.step", "cellmeter/span.infer"):
+            (part,) = [part for part in mlflow.points(run, ALL) if part.key == key]
+            assert [(p.timestamp, p.step) for p in history(client, sent, key)] == list(
+                zip(part.milliseconds, part.steps, strict=True)
+            )
+
+    def test_in_a_run_of_the_users_they_leave_his_alone(self, run, server, client):
+        run = self.own(run)
+        mine = client.create_run("0", run_name="mine")
+        client.log_metric(mine.info.run_id, "loss", 0.5, step=1)
+        sent = send(run, server, run_id=mine.info.run_id)
+        assert [p.value for p in history(client, sent, "loss")] == [0.5]
+        assert [p.value for p in history(client, sent, "cellmeter/logged.loss")][:4] == [9.0, 3.0, 2.0, 1.0]
+        # found again by its tag it is still his
+        assert send(run, server) == sent
+        assert client.get_run(mine.info.run_id).info.status == "RUNNING"
+        assert [p.value for p in history(client, sent, "loss")] == [0.5]
+
+    def test_choice_and_interval(self, run):
+        run = self.own(run)
+        sent = {part.key: part for part in mlflow.points(run, choice("logged.loss,step.*", 12.0))}
+        assert set(sent) == {"loss", "cellmeter/step.step", "cellmeter/step.tokens"}
+        assert sent["loss"].values[0] == pytest.approx(14 / 3)
+        assert sent["cellmeter/step.tokens"].values == [200.0, 400.0]
+        assert sent["cellmeter/step.tokens"].steps == [2, 4]
+
+    def test_what_is_logged_often_is_thinned(self, run):
+        time = np.arange(0, 30, 0.001)
+        ones = np.ones(len(time))
+        often = Logged(time, time, time, time, time, ones.astype(np.int64), ones.astype(np.int64))
+        (part,) = [p for p in mlflow.points(replace(run, own=Own(logged={"often": often})), ALL) if p.key == "often"]
+        assert len(part.values) == 30
+        assert part.values[0] == pytest.approx(0.4995)
+        assert part.steps[0] == 999
 
 
 class TestRun:
@@ -334,6 +414,7 @@ class TestWhenOver:
             "active = mlflow.start_run()\ncellmeter.start(mlflow=True)\ncellmeter.start(mlflow=True)\nprint(active.info.run_id)"
         )
         assert begun.status == "ok"
+        kernel.run("mlflow.log_metric('loss', 0.5)\ncellmeter.log(loss=7.0)")
         kernel.run("import time\nuntil = time.monotonic() + 0.5\nwhile time.monotonic() < until:\n    pass")
         assert self.log(kernel).read_text() == ""
         kernel.run("cellmeter.stop()")
@@ -342,6 +423,7 @@ class TestWhenOver:
         arrived = client.get_run(mine)
         assert "system/system_memory_usage_megabytes" in arrived.data.metrics
         assert (arrived.info.status, arrived.data.tags["cellmeter.ending"]) == ("RUNNING", "stopped")
+        assert (arrived.data.metrics["loss"], arrived.data.metrics["cellmeter/logged.loss"]) == (0.5, 7.0)
 
     def test_also_of_a_kernel_that_is_killed(self, start_kernel, server, client):
         kernel = start_kernel(env={"MLFLOW_TRACKING_URI": server})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -25,10 +26,11 @@ from cellmeter import judge
 from cellmeter.cli import main
 from cellmeter.errors import BadUsage, ExportFailed, MissingExtra
 from cellmeter.export import otlp
-from cellmeter.export.readings import Choice, choice, thinned
+from cellmeter.export.readings import Choice, check_names, choice, thinned
 from cellmeter.metrics import METRICS
+from cellmeter.prometheus.totals import OwnTotals
 from cellmeter.run import Run, Series
-from cellmeter.spans import Own, Span
+from cellmeter.spans import BOUNDS, Logged, Own, Span
 
 ALL = Choice()
 
@@ -202,6 +204,89 @@ class TestMetrics:
                 assert shared.setdefault(key, metric.name) == metric.name
 
 
+class TestOwnValues:
+    """What the user's code said, with the names that ``cellmeter serve`` gives it, as a collector writes them."""
+
+    def named(self, receiver: Receiver, metric: str, name: str) -> list[Any]:
+        return [
+            point
+            for m in receiver.each_metric()
+            if m.name == metric
+            for point in getattr(m, m.WhichOneof("data")).data_points
+            if values(point.attributes) == {"name": name}
+        ]
+
+    def test_names_units_and_kinds(self, run, receiver):
+        send(run, receiver)
+        found = {m.name: (m.unit, m.WhichOneof("data")) for m in receiver.each_metric()}
+        assert found["cellmeter.logged"] == ("", "gauge")
+        assert found["cellmeter.steps"] == ("", "sum")
+        assert found["cellmeter.span"] == ("s", "histogram")
+        assert found["cellmeter.span.errors"] == found["cellmeter.span.items"] == ("", "sum")
+        for name in ("cellmeter.steps", "cellmeter.span.errors", "cellmeter.span.items"):
+            counted = receiver.metric(name).sum
+            assert (counted.is_monotonic, counted.aggregation_temporality) == (True, 2)
+        assert receiver.metric("cellmeter.span").histogram.aggregation_temporality == 2
+
+    def test_values_and_steps_with_their_times(self, run, receiver):
+        send(run, receiver)
+        start = round(run.started.timestamp() * 1e9)
+        loss = run.logged["loss"]
+        points = self.named(receiver, "cellmeter.logged", "loss")
+        assert sorted(p.as_double for p in points) == sorted(loss.value.tolist())
+        assert sorted(p.time_unix_nano - start for p in points) == sorted((loss.time * 1e9).astype(int).tolist())
+        steps = self.named(receiver, "cellmeter.steps", "tokens")
+        assert [p.as_double for p in steps] == (4096.0 * np.arange(1, len(steps) + 1)).tolist()
+        assert {p.start_time_unix_nano for p in steps} == {start}
+
+    def test_spans_are_the_histogram_that_prometheus_gets(self, run, receiver):
+        send(run, receiver)
+        events = [
+            {"event": "span", "t": round(s.end * 1e9), "start": round(s.start * 1e9), **vars(s)}
+            | {"t": round(s.end * 1e9), "start": round(s.start * 1e9)}
+            for s in run.spans
+        ]
+        (batch,) = run.own.batches
+        totals = OwnTotals()
+        for event in (*events, {"event": "spans", **vars(batch)}):
+            totals.take(event)
+        for name in ("inference", "tokenize"):
+            points = self.named(receiver, "cellmeter.span", name)
+            last, spans = points[-1], totals.spans[name]
+            assert list(last.explicit_bounds) == list(BOUNDS)
+            assert list(last.bucket_counts) == spans.counts
+            assert last.count == sum(spans.counts)
+            assert last.sum == pytest.approx(spans.seconds)
+            assert [p.count for p in points] == sorted(p.count for p in points)
+        assert self.named(receiver, "cellmeter.span.errors", "inference")[-1].as_double == 1
+        assert self.named(receiver, "cellmeter.span.items", "inference")[-1].as_double == 8 * len(run.spans)
+        assert not self.named(receiver, "cellmeter.span.items", "tokenize")
+
+    def test_choice_and_interval(self, run, receiver):
+        send(run, receiver, choice("logged.*,span.inf*", 10.0))
+        assert {m.name for m in receiver.each_metric()} == {
+            "cellmeter.logged",
+            "cellmeter.span",
+            "cellmeter.span.errors",
+            "cellmeter.span.items",
+        }
+        first, *_ = self.named(receiver, "cellmeter.logged", "loss")
+        loss = run.logged["loss"]
+        early = loss.time < 10
+        assert first.as_double == pytest.approx(np.average(loss.mean[early], weights=loss.count[early]))
+        assert len(self.named(receiver, "cellmeter.span", "inference")) == 3
+        assert not self.named(receiver, "cellmeter.span", "tokenize")
+
+    def test_what_is_no_number_arrives_as_it_was_said(self, run, receiver):
+        nan = np.array([math.nan, math.inf])
+        ones = np.ones(2, np.int64)
+        logged = {"loss \ud83d": Logged(np.array([1.0, 2.0]), nan, nan, nan, nan, ones, ones)}
+        send(replace(run, own=Own(logged=logged)), receiver)
+        one, two = receiver.metric("cellmeter.logged").gauge.data_points
+        assert math.isnan(one.as_double)
+        assert two.as_double == math.inf
+
+
 class TestTraces:
     def test_the_run_its_cells_and_spans(self, run, receiver):
         sent = send(run, receiver)
@@ -335,12 +420,15 @@ class TestFailures:
 
 def test_by_the_command_line(kernel: Kernel, receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
     kernel.run("import cellmeter\nwith cellmeter.span('work'):\n    sum(range(10**6))")
+    kernel.run("cellmeter.log(loss=0.5)")
     kernel.run("%monitor stop")
+    assert main(["export", "--otlp", receiver.address, "--metrics", "nothing.*"]) == 2
+    assert "no metric is called 'nothing.*'" in capsys.readouterr().err
     assert main(["export", "--otlp", receiver.address]) == 0
     said = capsys.readouterr()
     assert f"spans to {receiver.address}" in said.err
     assert "work" in {span.name for span in receiver.spans()}
-    assert {"process.memory.usage", "system.memory.usage", "system.cpu.time"} <= {
+    assert {"process.memory.usage", "system.memory.usage", "system.cpu.time", "cellmeter.logged", "cellmeter.span"} <= {
         m.name for m in receiver.each_metric()
     }
     receiver.answer = Answer(503)
@@ -348,6 +436,12 @@ def test_by_the_command_line(kernel: Kernel, receiver: Receiver, capsys: pytest.
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert "HTTP 503" in said.err
+
+
+def test_a_metric_that_no_run_can_have(run: Run) -> None:
+    check_names(choice("gpu.*,logged.los,span.*", None), run)
+    with pytest.raises(BadUsage, match=re.escape("no metric is called 'gpu_*'")):
+        check_names(choice("host.cpu.time,gpu_*", None), run)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +452,6 @@ def test_by_the_command_line(kernel: Kernel, receiver: Receiver, capsys: pytest.
         (["--otlp", "http://x", "--since", "1h"], "--since is for exports to a file"),
         (["--otlp", "http://x", "--experiment", "e"], "--experiment goes with --mlflow"),
         (["-o", "x.csv", "--metrics", "gpu.*"], "--metrics goes with --mlflow or --otlp"),
-        (["--otlp", "http://x", "--metrics", "gpu_*"], "no metric is called 'gpu_*'"),
         (["--otlp", "http://x", "--interval", "0"], "above 0"),
         (["--mlflow"], "name the server by --tracking-uri"),
     ],

@@ -12,8 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import Kernel, recorders_below, wait_until
+from prometheus_parts import Scrape, get, served
 
+from cellmeter.export import mlflow, otlp
+from cellmeter.export.readings import Choice
 from cellmeter.run import Run
+from cellmeter.sources.plugin import checked_metrics
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 
@@ -74,7 +78,20 @@ def test_the_example_package(start_kernel: Start, example: Path, cellmeter: Comm
     run = with_samples_of(kernel, "loadavg.one")
     assert (run.series("loadavg.one", "host").values >= 0).all()
     assert (run.series("loadavg.switches.rate", "host").values[1:] > 0).any()
-    assert "host" in kernel.run("%monitor").stdout
+    assert "Plugins              loadavg (3 metrics)" in kernel.run("%monitor").stdout
+    with served(home=kernel.home, log=tmp_path / "log") as url:
+        found = wait_until(
+            lambda: (s := Scrape(get(url))).all("cellmeter_plugin_loadavg_one") and s, "the plugin's series"
+        )
+    whose = {"run": run.id, "kernel": str(kernel.pid), "subject": "host"}
+    assert found.one("cellmeter_plugin_loadavg_one", **whose) >= 0
+    assert found.one("cellmeter_plugin_loadavg_switches_total", **whose) > 0
+    assert not [name for name in found.names() if "rate" in name and "plugin" in name]
+    sent = {stream.name: (stream.kind, stream.attributes) for stream in otlp.streams(kernel.recorded(), Choice())}
+    assert sent["cellmeter.loadavg.one"] == ("gauge", {})
+    assert sent["cellmeter.loadavg.switches"] == ("sum", {})
+    chosen = {part.key for part in mlflow.points(kernel.recorded(), Choice(("loadavg.*",)))}
+    assert {"cellmeter/loadavg.one", "cellmeter/loadavg.switches.rate"} <= chosen
     kernel.run("%monitor stop")
     name = kernel.recorded().id
 
@@ -98,6 +115,20 @@ def test_the_example_package(start_kernel: Start, example: Path, cellmeter: Comm
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize("name", ["logged", "step", "span"])
+def test_no_source_has_the_name_of_what_the_code_says(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no source can be called '{name}'"):
+        checked_metrics(name, [(f"{name}.x", "1", "gauge", "host", "cpu", "m", "s")])
+
+
+def test_the_page_has_the_whole_example() -> None:
+    page = (EXAMPLE.parents[1] / "docs" / "plugins.md").read_text()
+    files = [path for path in EXAMPLE.rglob("*") if path.suffix in (".py", ".toml") and path.name != "__init__.py"]
+    assert len(files) == 4
+    for path in files:
+        assert f"```{'toml' if path.suffix == '.toml' else 'python'}\n{path.read_text().rstrip()}\n```" in page, path
+
+
 FAULTS = {
     "import": ("raise RuntimeError('no such device')", "RuntimeError: no such device"),
     "leaves": ("import sys; sys.exit(1)", "SystemExit: 1"),
@@ -107,6 +138,23 @@ FAULTS = {
         "class Source:\n    def __init__(self, pid): pass\n    interval = 0\n    columns = ()\n"
         "    metrics = [('host.cpu.time', 's', 'gauge', 'host', 'cpu', 'm', 's')]",
         "ValueError: its metric 'host.cpu.time' must be named faulty.…",
+    ),
+    "odd-rate": (
+        "class Source:\n    def __init__(self, pid): pass\n    interval = 0\n    columns = ()\n"
+        "    metrics = [('faulty.x', 's', 'counter', 'host', 'cpu', 'm', 's', 5)]",
+        "ValueError: its metric 'faulty.x' is not well described: Metric(name='faulty.x', unit='s', kind='counter', "
+        "scope='host', group='cpu', meaning='m', source='s', rate=5, otel=None,",
+    ),
+    "too-wide": (
+        "class Source:\n    def __init__(self, pid): pass\n    interval = 0\n"
+        "    metrics = [('faulty.x', 's', 'gauge', 'host', 'cpu', 'm', 's')]\n"
+        "    columns = [('faulty.x', str(n), 's') for n in range(1001)]",
+        "ValueError: it has 1001 columns; at most 1000 are possible",
+    ),
+    "odd-name": (
+        "class Source:\n    def __init__(self, pid): pass\n    interval = 0\n    columns = ()\n"
+        "    metrics = [('faulty.x > 1', 's', 'gauge', 'host', 'cpu', 'm', 's')]",
+        "ValueError: its metric 'faulty.x > 1' has other signs than letters, digits, '.', '_' and '-'",
     ),
 }
 READS = (
@@ -139,6 +187,71 @@ def test_a_source_that_fails_is_one_line_and_the_recording_goes_on(
     assert len(recorders_below(tmp_path)) == 1
     assert not run.gaps or fault == "hangs"
     assert kernel.run("%monitor report").status == "ok"
+
+
+def test_alerts_on_what_a_plugin_measures(start_kernel: Start, example: Path, tmp_path: Path) -> None:
+    kernel = start_kernel(env={"PYTHONPATH": str(example)})
+    kernel.load()
+    assert kernel.run('%monitor alert "loadavg.one > -1 for 0s"').stdout == "cellmeter: alert loadavg.one > -1 for 0s\n"
+    assert kernel.run('%monitor alert "loadavg.switches.rate:host > 0 for 0s"').stderr == ""
+    assert "did you mean loadavg.one?" in kernel.run('%monitor alert "loadavg.on > 0 for 0s"').stderr
+    kernel.run(f"from pathlib import Path; stop = Path({str(tmp_path / 'stop')!r})")
+    message = kernel.send("import time\nwhile not stop.exists(): time.sleep(0.01)")
+    wait_until(lambda: len({fired.alert for fired in kernel.recorded().alerts}) == 2, "both alerts")
+    (tmp_path / "stop").touch()
+    said = kernel.reply(message).stderr
+    assert "cellmeter: alert: loadavg.one > -1 for 0s (host is at " in said
+    fired = {alert.alert: alert for alert in kernel.recorded().alerts}
+    assert fired["loadavg.switches.rate:host > 0 for 0s"].value > 0
+    kernel.run("%monitor stop")
+    said = kernel.run('%monitor alert "loadavg.one > 1 for 0s"').stderr
+    assert "what loadavg measures is known once it is recorded: %monitor start" in said
+
+
+def test_an_alert_on_a_plugin_that_does_not_work(start_kernel: Start, tmp_path: Path) -> None:
+    site = package(tmp_path / "site", "[cellmeter.sources]\nfaulty = faulty:Source\n", "1 / 0")
+    kernel = start_kernel(env={"PYTHONPATH": str(site)})
+    kernel.load()
+    said = kernel.run('%monitor alert "faulty.x > 1 for 0s"').stderr
+    assert "the source faulty is not recorded: %monitor says why, or cellmeter doctor" in said
+
+
+def test_doctor_lists_plugins_and_tries_them(example: Path, cellmeter: Command, tmp_path: Path) -> None:
+    said = cellmeter(example, "doctor")
+    assert said.returncode == 0
+    checks = {" ".join(line.split()) for line in said.stdout.splitlines()}
+    names = "loadavg.one, loadavg.switches, loadavg.switches.rate"
+    assert f"✓ source loadavg records {names} (cellmeter-loadavg 1.0)" in checks
+    assert "✓ rule loadavg asked as loadavg-high (cellmeter-loadavg 1.0)" in checks
+    assert "✓ export tsv writes .tsv (cellmeter-loadavg 1.0)" in checks
+    assert "✓ plugins none installed" in {
+        " ".join(line.split()) for line in cellmeter(tmp_path / "nowhere", "doctor").stdout.splitlines()
+    }
+
+
+def test_doctor_says_why_a_plugin_does_not_work(cellmeter: Command, tmp_path: Path) -> None:
+    groups = (
+        "[cellmeter.sources]\nfaulty = faulty:Source\ngone = not_there:Source\nopens = faulty:Opens\n"
+        "[cellmeter.rules]\nodd = faulty:odd\n"
+        "[cellmeter.exports]\nleaves = faulty_leaves:x\nhtml = faulty:html\nnone = faulty:odd\n"
+    )
+    source = READS + "raise OSError('gone')\nclass Opens:\n    def __init__(self, pid): 1 / 0\nodd = 5\n"
+    site = package(tmp_path / "site", groups, source)
+    (site / "faulty_leaves.py").write_text("import sys; sys.exit('not here')")
+    said = cellmeter(site, "doctor")
+    assert said.returncode == 2
+    checks = {" ".join(line.split()) for line in said.stdout.splitlines()}
+    assert checks >= {
+        "✗ source faulty OSError: gone",
+        "✗ source gone there is no module 'not_there'",
+        "✗ source opens ZeroDivisionError: division by zero",
+        "✗ rule odd TypeError: faulty:odd is no cellmeter.rules.Rule",
+        "✗ export leaves SystemExit: not here",
+        "✗ export html cellmeter writes .html itself, so it is not asked",
+        "✗ export none it cannot be called",
+        "→ update or uninstall faulty 1.0: faulty:Source",
+    }
+    assert said.stderr == ""
 
 
 def test_rules_and_exports_that_fail(kernel: Kernel, cellmeter: Command, tmp_path: Path) -> None:

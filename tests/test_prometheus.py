@@ -10,18 +10,21 @@ import subprocess
 import sys
 import time
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nvml_stub
 import pytest
 from conftest import Kernel, recorders_below, wait_until
+from prometheus_client import generate_latest
+from prometheus_client.registry import Collector
 from prometheus_parts import TOKEN, TRACE, Scrape, a_certificate, a_token, free_port, get, promtool, served
 
 from cellmeter.errors import BadUsage
-from cellmeter.metrics import METRICS
-from cellmeter.prometheus.names import DCGM, EXPOSED
+from cellmeter.metrics import METRICS, Metric
+from cellmeter.prometheus.exposition import MOST_PLUGIN_SERIES, families
+from cellmeter.prometheus.names import DCGM, EXPOSED, exposed_plugins
 from cellmeter.prometheus.serving import read_token
 from cellmeter.prometheus.totals import MOST_NAMES
 from cellmeter.prometheus.watched import MOST_LABELS, OTHER, State, Watched
@@ -274,6 +277,43 @@ def test_names_follow_the_convention() -> None:
     assert EXPOSED["gpu.clock.sm"].name == "cellmeter_gpu_clock_sm_hertz"
 
 
+def plugin_metric(name: str, unit: str, kind: Any = "gauge") -> Metric:
+    return Metric(name, unit, kind, "host", "cpu", "what it is", "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "scale"),
+    [
+        (plugin_metric("loadavg.one", "1"), "loadavg_one", 1),
+        (plugin_metric("net.in", "By", "counter"), "net_in_bytes_total", 1),
+        (plugin_metric("x.requests_total", "{req}", "counter"), "x_requests_total", 1),
+        (plugin_metric("x.wait", "ms"), "x_wait_seconds", 0.001),
+        (plugin_metric("x.use", "%"), "x_use_ratio", 0.01),
+        (plugin_metric("x.fan speed-ü", "rpm"), "x_fan_speed___rpm", 1),
+        (plugin_metric("x.per", "1/s"), "x_per_per_second", 1),
+        (plugin_metric("x.temp_celsius", "Cel"), "x_temp_celsius", 1),
+    ],
+)
+def test_names_of_plugins_follow_the_convention(metric: Metric, name: str, scale: float) -> None:
+    exposed = exposed_plugins([metric, plugin_metric("x.rate", "1/s", "rate")])
+    assert exposed == {metric.name: (f"cellmeter_plugin_{name}", scale, metric)}
+
+
+def test_two_metrics_of_plugins_are_never_called_the_same() -> None:
+    one, other = plugin_metric("x.a_b", "1"), plugin_metric("x.a.b", "1")
+    assert list(exposed_plugins([one, other])) == ["x.a_b"]
+
+
+class Served(Collector):
+    """What the endpoint says of some runs, for ``generate_latest``."""
+
+    def __init__(self, states: list[State]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Any]:
+        return families(self._states, 0)
+
+
 # ---- one run as it goes on -------------------------------------------------------------------------------------------
 
 
@@ -332,6 +372,44 @@ def test_readings_that_are_too_old_are_not_there(recorded: Recorded) -> None:
     state = recorded.look()
     assert state.readings == {}
     assert state.sampled == pytest.approx(time.time() - 120, abs=30)
+
+
+def test_what_is_read_once_a_minute_stays_until_it_should_have_come_again(recorded: Recorded) -> None:
+    columns = [Column("host.filesystem.free", mount, "By") for mount in ("/", "/home")]
+    segment = recorded.writer.add_segment("filesystems", columns)
+    for minute in (-3, -2):
+        recorded.writer.sample(segment, recorded.start_ns + minute * 60 * 10**9, 0, 0, (5.0 + minute, 7.0))
+    recorded.sample(-65, 1000, 300)
+    recorded.sample(-20, 1000, 300)
+    found = Scrape(generate_latest(Served([recorded.look()])).decode())
+    free = found.all("cellmeter_host_filesystem_free_bytes")
+    assert [(labels["mountpoint"], value) for labels, value in free] == [("/", 3.0), ("/home", 7.0)]
+    recorded.sample(150, 1000, 300)
+    assert ("host.filesystem.free", "/") not in recorded.look().readings
+
+
+def test_plugins_of_two_runs(tmp_path: Path) -> None:
+    """Each with its subjects, no more than there may be; of two that mean different things by a name, the newest."""
+    states = []
+    for unit, subjects in (("ms", 3), ("s", MOST_PLUGIN_SERIES + 7), ("s", 2)):
+        recorded = Recorded(tmp_path)
+        metric = plugin_metric("x.wait", unit)
+        recorded.writer.describe(metrics=[metric._asdict(), plugin_metric("x.rate", "1/s", "rate")._asdict()])
+        columns = [Column("x.wait", f'dev "{n}"\n', unit) for n in range(subjects)]
+        segment = recorded.writer.add_segment("x", columns)
+        recorded.sample(0, 1000, 300)
+        recorded.writer.sample(segment, recorded.start_ns, 0, 0, range(subjects))
+        states.append(recorded.look())
+    text = generate_latest(Served(states)).decode()
+    found = Scrape(text)
+    ours = [{"run": state.run} for state in states]
+    assert len(found.all("cellmeter_plugin_x_wait_seconds", **ours[2])) == 2
+    assert len(found.all("cellmeter_plugin_x_wait_seconds", **ours[1])) == MOST_PLUGIN_SERIES
+    assert found.all("cellmeter_plugin_x_wait_seconds", **ours[0]) == []
+    assert found.one("cellmeter_plugin_x_wait_seconds", subject='dev "1"\n', **ours[2]) == 1
+    assert found.one("cellmeter_plugin_series_left_out", **ours[1]) == 7
+    checked = promtool("check", "metrics", text=text)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
 def test_labels_are_bounded(recorded: Recorded) -> None:

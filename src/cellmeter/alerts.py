@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 from cellmeter.errors import BadUsage
-from cellmeter.metrics import METRICS, RATE_OF
+from cellmeter.metrics import METRICS, Metric
 
 LATE = "gpu.utilization.driver"
 MOST_CHARACTERS = 200
@@ -50,6 +50,9 @@ class Alert:
     threshold: float
     """In the metric's unit."""
     seconds: float
+    unit: str = "1"
+    counter: str | None = None
+    """What is stored, where the metric is a rate."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,10 @@ def _columns(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
-def parse(text: str) -> Alert:
-    """The alert an expression means. Raises BadUsage with a caret under what is wrong."""
+def parse(text: str, metrics: Mapping[str, Metric] = METRICS) -> Alert:
+    """The alert an expression means, of the metrics there are. Raises BadUsage with a caret under what is wrong."""
     reader = _Reader(text)
-    metric, subject = _metric(reader)
+    metric, subject = _metric(reader, metrics)
     above = reader.take("[<>](?!=)", "here goes < or >") == ">"
     threshold = _threshold(reader, metric)
     reader.take("for(?= |$)", 'here goes "for" and how long, as in "for 60s"')
@@ -114,17 +117,18 @@ def parse(text: str) -> Alert:
         reader.fault("that is more than a day")
     if reader.at < len(reader.text):
         reader.take("$", "nothing may follow the duration")
-    return Alert(reader.text, metric, subject, above, threshold, seconds * _SECONDS[unit])
+    counter = next((m.name for m in metrics.values() if m.rate == metric.name), None)
+    return Alert(reader.text, metric.name, subject, above, threshold, seconds * _SECONDS[unit], metric.unit, counter)
 
 
-def _metric(reader: _Reader) -> tuple[str, str | None]:
+def _metric(reader: _Reader, metrics: Mapping[str, Metric]) -> tuple[Metric, str | None]:
     named = reader.take(r"[^ <>=]+", "here goes the name of a metric, as in gpu.utilization")
     metric, colon, subject = named.partition(":")
-    if metric not in METRICS:
+    if metric not in metrics:
         import difflib
 
         reader.at = reader.start + len(metric)
-        near = difflib.get_close_matches(metric, METRICS, 1)
+        near = difflib.get_close_matches(metric, metrics, 1)
         hint = (
             f"did you mean {near[0]}?"
             if near
@@ -135,10 +139,10 @@ def _metric(reader: _Reader) -> tuple[str, str | None]:
         reader.fault("the driver's own samples come too late to be watched: use gpu.utilization")
     if colon and not subject:
         reader.fault("after the colon goes a subject, as in gpu.utilization:gpu0")
-    return metric, subject or None
+    return metrics[metric], subject or None
 
 
-def _threshold(reader: _Reader, metric: str) -> float:
+def _threshold(reader: _Reader, metric: Metric) -> float:
     number = reader.take(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", "here goes a number")
     value = float(number)
     if not math.isfinite(value):
@@ -147,10 +151,10 @@ def _threshold(reader: _Reader, metric: str) -> float:
     if following is None or following[1] == "for":
         return value
     reader.start, reader.at = following.span(1)
-    sizes = _UNITS.get(METRICS[metric].unit, {"": 1, METRICS[metric].unit: 1})
+    sizes = _UNITS.get(metric.unit, {"": 1, metric.unit: 1})
     if following[1] not in sizes:
         known = ", ".join(unit for unit in sizes if unit)
-        reader.fault(f"{metric} has no unit {following[1]!r}" + (f": use {known}" if known else ""))
+        reader.fault(f"{metric.name} has no unit {following[1]!r}" + (f": use {known}" if known else ""))
     return value * sizes[following[1]]
 
 
@@ -204,7 +208,7 @@ class Watch:
         self.alert = alert
         self.subject = subject
         self.value = math.nan
-        self._rate = _Rate() if alert.metric in RATE_OF else None
+        self._rate = _Rate() if alert.counter is not None else None
         self._fire_ns = int(alert.seconds * 1e9)
         self._clear_ns = max(self._fire_ns, int(LEAST_CLEAR_SECONDS * 1e9))
         self._last_ns = 0
@@ -262,7 +266,7 @@ class Guard:
 
 def watches(alert: Alert, metric: str, subject: str) -> bool:
     """Whether an alert is about a stored column; that of a rate is its counter."""
-    return metric == RATE_OF.get(alert.metric, alert.metric) and alert.subject in (None, subject)
+    return metric == (alert.counter or alert.metric) and alert.subject in (None, subject)
 
 
 class _Place(NamedTuple):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from cellmeter.metrics import METRICS, RATE_OF, Group
 from cellmeter.run import Column, Device, Limit, Run, Series, rate_of
+from cellmeter.spans import number_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -262,6 +263,20 @@ def format_value(value: float | None, unit: str) -> str:
         return f"{_digits(size) if name != 'B' else round(size)} {name}{unit[2:]}"
     number = str(_half_up(value)) if unit in ("%", "W", "Cel", "MHz", "1") else _digits(value)
     return f"{number} {_SUFFIX.get(unit, unit)}".rstrip()
+
+
+KNOWN_UNITS = ("By", "By/s", *(unit for unit in _SUFFIX if unit != "1"))
+
+
+def format_amount(value: float, unit: str) -> str:
+    """A reading with its unit, which may be one that no metric of cellmeter has."""
+    return format_value(value, unit) if unit in KNOWN_UNITS else number_text(value) + unit_text(unit)
+
+
+def unit_text(unit: str) -> str:
+    """What stands behind a number: `` rpm``, ``/s``."""
+    words = unit.replace("{", "").replace("}", "").removeprefix("1")
+    return words if words.startswith("/") else f" {words}".rstrip()
 
 
 def format_peak(peak: float | None, spec: PanelSpec) -> str:

@@ -9,14 +9,18 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cellmeter.errors import CellmeterError
+from cellmeter.export import SUFFIXES
+from cellmeter.plugins import Group, found, package_of, sources_found
 from cellmeter.recorder import Config, Recorder
 from cellmeter.recording import HighWaterMark
-from cellmeter.run import Run
+from cellmeter.rules import Unloadable, added_rule
+from cellmeter.run import Run, known
 from cellmeter.store import process_identity, read_run, runs_home
 
 State = Literal["ok", "limited", "missing", "broken"]
@@ -48,7 +52,7 @@ def examine() -> list[Check]:
         run = _trial_run()
     except CellmeterError as error:
         return [*checks, Check("recorder", "broken", str(error), "please report this with the line above")]
-    return [*checks, *_recording(run), *_gpus(run), *_front_end(), _server_extension(), *_extras()]
+    return [*checks, *_recording(run), *_gpus(run), *_plugins(run), *_front_end(), _server_extension(), *_extras()]
 
 
 def report_text(checks: list[Check]) -> str:
@@ -78,23 +82,44 @@ def _home() -> Check:
 
 
 def _trial_run() -> Run:
-    """Records ourselves for half a second."""
-    pid = os.getpid()
+    """Records ourselves for half a second; with sources of other packages until each has been read or has failed."""
+    pid, sources = os.getpid(), sources_found()
     with tempfile.TemporaryDirectory(prefix="cellmeter-doctor-") as folder:
         config = Config(
             folder, pid, process_identity(pid), time.monotonic_ns(), 10.0, None, sys.maxsize, dict(os.environ)
         )
         recorder = Recorder.start(config)
         recorder.send({"event": "cell_start", "t": time.monotonic_ns(), "seq": 1})
+        if sources:
+            recorder.send({"event": "plugins", "sources": sources})
         until = time.monotonic() + WAIT_SECONDS
-        while time.monotonic() < until and recorder.alive() and not _has_samples(recorder):
+        while time.monotonic() < until and recorder.alive() and not _is_done(recorder, sources):
             time.sleep(0.02)
         recorder.stop()
         return read_run(Path(folder))
 
 
-def _has_samples(recorder: Recorder) -> bool:
-    return recorder.ready(0) and read_run(recorder.folder).sample_count >= SAMPLES
+def _is_done(recorder: Recorder, sources: Sequence[Mapping[str, str]]) -> bool:
+    if not recorder.ready(0):
+        return False
+    run = read_run(recorder.folder)
+    return run.sample_count >= SAMPLES and all(_heard_of(run, source["name"]) for source in sources)
+
+
+def _heard_of(run: Run, source: str) -> bool:
+    return _failure_of(run, source) is not None or _is_read(run, source)
+
+
+def _failure_of(run: Run, source: str) -> str | None:
+    """What the run says of a source that could not be opened, or was lost."""
+    starts = (f"the source {source} is not recorded: ", f"source {source} lost: ")
+    return next((n.removeprefix(start) for n in run.notices for start in starts if n.startswith(start)), None)
+
+
+def _is_read(run: Run, source: str) -> bool:
+    """Whether it has told a number."""
+    columns = {c for segment in run.segments for c in segment.columns if c.metric.startswith(f"{source}.")}
+    return any(len(known(run.series(column.metric, column.subject).values)) for column in columns)
 
 
 def _recording(run: Run) -> Iterator[Check]:
@@ -135,6 +160,64 @@ def _gpus(run: Run) -> Iterator[Check]:
             yield Check("gpu", "missing", why)
         elif key.startswith("gpu"):
             yield Check(key, "limited", why)
+
+
+def _plugins(run: Run) -> Iterator[Check]:
+    """What other packages add, and whether it works: each is imported, sources are opened and read as in a recording."""
+    kinds: dict[Group, Callable[[EntryPoint], str]] = {
+        "cellmeter.sources": lambda point: _source(run, point),
+        "cellmeter.rules": _rule,
+        "cellmeter.exports": _export,
+    }
+    none = True
+    for group, look in kinds.items():
+        kind = group.removeprefix("cellmeter.").removesuffix("s")
+        for point in found(group):
+            none = False
+            name, whose = f"{kind} {point.name}", package_of(point)
+            try:
+                yield Check(name, "ok", f"{look(point)} ({whose})")
+            except (Exception, SystemExit) as error:  # theirs: any of them fails in its own way
+                why = str(error) if isinstance(error, _Fails) else f"{type(error).__name__}: {error}"
+                state = error.state if isinstance(error, _Fails) else "broken"
+                yield Check(name, state, " ".join(why.split())[:300], f"update or uninstall {whose}: {point.value}")
+    if none:
+        yield Check("plugins", "ok", "none installed")
+
+
+class _Fails(Exception):
+    """What is wrong with a plugin."""
+
+    def __init__(self, why: str, state: State = "broken") -> None:
+        super().__init__(why)
+        self.state = state
+
+
+def _source(run: Run, point: EntryPoint) -> str:
+    if all(source["name"] != point.name for source in sources_found()):
+        raise _Fails(f"there is no module {point.module.partition('.')[0]!r}")
+    if (failure := _failure_of(run, point.name)) is not None:
+        raise _Fails(failure)
+    names = [metric.name for metric in run.plugin_metrics if metric.name.startswith(f"{point.name}.")]
+    if not _is_read(run, point.name):
+        opened = "has told no number" if names else "has not been opened"
+        raise _Fails(f"it {opened} within {WAIT_SECONDS:.0f} s", "limited")
+    return f"records {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _rule(point: EntryPoint) -> str:
+    rule = added_rule(point)
+    if isinstance(rule, Unloadable):
+        raise _Fails(rule.reason)
+    return f"asked as {rule.id}"
+
+
+def _export(point: EntryPoint) -> str:
+    if f".{point.name}" in SUFFIXES:
+        raise _Fails(f"cellmeter writes .{point.name} itself, so it is not asked")
+    if not callable(point.load()):
+        raise _Fails("it cannot be called")
+    return f"writes .{point.name}"
 
 
 def _front_end() -> Iterator[Check]:

@@ -6,7 +6,8 @@ the runtime. Code and rows travel as custom messages, never as widget state: Jup
 
 Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
 ``c`` (loads of the cores from ``s`` on), ``h`` (all there is, the next row being number ``n``, the next load ``c``), ``end``
-(how the cell ended), ``said`` (a line of own values and alerts), ``own`` (logged values and spans from number ``s`` on).
+(how the cell ended), ``said`` (a line of own values and alerts), ``own`` (logged values and spans from number ``s`` on),
+``plugins`` (the same of what plugins measure).
 Page to kernel: ``here``, ``need``. Rows are float64 columns, the time first; loads are float64 times, and a byte a core and
 time. The page gets the rows of all groups, so that what it shows is its own choice.
 """
@@ -31,6 +32,7 @@ from cellmeter import charts, layouts, widget
 from cellmeter.errors import CellmeterError
 from cellmeter.feed import Feed, column_major
 from cellmeter.own_feed import OwnFeed
+from cellmeter.plugin_feed import PluginFeed
 from cellmeter.still import Facts, ending_of, facts_of, image_html, still, summary, with_exact_peak
 from cellmeter.store import Tail
 from cellmeter.ticker import Ticker
@@ -252,6 +254,7 @@ class Panel:
         self._events = Tail(feed.folder, newest=0)
         self._ticker = Ticker()
         self._own = OwnFeed()
+        self._plugins = PluginFeed(feed.folder)
         self._title = title
         self._loads_sent = 0
         self._id = "cm" + os.urandom(6).hex()
@@ -363,8 +366,9 @@ class Panel:
         line = self._ticker.take(events)
         self._own.take(events)
         text = self._ticker.text if anew else line
-        own = self._own.message(self._feed.started_ns, anew=anew, rest=rest)
-        return [*([] if text is None else [{"k": "said", "text": text}]), *([own] if own else [])]
+        start_ns = self._feed.started_ns
+        marks = [feed.message(start_ns, anew=anew, rest=rest) for feed in (self._own, self._plugins)]
+        return [*([] if text is None else [{"k": "said", "text": text}]), *filter(None, marks)]
 
     def _send(self, rows: Floats, start: int, loads: list[bytes], sent: int) -> None:
         if start < 0:

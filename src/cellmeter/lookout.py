@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.alerts import MOST_ALERTS, Alert, Budget, message_of, parse, watches
 from cellmeter.errors import BadUsage, RecorderUnavailable, RunUnreadable
-from cellmeter.metrics import METRICS
+from cellmeter.metrics import METRICS, Metric
+from cellmeter.plugins import found
 from cellmeter.run import AlertFired, CellStatus
 from cellmeter.store import Tail, read_header
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cellmeter.recording import Recording
 
 LOOK_SECONDS = 0.25
@@ -97,13 +100,29 @@ class Lookout:
 
     def add(self, text: str, callback: Callback | None = None) -> Alert:
         """One more alert; the same again takes the new callback. Raises BadUsage."""
-        alert = parse(text)
+        alert = parse(text, self._metrics(text))
         rest = [told for told in self.alerts if told.alert != alert]
         if len(rest) >= MOST_ALERTS:
             raise BadUsage(f"alert: there are {MOST_ALERTS} already: %monitor alert --remove N")
         self.alerts = [*rest, Told(alert, callback)]
         self._say()
         return alert
+
+    def _metrics(self, text: str) -> Mapping[str, Metric]:
+        """The catalogue, and what the plugin that an alert names measures: which is known once the recorder has opened it."""
+        plugin = next(
+            (point.name for point in found("cellmeter.sources") if text.strip().startswith(f"{point.name}.")), None
+        )
+        if plugin is None:
+            return METRICS
+        if self._recording is None:
+            raise BadUsage(f"alert: what {plugin} measures is known once it is recorded: %monitor start")
+        until = time.monotonic() + READY_SECONDS
+        while not (metrics := _read_from(self._recording.folder, plugin)):
+            if time.monotonic() > until:
+                raise BadUsage(f"alert: the source {plugin} is not recorded: %monitor says why, or cellmeter doctor")
+            time.sleep(LOOK_FAST_SECONDS)
+        return {**METRICS, **metrics}
 
     def blind(self, alert: Alert) -> str | None:
         """Why an alert cannot go off in the run as it is; None if it can, or nobody knows yet."""
@@ -222,7 +241,7 @@ class Lookout:
     def _alert(self, event: Mapping[str, Any]) -> None:
         for told in self.alerts:
             if told.alert.text == event["alert"]:
-                value = _value_text(event["value"], METRICS[told.alert.metric].unit)
+                value = _value_text(event["value"], told.alert.unit)
                 self._print(f"alert: {told.alert.text} ({event['subject']} is at {value})")
                 if told.callback is not None:
                     self._call(told.callback, event)
@@ -249,6 +268,18 @@ class Lookout:
         """To the cell that runs; each time, for each time it is news."""
         with contextlib.suppress(OSError, ValueError, AttributeError):  # the user may have closed or replaced stderr
             print(f"cellmeter: {line}", file=sys.stderr, flush=True)
+
+
+def _read_from(folder: Path, plugin: str) -> dict[str, Metric]:
+    """What a plugin measures in a run that goes on; none before the first reading has a file to go to."""
+    try:
+        header = read_header(folder)
+    except RunUnreadable:
+        return {}
+    columns = (column[0] for segment in header["segments"] for column in segment["columns"])
+    if not any(name.startswith(f"{plugin}.") for name in columns):
+        return {}
+    return {metric["name"]: Metric(**metric) for metric in header.get("metrics", ())}
 
 
 def _value_text(value: float, unit: str) -> str:

@@ -30,6 +30,11 @@ def sources_found() -> list[dict[str, str]]:
     ]
 
 
+def package_of(point: EntryPoint) -> str:
+    """Whose it is: ``cellmeter-loadavg 1.0``."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+
+
 def _folder_of(point: EntryPoint) -> str | None:
     spec = find_spec(point.module.partition(".")[0])
     if spec is None:

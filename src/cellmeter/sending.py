@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     both = parser.add_argument_group("to either")
     both.add_argument(
-        "--metrics", metavar="PATTERNS", help="which, by cellmeter's names, as in 'gpu.*,process.memory.rss'"
+        "--metrics", metavar="PATTERNS", help="which, by their names in an export to .csv, as in 'gpu.*,logged.loss'"
     )
     both.add_argument(
         "--interval",
@@ -78,7 +78,7 @@ def _refuse(options: argparse.Namespace, names: tuple[str, ...], reason: str) ->
 
 def send(options: argparse.Namespace) -> None:
     """Sends the run and says on stderr what has arrived. Raises CellmeterError."""
-    from cellmeter.export.readings import choice
+    from cellmeter.export.readings import check_names, choice
 
     wanted = choice(options.metrics, options.interval)
     uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -88,6 +88,7 @@ def send(options: argparse.Namespace) -> None:
     while options.wait and may_be_open(folder):
         time.sleep(LOOK_SECONDS)
     run = read_run(folder)
+    check_names(wanted, run)
     said = _to_mlflow(options, run, wanted, uri) if uri and options.mlflow else _to_otlp(options, run, wanted)
     print(said, file=sys.stderr)
     if run.ending is None:

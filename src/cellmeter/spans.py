@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BUCKET = 1.02  # a duration is told by the middle of its bucket: at most 1 % off
 MOST_BUCKET = 2000  # some years, and the nanosecond on the other side
 STEP = "step"  # what step() counts, beside the amounts it is given
+BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds: the histogram of latencies that other systems get
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no such numbers
 
 

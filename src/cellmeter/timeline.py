@@ -49,12 +49,17 @@ AREA, READING, LOW, HIGH = "a", "r", "l", "h"  # end the names of a line's other
 
 
 def run_figures(run: Run, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
-    """A Bokeh layout of the whole run, banded by cells: its panels, and what its code said. Raises nothing on an empty run."""
-    from cellmeter import own_charts
+    """A Bokeh layout of the whole run, banded by cells: its panels, what plugins measured, what its code said.
+
+    Raises nothing on an empty run.
+    """
+    from cellmeter import own_charts, plugin_charts
 
     layout = window_figures(run, 0.0, run.duration, groups)
     if layout.children:
-        layout.children = [*layout.children, *own_charts.figures(run, 0.0, run.duration, layout.children[0].x_range)]
+        x_range = layout.children[0].x_range
+        for more in (plugin_charts, own_charts):
+            layout.children = [*layout.children, *more.figures(run, 0.0, run.duration, x_range)]
     return layout
 
 
@@ -265,19 +270,21 @@ def _name_lines(fig: Any, spec: PanelSpec, names: Sequence[str]) -> None:
     """A legend above the plot: every line drawn, by name. Lanes have theirs beside them."""
     if spec.lanes:
         return
-    models = _models()
     drawn = {renderer.name: renderer for renderer in fig.renderers}
-    items = [
-        models.LegendItem(label=line.label, renderers=[drawn[name]])
-        for line, name in zip(spec.lines, names, strict=True)
-    ]
-    legend = models.Legend(
+    legend(fig, [(line.label, drawn[name]) for line, name in zip(spec.lines, names, strict=True)])
+
+
+def legend(fig: Any, lines: Sequence[tuple[str, Any]]) -> None:
+    """Names of lines, with their renderers, above the plot."""
+    models = _models()
+    items = [models.LegendItem(label={"value": name}, renderers=[line]) for name, line in lines]
+    above = models.Legend(
         items=items, orientation="horizontal", padding=0, margin=0, spacing=14, border_line_color=None
     )
-    legend.background_fill_color = None
-    legend.label_text_font_size, legend.label_text_color = "10px", "#767D83"
-    legend.glyph_height, legend.glyph_width, legend.label_standoff = 10, 14, 4
-    fig.add_layout(legend, "above")
+    above.background_fill_color = None
+    above.label_text_font_size, above.label_text_color = "10px", "#767D83"
+    above.glyph_height, above.glyph_width, above.label_standoff = 10, 14, 4
+    fig.add_layout(above, "above")
 
 
 Band = tuple[Cell, float]

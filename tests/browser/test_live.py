@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
@@ -13,6 +15,7 @@ import pytest
 from browser.driver import ACTION_MS, Book
 
 SYNTHETIC = Path(__file__).with_name("synthetic.py")
+EXAMPLE = Path(__file__).parents[1] / "plugin_example"
 BUSY = """%%monitor training
 import time
 kept, until = [], time.monotonic() + 6
@@ -140,6 +143,43 @@ def test_what_the_code_says_is_drawn_on_the_time_axis(open_book: Callable[..., B
     last = 40_000 + int("".join(steps).split()[1])
     lanes.nth(2).get_by_text(f"{last} · 40001 to {last}").wait_for(timeout=ACTION_MS)
     book.screenshot("own-upgraded", 1)
+    assert book.complaints() == []
+
+
+MEASURED = """%%monitor
+import os, time
+until = time.monotonic() + 60
+while not os.path.exists('measured') and time.monotonic() < until:
+    time.sleep(0.05)
+"""
+
+
+def test_what_a_plugin_measures_is_a_group_of_its_own(open_book: Callable[..., Book], tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(tmp_path), str(EXAMPLE)], check=True, timeout=120)
+    book = open_book("measured", [f"import sys; sys.path.append({str(tmp_path)!r})\n%load_ext cellmeter", MEASURED])
+    go = book.path.with_name("measured")
+    go.unlink(missing_ok=True)
+    book.run(0)
+    book.wait(0)
+    book.run(1)
+    wait_for_points(book, 20)
+    mine = book.page.locator(".cellmeter section[data-panel=plugins]")
+    assert mine.count() == 0  # until it is asked for
+    book.page.locator(".cellmeter button", has_text="Charts").click()
+    book.page.locator(".cellmeter button[data-group=plugins]").click(timeout=ACTION_MS)
+    lanes = mine.locator(".cm-lane")
+    lanes.nth(1).get_by_text(re.compile(r"^\d+/s · \d+/s to \d+/s$")).wait_for(timeout=ACTION_MS)
+    assert lanes.count() == 2
+    wait_for_points(book, 60)
+    mine.locator(".cm-fig").hover(position={"x": 20, "y": 50})
+    mine.locator(".cm-tip").get_by_text("switches.rate").wait_for(timeout=ACTION_MS)
+    book.screenshot("plugins-live", 1)
+    go.touch()
+    book.wait(1)
+    book.page.wait_for_selector(UPGRADED, timeout=ACTION_MS)
+    lanes.nth(1).get_by_text(re.compile(r"^\d+/s")).wait_for(timeout=ACTION_MS)
+    book.screenshot("plugins-upgraded", 1)
     assert book.complaints() == []
 
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from cellmeter.costs import costs
-from cellmeter.export import said
+from cellmeter.export import plugged, said
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
     cell_columns,
@@ -100,9 +100,9 @@ def _table(headers: Sequence[str], rule: Sequence[str], rows: Iterable[Sequence[
 
 
 def _said(run: Run) -> list[str]:
-    """What the user's code said, and what it was told."""
+    """What plugins measured, what the user's code said, and what it was told."""
     parts = []
-    for table in said.tables(run):
+    for table in (*plugged.tables(run), *said.tables(run)):
         rule = ["---", *["---:"] * (len(table.headers) - 1)]
         note = f"\n\n{table.note}" if table.note else ""
         parts.append(f"### {table.title}{note}\n\n{_table(table.headers, rule, table.rows)}")

@@ -1,6 +1,7 @@
 """A run to an MLflow server: system metrics under MLflow's own names, the report as artefact, findings as tags.
 
-MLflow keeps a point by key, time, step and value, so the same run can be sent again: what is there already is not doubled.
+What the user's code logged has the name it gave. MLflow keeps a point by key, time, step and value, so the same run can be
+sent again: what is there already is not doubled.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter import __version__
 from cellmeter.errors import BadUsage, ExportFailed, MissingExtra
 from cellmeter.export.html import html_report
+from cellmeter.export.own_values import OwnValue, own_values, steps_done
 from cellmeter.export.readings import Choice, batched, chosen, is_chosen
 from cellmeter.export.report_json import json_report
-from cellmeter.metrics import CATALOGUE, METRICS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +34,11 @@ MEGABYTE = 1e6
 MOST_METRICS = 1000  # that a batch may hold
 MOST_TAG = 5000  # characters of a tag's value
 POINTS = 1000  # about so many of each metric, where no interval is given: the tab draws 320
+MOST_VALUES = 10_000  # of a name that the user's code logged, each as it was; of more, one an interval
 ROOT = "/"
 RUN_TAG = "cellmeter.run_id"
+MADE_TAG = "cellmeter.made_this_run"  # nobody else logs to it
+OURS = ("system/", "cellmeter/")
 
 # One line after seconds, and not after the ten minutes MLflow waits by itself. The user's own settings win.
 _PATIENCE = {
@@ -132,7 +137,7 @@ SYSTEM_METRICS = (
 
 
 class Points(NamedTuple):
-    """One metric as MLflow keeps it: its key, milliseconds since 1970, steps (the interval's number), values."""
+    """One metric as MLflow keeps it: its key, milliseconds since 1970, steps, values."""
 
     key: str
     milliseconds: list[int]
@@ -140,37 +145,83 @@ class Points(NamedTuple):
     values: list[float]
 
 
-def points(run: Run, choice: Choice) -> Iterator[Points]:
-    """All that is sent of the chosen metrics; those without a reading are left out."""
-    interval = choice.interval_seconds or max(1.0, math.ceil(run.duration / POINTS))
+def points(run: Run, choice: Choice, plain: bool = True) -> Iterator[Points]:
+    """All that is sent of the chosen metrics; those without a reading are left out.
+
+    ``plain``: what the user's code logged has the name it gave; else that stands behind ``cellmeter/logged.``, so as not to
+    get among what the user logs to MLflow himself.
+    """
+    taken: set[str] = set()
     for key, metric, subject, value in _wanted(run, choice.patterns):
-        series = chosen(run, METRICS[metric], subject, interval)
+        interval = _interval(run, choice)
+        series = chosen(run, run.metrics[metric], subject, interval)
         values = value(run, subject, series.values)
         known = values == values
         if known.any():
             seconds = series.time[known]
-            wall = (run.started.timestamp() * 1000 + seconds * 1000).round().astype(int).tolist()
-            yield Points(key, wall, (seconds // interval).astype(int).tolist(), values[known].tolist())
+            steps = (seconds // interval).astype(int).tolist()
+            yield Points(_free(key, taken), _milliseconds(run, seconds), steps, values[known].tolist())
+    for own in own_values(run):
+        if is_chosen(own.metric, choice.patterns, by_default=True):
+            thinned = choice.interval_seconds or len(own.time) > MOST_VALUES
+            seconds, values = own.every(_interval(run, choice) if thinned else None)
+            key = _free(_key_of_code(own, plain), taken)
+            yield Points(key, _milliseconds(run, seconds), _steps(run, own, seconds), values.tolist())
+
+
+def _interval(run: Run, choice: Choice) -> float:
+    return choice.interval_seconds or max(1.0, math.ceil(run.duration / POINTS))
+
+
+def _milliseconds(run: Run, seconds: Floats) -> list[int]:
+    wall: list[int] = (run.started.timestamp() * 1000 + seconds * 1000).round().astype(int).tolist()
+    return wall
+
+
+def _steps(run: Run, own: OwnValue, seconds: Floats) -> list[int]:
+    """How many ``cellmeter.step()`` there had been; before the first, the value's own number.
+
+    Each is told by what came before it, so that a run that goes on can be sent again.
+    """
+    import numpy as np
+
+    done = steps_done(run, seconds)
+    steps: list[int] = np.where(done > 0, done, own.said_by(seconds) - 1).astype(int).tolist()
+    return steps
 
 
 def _wanted(run: Run, patterns: Sequence[str]) -> Iterator[tuple[str, str, str, Callable[[Run, str, Floats], Floats]]]:
     named = {system.metric for system in SYSTEM_METRICS}
     for system in SYSTEM_METRICS:
-        if is_chosen(METRICS[system.metric], patterns, by_default=True):
+        if is_chosen(system.metric, patterns, by_default=True):
             for subject in run.subjects(system.metric):
                 if system.metric != "host.filesystem.free" or subject == ROOT:
                     key = "system/" + system.name.format(index=subject.removeprefix("gpu"))
                     yield key, system.metric, subject, system.value
-    for metric in CATALOGUE:
-        if metric.name not in named and is_chosen(metric, patterns, by_default=False):
+    for metric in run.metrics.values():
+        if metric.name not in named and is_chosen(metric.name, patterns, by_default=False):
             for subject in run.subjects(metric.name):
-                yield _own_key(metric.name, metric.scope, subject), metric.name, subject, _as_is
+                place = "" if subject == metric.scope else "/" + (subject.strip("/") or "root")
+                yield _key(f"cellmeter/{metric.name}{place}"), metric.name, subject, _as_is
 
 
-def _own_key(metric: str, scope: str, subject: str) -> str:
-    """A key for what MLflow has no name for; it accepts few characters, and no path that could be shorter."""
-    place = "" if subject == scope else "/" + (subject.strip("/") or "root")
-    return re.sub(r"[^\w\-. :/]", "_", f"cellmeter/{metric}{place}", flags=re.ASCII)[:250]
+def _key_of_code(own: OwnValue, plain: bool) -> str:
+    if plain and own.kind == "logged" and not own.name.startswith(OURS):
+        return _key(own.name)
+    return _key(f"cellmeter/{own.metric}")
+
+
+def _key(name: str) -> str:
+    """A name as MLflow takes it: letters, digits, a few signs, and no path that could be shorter."""
+    parts = re.sub(r"[^\w\-. :/]", "_", name).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))[:250] or "_"
+
+
+def _free(key: str, taken: set[str]) -> str:
+    """The key, or one beside it where two names came to be the same."""
+    free = next(one for number in count(1) if (one := key if number == 1 else f"{key[:245]}-{number}") not in taken)
+    taken.add(free)
+    return free
 
 
 def tags(run: Run, judgement: Judgement) -> dict[str, str]:
@@ -219,11 +270,12 @@ class _Progress:
 def _send(client: Any, run: Run, judgement: Judgement, target: Target, choice: Choice, progress: _Progress) -> Sent:
     from mlflow.entities import Metric, RunTag
 
-    run_id = target.run_id or _run_of(client, run, target.experiment)
+    there = client.get_run(target.run_id) if target.run_id else _run_of(client, run, target.experiment)
+    run_id, made = str(there.info.run_id), MADE_TAG in there.data.tags
     keys: set[str] = set()
     entries = (
         Metric(part.key, value, time, step)
-        for part in points(run, choice)
+        for part in points(run, choice, plain=made)
         for value, time, step in zip(part.values, part.milliseconds, part.steps, strict=True)
     )
     for batch in batched(entries, MOST_METRICS):
@@ -233,21 +285,21 @@ def _send(client: Any, run: Run, judgement: Judgement, target: Target, choice: C
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags(run, judgement).items()])
     client.log_text(run_id, html_report(run, judgement), "cellmeter/report.html")
     client.log_text(run_id, json_report(run, judgement), "cellmeter/report.json")
-    if target.run_id is None and run.ending is not None:
+    if made and target.run_id is None and run.ending is not None:
         client.set_terminated(run_id, _status(run), int((run.started.timestamp() + run.duration) * 1000))
     return Sent(run_id, len(keys), progress.points)
 
 
-def _run_of(client: Any, run: Run, name: str) -> str:
+def _run_of(client: Any, run: Run, name: str) -> Any:
     """The MLflow run this recording has gone to before, or a new one."""
     experiment = client.get_experiment_by_name(name)
     experiment_id: str = experiment.experiment_id if experiment else client.create_experiment(name)
     for before in client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run.id}'", max_results=1):
-        return str(before.info.run_id)
+        return before
     title = PurePath(run.notebook).stem if run.notebook else run.id
     started = int(run.started.timestamp() * 1000)
-    made = client.create_run(experiment_id, start_time=started, tags={RUN_TAG: run.id}, run_name=title)
-    return str(made.info.run_id)
+    told = {RUN_TAG: run.id, MADE_TAG: "yes"}
+    return client.create_run(experiment_id, start_time=started, tags=told, run_name=title)
 
 
 def _status(run: Run) -> str:

@@ -11,21 +11,24 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter import __version__
 from cellmeter.errors import BadUsage, ExportFailed, MissingExtra
+from cellmeter.export.own_values import SpanPoint, own_values, span_points
 from cellmeter.export.readings import Choice, batched, chosen, is_chosen
 from cellmeter.export.traces import NANOSECONDS, TraceSpan, started_ns, trace_spans
-from cellmeter.metrics import CATALOGUE, Metric
+from cellmeter.metrics import Metric
+from cellmeter.run import Series
+from cellmeter.spans import BOUNDS
 
 if TYPE_CHECKING:
     from email.message import Message
 
     from cellmeter.rules import Judgement
-    from cellmeter.run import Run, Series
+    from cellmeter.run import Run
 
 MOST_POINTS = 5000  # of a request: some 0.6 MB, where collectors take 20
 MOST_SPANS = 500
@@ -45,6 +48,10 @@ _UP_AND_DOWN = {
 }
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _UNITS = {"process.thread.count": "{thread}", "process.paging.faults": "{fault}"}
+_OF_CODE = {
+    "logged": ("cellmeter.logged", "gauge", "What was logged"),
+    "step": ("cellmeter.steps", "sum", "Steps done, and what was done in them"),
+}
 _ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
     "gpu.utilization": {"hw.gpu.task": "general"},
     "host.disk.read": {"disk.io.direction": "read"},
@@ -69,7 +76,11 @@ class Sent(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """One series of one metric: its name and unit there, ``sum``, ``up-down`` or ``gauge``, and its readings."""
+    """One series of one metric: its name and unit there, ``sum``, ``up-down``, ``gauge`` or ``histogram``, and its readings.
+
+    ``since``: from when on a sum counts, in seconds since the run's start. A histogram's readings are the sums of what it
+    counts, ``counts`` its buckets at each.
+    """
 
     name: str
     unit: str
@@ -77,16 +88,54 @@ class Stream(NamedTuple):
     meaning: str
     attributes: Mapping[str, str | int]
     series: Series
+    since: float = 0.0
+    counts: Sequence[tuple[int, ...]] = ()
 
 
 def streams(run: Run, choice: Choice) -> Iterator[Stream]:
-    """The chosen metrics. By default those that the conventions name; single cores only where asked for."""
-    for metric in CATALOGUE:
-        if is_chosen(metric, choice.patterns, by_default=metric.otel is not None and metric.scope != "core"):
+    """The chosen metrics. By default those that the conventions name, of plugins, and the user's own; no single cores."""
+    added = {metric.name for metric in run.plugin_metrics if metric.kind != "rate"}
+    for metric in run.metrics.values():
+        by_default = metric.name in added or (metric.otel is not None and metric.scope != "core")
+        if is_chosen(metric.name, choice.patterns, by_default):
             for subject in run.subjects(metric.name):
                 series = chosen(run, metric, subject, choice.interval_seconds)
                 if len(series.time):
                     yield _stream(run, metric, subject, series)
+    yield from _streams_of_code(run, choice)
+
+
+def _streams_of_code(run: Run, choice: Choice) -> Iterator[Stream]:
+    """What the user's code said, as ``cellmeter serve`` has it: a collector that writes to Prometheus makes the same names."""
+    for own in own_values(run):
+        if own.kind == "span" or not is_chosen(own.metric, choice.patterns, by_default=True):
+            continue
+        time, values = own.every(choice.interval_seconds)
+        name, kind, meaning = _OF_CODE[own.kind]
+        yield Stream(name, "", kind, meaning, {"name": own.name}, _readings(time, values))
+    for name, points in span_points(run, choice.interval_seconds):
+        if is_chosen(f"span.{name}", choice.patterns, by_default=True):
+            yield from _streams_of_spans(name, points)
+
+
+def _streams_of_spans(name: str, points: Sequence[SpanPoint]) -> Iterator[Stream]:
+    whose = {"name": name}
+    time = [point.time for point in points]
+    seconds = _readings(time, [point.seconds for point in points])
+    counts = [point.counts for point in points]
+    yield Stream("cellmeter.span", "s", "histogram", "Durations of spans", whose, seconds, counts=counts)
+    errors = _readings(time, [point.errors for point in points])
+    yield Stream("cellmeter.span.errors", "", "sum", "Spans that an exception left", whose, errors)
+    if counted := [(point.time, point.items) for point in points if point.items is not None]:
+        items = _readings(*zip(*counted, strict=True))
+        yield Stream("cellmeter.span.items", "", "sum", "Items that spans handled", whose, items)
+
+
+def _readings(time: Iterable[float], values: Iterable[float]) -> Series:
+    import numpy as np
+
+    times = np.array(tuple(time), dtype=float)
+    return Series(times, np.array(tuple(values), dtype=float), np.zeros(len(times), np.int64))
 
 
 def _stream(run: Run, metric: Metric, subject: str, series: Series) -> Stream:
@@ -100,7 +149,7 @@ def _stream(run: Run, metric: Metric, subject: str, series: Series) -> Stream:
         values = np.diff(values, prepend=values[:1]).clip(0).cumsum()
     kind = "sum" if metric.kind == "counter" else "up-down" if name in _UP_AND_DOWN else "gauge"
     attributes = {**_ATTRIBUTES.get(metric.name, {}), **_whose(run, metric, subject)}
-    return Stream(name, unit, kind, metric.meaning, attributes, series._replace(values=values))
+    return Stream(name, unit, kind, metric.meaning, attributes, series._replace(values=values), float(series.time[0]))
 
 
 def _whole(run: Run, metric: Metric) -> float:
@@ -182,6 +231,7 @@ def _resource(run: Run) -> dict[str, str | int | float | bool]:
 
 class _Point(NamedTuple):
     stream: Stream
+    number: int
     time_ns: int
     value: float
 
@@ -190,8 +240,8 @@ def _points(run: Run, choice: Choice) -> Iterator[_Point]:
     began = started_ns(run)
     for stream in streams(run, choice):
         times = (stream.series.time * NANOSECONDS).astype("int64") + began
-        for time, value in zip(times.tolist(), stream.series.values.tolist(), strict=True):
-            yield _Point(stream, time, value)
+        for number, (time, value) in enumerate(zip(times.tolist(), stream.series.values.tolist(), strict=True)):
+            yield _Point(stream, number, time, value)
 
 
 def _metrics_request(proto: _Proto, run: Run, batch: list[_Point]) -> Any:
@@ -201,15 +251,21 @@ def _metrics_request(proto: _Proto, run: Run, batch: list[_Point]) -> Any:
     scope = resource.scope_metrics.add(scope=proto.scope())
     metrics: dict[str, Any] = {}
     shared: dict[int, list[Any]] = {}  # the attributes of a stream, made once
-    for stream, time, value in batch:
+    for stream, number, time, value in batch:
         metric = metrics.get(stream.name)
         if metric is None:
             metric = metrics[stream.name] = scope.metrics.add(
                 name=stream.name, unit=stream.unit, description=stream.meaning
             )
-        point = _place(metric, stream).add(time_unix_nano=time, as_double=value)
+        point = _place(metric, stream).add(time_unix_nano=time)
+        if stream.kind == "histogram":
+            point.sum, point.count = value, sum(stream.counts[number])
+            point.explicit_bounds.extend(BOUNDS)
+            point.bucket_counts.extend(stream.counts[number])
+        else:
+            point.as_double = value
         if stream.kind != "gauge":
-            point.start_time_unix_nano = started_ns(run) + int(stream.series.time[0] * NANOSECONDS)
+            point.start_time_unix_nano = started_ns(run) + int(stream.since * NANOSECONDS)
         if id(stream) not in shared:
             shared[id(stream)] = proto.attributes(stream.attributes)
         point.attributes.extend(shared[id(stream)])
@@ -220,6 +276,9 @@ def _place(metric: Any, stream: Stream) -> Any:
     """Where the points of a metric go."""
     if stream.kind == "gauge":
         return metric.gauge.data_points
+    if stream.kind == "histogram":
+        metric.histogram.aggregation_temporality = 2  # cumulative
+        return metric.histogram.data_points
     metric.sum.aggregation_temporality = 2  # cumulative
     metric.sum.is_monotonic = stream.kind == "sum"
     return metric.sum.data_points

@@ -8,7 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cellmeter.errors import BadUsage
-from cellmeter.metrics import CATALOGUE, Metric
+from cellmeter.export.own_values import KINDS
+from cellmeter.metrics import Metric
 from cellmeter.run import Series
 
 if TYPE_CHECKING:
@@ -17,29 +18,37 @@ if TYPE_CHECKING:
     from cellmeter.run import Run
 
 _Item = TypeVar("_Item")
+_OF_CODE = tuple(f"{kind}." for kind in KINDS)
 
 
 class Choice(NamedTuple):
-    """Which metrics are sent, as patterns of catalogue names (none: those the other system has a name for), how often."""
+    """Which metrics are sent, as patterns of their names in an export to ``.csv``, and how often.
+
+    Without a pattern: those that the other system has a name for, and what the user's code said.
+    """
 
     patterns: tuple[str, ...] = ()
     interval_seconds: float | None = None
 
 
 def choice(metrics: str | None, interval_seconds: float | None) -> Choice:
-    """Reads ``--metrics 'gpu.*,process.memory.rss'`` and ``--interval 5``. Raises BadUsage."""
+    """Reads ``--metrics 'gpu.*,logged.loss'`` and ``--interval 5``. Raises BadUsage."""
     patterns = tuple(part.strip() for part in (metrics or "").split(",") if part.strip())
-    for pattern in patterns:
-        if not any(fnmatchcase(metric.name, pattern) for metric in CATALOGUE):
-            raise BadUsage(f"--metrics {metrics}: no metric is called {pattern!r}; names are as in an export to .csv")
     if interval_seconds is not None and not 0 < interval_seconds < float("inf"):
         raise BadUsage(f"--interval must be a number of seconds above 0, not {interval_seconds:g}")
     return Choice(patterns, interval_seconds)
 
 
-def is_chosen(metric: Metric, patterns: Sequence[str], by_default: bool) -> bool:
-    """Whether a metric is sent."""
-    return any(fnmatchcase(metric.name, pattern) for pattern in patterns) if patterns else by_default
+def check_names(choice: Choice, run: Run) -> None:
+    """Raises BadUsage for a pattern that matches no metric there can be in a run: its own, its plugins', its code's."""
+    for pattern in choice.patterns:
+        if not pattern.startswith(_OF_CODE) and not any(fnmatchcase(name, pattern) for name in run.metrics):
+            raise BadUsage(f"--metrics: no metric is called {pattern!r}; names are as in an export to .csv")
+
+
+def is_chosen(name: str, patterns: Sequence[str], by_default: bool) -> bool:
+    """Whether the metric of that name is sent."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns) if patterns else by_default
 
 
 def chosen(run: Run, metric: Metric, subject: str, interval_seconds: float | None) -> Series:

@@ -9,10 +9,12 @@ import csv
 import io
 import json
 import math
+import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cellmeter.errors import MissingExtra
+from cellmeter.export import plugged
 from cellmeter.export.table import neutral
 from cellmeter.rules import judge
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cellmeter.run import Cell, Run
 
 Record = dict[str, Any]
+PLUGIN = "plugin_"  # begins the fields of what plugins measured
 _UNIT_OF_ENDING = {"seconds": "s", "bytes": "By", "percent": "%", "joules": "J"}
 
 
@@ -62,6 +65,10 @@ def _cell(run: Run, cell: Cell) -> Record:
             f"{gpu}_memory_peak_bytes": used.memory_peak_bytes,
             f"{gpu}_energy_joules": used.energy_joules,
         }
+    for metric, subjects in plugged.cell_fields(run, cell)[0].items():
+        for subject, told in subjects.items():
+            flat = re.sub(r"\W", "_", f"{PLUGIN}{metric}_{subject}")
+            record |= {f"{flat}_{name}": value for name, value in told.items()}
     return {key: _known(value) for key, value in record.items()}
 
 
@@ -124,7 +131,7 @@ def _type(pa: Any, name: str) -> Any:
         return pa.bool_()
     if name in ("seq", "execution_count", "parent", "samples") or name.endswith("_bytes"):
         return pa.int64()
-    return pa.float64() if _unit(name) else pa.string()
+    return pa.float64() if _unit(name) or name.startswith(PLUGIN) else pa.string()
 
 
 def jsonl_report(run: Run, judgement: Judgement | None = None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cellmeter
 from cellmeter.costs import Costs, costs
-from cellmeter.export import said
+from cellmeter.export import plugged, said
 from cellmeter.export.devices import Spread, statistics_of
 from cellmeter.rules import judge
 from cellmeter.settings import load_settings
@@ -43,6 +43,7 @@ def report(run: Run, judgement: Judgement | None = None, prices: Prices | None =
         "run": _run(run),
         "devices": [_device(run, device) for device in run.devices],
         "cells": [_cell(run, cell) for cell in run.cells],
+        "plugins": plugged.fields(run),
         **said.fields(run),
         "findings": [asdict(finding) for finding in judgement.findings],
         "checked": [asdict(checked) for checked in judgement.checked],
@@ -119,6 +120,7 @@ def _limit(limit: Limit | None) -> dict[str, Any]:
 
 def _cell(run: Run, cell: Cell) -> dict[str, Any]:
     usage = run.usage(cell)
+    plugins, unknown = plugged.cell_fields(run, cell)
     return {
         "seq": cell.seq,
         "execution_count": cell.execution_count,
@@ -140,7 +142,8 @@ def _cell(run: Run, cell: Cell) -> dict[str, Any]:
         "read_bytes": usage.read_bytes,
         "written_bytes": usage.written_bytes,
         "gpu": {gpu: asdict(used) for gpu, used in usage.gpu.items()},
-        "unknown": dict(usage.unknown),
+        "plugins": plugins,
+        "unknown": {**usage.unknown, **unknown},
     }
 
 

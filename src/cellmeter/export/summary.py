@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -335,6 +336,12 @@ def gpus(run: Run) -> str:
         since = f" (from {seconds_text(device.since)} on)" if device.since else ""
         kinds.setdefault(device.name, []).append(f"{device.id}{since}")
     return "; ".join(f"{', '.join(ids)} {name}" for name, ids in kinds.items()) or "none"
+
+
+def plugins(run: Run) -> str:
+    """Sources of other packages and how much they measure: ``loadavg (3 metrics)``."""
+    numbers = Counter(metric.name.partition(".")[0] for metric in run.plugin_metrics)
+    return ", ".join(f"{name} ({counted(number, 'metric')})" for name, number in numbers.items())
 
 
 def recorder_cost(run: Run) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellmeter.costs import costs
-from cellmeter.export import said
+from cellmeter.export import plugged, said
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
     CellRow,
@@ -25,6 +25,7 @@ from cellmeter.export.summary import (
     lead,
     notable,
     plain,
+    plugins,
     recorder_cost,
     size_advice,
     unchecked,
@@ -73,9 +74,9 @@ def text_report(run: Run, judgement: Judgement | None = None, prices: Prices | N
 
 
 def _said(run: Run) -> list[str]:
-    """What the user's code said, and what it was told."""
+    """What plugins measured, what the user's code said, and what it was told."""
     parts = []
-    for table in said.tables(run):
+    for table in (*plugged.tables(run), *said.tables(run)):
         body = _fitted(table.headers, table.rows, terminal_width() - 2, range(1, len(table.headers)))
         parts.append(f"{_paragraph(table.title + (f' ({table.note})' if table.note else ''), '')}\n{_indented(body)}")
     if alarms := said.alarms(run):
@@ -159,6 +160,7 @@ def status_text(run: Run) -> str:
         ("State", "recording" if run.ending is None else ending(run)),
         ("Rate", f"{run.rate_hz:g} a second inside cells; {counted(run.sample_count, 'sample')} so far"),
         ("Recorded", f"{counted(len(metrics), 'metric')} of {', '.join(scopes) or 'nothing'}"),
+        *([("Plugins", plugins(run))] if run.plugin_metrics else []),
         ("GPUs", gpus(run)),
         *((f"No {name}", reason) for name, reason in run.unavailable.items()),
         *(("Notice", notice) for notice in run.notices),

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -22,7 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from cellmeter.errors import RunUnreadable
-from cellmeter.prometheus.names import DCGM, EVENT_REASONS, EXPOSED, PREFIX
+from cellmeter.prometheus.names import DCGM, EVENT_REASONS, EXPOSED, PLUGIN_PREFIX, PREFIX, Exposed, exposed_plugins
 from cellmeter.prometheus.watched import State, Watched
 from cellmeter.run import Device
 from cellmeter.store import is_open, read_header, run_folders
@@ -30,6 +31,9 @@ from cellmeter.store import is_open, read_header, run_folders
 RUNS_LOOKED_AT = 200  # the newest, and those that were open at the last look
 RUN = ("run", "kernel")
 GPU = (*RUN, "gpu", "uuid")
+MOUNT = (*RUN, "mountpoint")
+SUBJECT = (*RUN, "subject")
+MOST_PLUGIN_SERIES = 500  # of a run
 WHOLE_GPU = re.compile(r"gpu(\d+)")
 MINE = {True: "yes", False: "no", None: "unknown"}
 
@@ -105,6 +109,7 @@ def families(states: Sequence[State], unreadable: int) -> Iterator[Metric]:
         *_about_cells(states),
         *_about_gpus(states),
         *_readings(states),
+        *_of_plugins(states),
         *_own(states),
     ):
         if family.samples:
@@ -169,26 +174,50 @@ def _about_gpus(states: Sequence[State]) -> Iterator[Metric]:
 
 
 def _readings(states: Sequence[State]) -> Iterator[Metric]:
-    for name, (exposed, scale, metric) in EXPOSED.items():
-        labels = GPU if metric.scope == "gpu" else RUN
-        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-        family = kind(exposed, metric.meaning, labels=labels)
+    for exposed in EXPOSED.values():
+        scope = exposed.metric.scope
+        mounted = exposed.metric.name.startswith("host.filesystem.")
+        family = _family(exposed, labels := GPU if scope == "gpu" else MOUNT if mounted else RUN)
         for state in states:
-            for key, value in _of(state, name, labels):
-                family.add_metric(key, value * scale)
+            for key, value in _of(state, exposed.metric.name, labels):
+                family.add_metric(key, value * exposed.scale)
         yield family
+
+
+def _family(exposed: Exposed, labels: Sequence[str]) -> Any:
+    kind = CounterMetricFamily if exposed.metric.kind == "counter" else GaugeMetricFamily
+    return kind(exposed.name, exposed.metric.meaning, labels=labels)
 
 
 def _of(state: State, metric: str, labels: Sequence[str]) -> Iterator[tuple[tuple[str, ...], float]]:
     """Readings of one metric with the values of their labels."""
-    if labels is RUN:
-        for (name, _), value in state.readings.items():
+    if labels is not GPU:
+        for (name, subject), value in state.readings.items():
             if name == metric:
-                yield (state.run, state.kernel), value
+                yield (state.run, state.kernel, subject)[: len(labels)], value
         return
     for device in state.devices:
         if (reading := state.readings.get((metric, device.id))) is not None:
             yield (state.run, state.kernel, device.id, device.uuid), reading
+
+
+def _of_plugins(states: Sequence[State]) -> Iterator[Metric]:
+    """What sources of other packages measure, with its ``subject``. Runs may differ in what a name means: the newest counts."""
+    left_out = GaugeMetricFamily(
+        PLUGIN_PREFIX + "series_left_out", f"Series of plugins beyond the first {MOST_PLUGIN_SERIES}", labels=RUN
+    )
+    families: dict[str, tuple[Exposed, Any]] = {}
+    for state in reversed(states):
+        count = 0
+        for name, exposed in exposed_plugins(state.plugin_metrics).items():
+            alike, family = families.setdefault(exposed.name, (exposed, _family(exposed, SUBJECT)))
+            for key, value in _of(state, name, SUBJECT) if alike == exposed else ():
+                count += 1
+                if count <= MOST_PLUGIN_SERIES:
+                    family.add_metric(key, value * exposed.scale)
+        if count > MOST_PLUGIN_SERIES:
+            left_out.add_metric((state.run, state.kernel), count - MOST_PLUGIN_SERIES)
+    yield from (left_out, *(family for _, family in families.values()))
 
 
 def _own(states: Sequence[State]) -> Iterator[Metric]:

@@ -1,17 +1,21 @@
 """What metrics of the catalogue are called in Prometheus: ``cellmeter_``, their name, the base unit, ``_total`` for counters.
 
+Those of plugins begin with ``cellmeter_plugin_``, so that they can take the name of none of ours.
+
 The names of other exporters, which the catalogue has too, are not taken: beside a node_exporter on the same machine all would
 be counted twice. Those of dcgm-exporter come if they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from cellmeter.metrics import CATALOGUE, Metric
 
 PREFIX = "cellmeter_"
+PLUGIN_PREFIX = PREFIX + "plugin_"
 BASE_UNITS = {
     "1": ("", 1.0),
     "By": ("_bytes", 1.0),
@@ -23,6 +27,25 @@ BASE_UNITS = {
     "Cel": ("_celsius", 1.0),
     "MHz": ("_hertz", 1e6),
 }
+OTHER_UNITS = {
+    "ms": ("_seconds", 1e-3),
+    "us": ("_seconds", 1e-6),
+    "kBy": ("_bytes", 1e3),
+    "MBy": ("_bytes", 1e6),
+    "GBy": ("_bytes", 1e9),
+    "KiBy": ("_bytes", 2.0**10),
+    "MiBy": ("_bytes", 2.0**20),
+    "GiBy": ("_bytes", 2.0**30),
+    "Hz": ("_hertz", 1.0),
+    "GHz": ("_hertz", 1e9),
+    "mW": ("_watts", 1e-3),
+    "kW": ("_watts", 1e3),
+    "V": ("_volts", 1.0),
+    "mV": ("_volts", 1e-3),
+    "A": ("_amperes", 1.0),
+    "mA": ("_amperes", 1e-3),
+}
+"""Units that metrics of plugins may have."""
 NOT_EXPOSED = {
     "process.children.cpu.time",  # part of process.cpu.time, and falls when a child ends
     "gpu.utilization.driver",  # many readings between two scrapes, of what gpu.utilization says
@@ -51,6 +74,32 @@ def exposed(metric: Metric) -> Exposed:
     name = metric.name.removesuffix(".time") if metric.unit == "s" else metric.name
     total = "_total" if metric.kind == "counter" else ""
     return Exposed(PREFIX + name.replace(".", "_") + unit + total, scale, metric)
+
+
+def exposed_plugins(metrics: Iterable[Metric]) -> dict[str, Exposed]:
+    """The gauges and counters of plugins, by their names; of two that would be called the same, the first.
+
+    A unit that is none of ours is spelled out: ``rpm`` becomes ``_rpm``, ``1/s`` ``_per_second``, ``{req}`` nothing.
+    """
+    found: dict[str, Exposed] = {}
+    for metric in metrics:
+        if metric.kind == "rate":
+            continue
+        unit, scale = BASE_UNITS.get(metric.unit) or OTHER_UNITS.get(metric.unit) or (_spelled(metric.unit), 1.0)
+        name = re.sub(r"\W", "_", metric.name, flags=re.ASCII).removesuffix("_total").removesuffix(unit)
+        total = "_total" if metric.kind == "counter" else ""
+        found.setdefault(
+            PLUGIN_PREFIX + name + unit + total, Exposed(PLUGIN_PREFIX + name + unit + total, scale, metric)
+        )
+    return {exposed.metric.name: exposed for exposed in found.values()}
+
+
+def _spelled(unit: str) -> str:
+    """A unit as the end of a name."""
+    above, slash, below = re.sub(r"\{.*?\}", "", unit).partition("/")
+    words = [above if above != "1" else "", *(["per", "second" if below == "s" else below] if slash else [])]
+    text = re.sub(r"[^a-z0-9]+", "_", "_".join(filter(None, words)).lower()).strip("_")
+    return f"_{text}" if text else ""
 
 
 EXPOSED: Mapping[str, Exposed] = {

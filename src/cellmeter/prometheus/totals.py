@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cellmeter.spans import bucket_seconds
+from cellmeter.spans import BOUNDS, bucket_seconds
 
-BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 MOST_NAMES = 100  # of values, of amounts and of spans each: those said first
 
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter import form
+from cellmeter.metrics import Metric
 from cellmeter.prometheus.names import EXPOSED
 from cellmeter.prometheus.totals import OwnTotals
 from cellmeter.run import Device, Limit
 from cellmeter.store import EVENTS, MOST_WORKER_FILES, EventTail, Tail, read_header, worker_events
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SLOWEST_NS = 300 * 10**9  # apart is what is taken for a stream with a single record
 ROWS = 20  # of which each column's last number is taken: not all are read with every record
-FRESH_SECONDS = 5.0  # older than the newest record: the device or the source is gone
+FRESH_SECONDS = 5.0  # older than the newest record, and than two of its own readings: the device or the source is gone
 STALE_SECONDS = 60.0  # the recorder hangs, or the disk is full
 MOST_LABELS = 50
 LABEL_LENGTH = 64
@@ -103,6 +108,8 @@ class State:
     readings: Mapping[tuple[str, str], float]
     """The newest by metric and subject. What is unknown now is not in it."""
     own: OwnTotals
+    plugin_metrics: tuple[Metric, ...] = ()
+    """What sources of other packages measure."""
 
 
 class Watched:
@@ -122,7 +129,8 @@ class Watched:
         form.check_header(header)
         self._clock = self._clock or Clock(header["start_ns"], header["started"])
         self._catch_up()
-        newest_ns, readings = self._newest(header)
+        plugin_metrics = tuple(Metric(**metric) for metric in header.get("metrics", ()))
+        newest_ns, readings = self._newest(header, TOLD | {metric.name for metric in plugin_metrics})
         sampled = None if newest_ns is None else self._clock.wall(newest_ns)
         if sampled is None or time.time() - sampled > STALE_SECONDS:
             readings = {}
@@ -139,6 +147,7 @@ class Watched:
             sampled=sampled,
             readings=readings,
             own=self._own,
+            plugin_metrics=plugin_metrics,
         )
 
     def _catch_up(self) -> None:
@@ -154,12 +163,12 @@ class Watched:
             for event in _new(tail):
                 self._own.take(event)
 
-    def _newest(self, header: Mapping[str, Any]) -> tuple[int | None, dict[tuple[str, str], float]]:
+    def _newest(self, header: Mapping[str, Any], told: Set[str]) -> tuple[int | None, dict[tuple[str, str], float]]:
         """When the newest sample was taken, and the last number of each column."""
         newest_ns: int | None = None
         readings: dict[tuple[str, str], float] = {}
         streams = dict.fromkeys(
-            segment["stream"] for segment in header["segments"] if TOLD & {column[0] for column in segment["columns"]}
+            segment["stream"] for segment in header["segments"] if told & {column[0] for column in segment["columns"]}
         )
         for stream in streams:  # the main one first
             grown = [part for part in Tail(self.folder, stream, newest=ROWS).samples() if len(part[1])]
@@ -168,12 +177,18 @@ class Watched:
             columns, records = grown[-1]
             if newest_ns is None:
                 newest_ns = int(records["t"][-1])
-            fresh = records[records["t"] >= newest_ns - int(FRESH_SECONDS * 1e9)]
+            fresh = records[records["t"] >= newest_ns - max(int(FRESH_SECONDS * 1e9), 2 * _spacing_ns(records))]
             for index, column in enumerate(columns):
                 numbers = [value for value in fresh["v"][:, index].tolist() if math.isfinite(value)]
                 if numbers:
                     readings[column.metric, column.subject] = numbers[-1]
         return newest_ns, readings
+
+
+def _spacing_ns(records: NDArray[Any]) -> int:
+    """How far apart a stream's records are: file systems are read once a minute, a plugin as often as it likes."""
+    times = records["t"].tolist()
+    return int(times[-1] - times[-2]) if len(times) > 1 else SLOWEST_NS
 
 
 def _new(tail: EventTail) -> Iterator[dict[str, Any]]:

@@ -69,10 +69,11 @@ RULES: tuple[Rule, ...] = (
 @functools.cache
 def all_rules() -> tuple[Rule, ...]:
     """The rules of cellmeter, then those that other packages add."""
-    return (*RULES, *(_added(point) for point in found("cellmeter.rules")))
+    return (*RULES, *(added_rule(point) for point in found("cellmeter.rules")))
 
 
-def _added(point: EntryPoint) -> Rule:
+def added_rule(point: EntryPoint) -> Rule:
+    """The rule of another package, or an :class:`Unloadable` in its place."""
     try:
         made = point.load()
         rule = made() if isinstance(made, type) else made
@@ -81,11 +82,11 @@ def _added(point: EntryPoint) -> Rule:
         if not rule.id.startswith(f"{point.name}-") or any(rule.id == own.id for own in RULES):
             raise ValueError(f"its id {rule.id!r} must begin with {point.name}-")
     except (Exception, SystemExit) as error:
-        return _Unloadable(point.name, f"{type(error).__name__}: {error}".splitlines()[0])
+        return Unloadable(point.name, f"{type(error).__name__}: {error}".splitlines()[0])
     return rule
 
 
-class _Unloadable(Rule):
+class Unloadable(Rule):
     """Stands for a rule that could not be loaded: its outcome is ``error``."""
 
     title = "A rule that could not be loaded"
@@ -93,10 +94,10 @@ class _Unloadable(Rule):
 
     def __init__(self, name: str, reason: str) -> None:
         self.id = name  # type: ignore[misc]
-        self._reason = reason
+        self.reason = reason
 
     def check(self, run: Run) -> Outcome:
-        return Outcome("error", self._reason)
+        return Outcome("error", self.reason)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ does not answer, or raises, is off for the rest of the run, which keeps one line
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import threading
 import time
@@ -21,8 +22,10 @@ from cellmeter.sources import Notice
 WAIT_SECONDS = 0.005
 GONE_SECONDS = 5.0
 MOST_METRICS = 200
+MOST_COLUMNS = 1000
 LEAST_SECONDS = 0.01  # its stream is never the main one, whose columns then would change
 KINDS = ("gauge", "counter", "rate")
+OF_CODE = ("logged", "step", "span")  # begin the names of what the user's code says
 NAN = float("nan")
 
 
@@ -78,6 +81,8 @@ class PluginSource:
         source = made(pid)
         metrics = checked_metrics(self.name, source.metrics)
         columns = tuple(Column(*map(str, column)) for column in source.columns)
+        if len(columns) > MOST_COLUMNS:
+            raise ValueError(f"it has {len(columns)} columns; at most {MOST_COLUMNS} are possible")
         units = {metric.name: metric.unit for metric in metrics}
         for column in columns:
             if units.get(column.metric) != column.unit:
@@ -120,13 +125,18 @@ class PluginSource:
 
 def checked_metrics(plugin: str, metrics: Any) -> tuple[Metric, ...]:
     """The metrics of a source, if they can join the catalogue. Raises ValueError."""
+    if plugin in OF_CODE:
+        raise ValueError(f"no source can be called {plugin!r}: so begin the names of what the user's code says")
     checked = tuple(Metric(*metric) for metric in metrics)
     if not 0 < len(checked) <= MOST_METRICS:
         raise ValueError(f"it has {len(checked)} metrics; 1 to {MOST_METRICS} are possible")
     for metric in checked:
         if not metric.name.startswith(f"{plugin}.") or metric.name in METRICS:
             raise ValueError(f"its metric {metric.name!r} must be named {plugin}.…")
-        if metric.kind not in KINDS or not all(isinstance(text, str) for text in metric[:7]):
+        if not re.fullmatch(r"[\w.-]+", metric.name, re.ASCII):
+            raise ValueError(f"its metric {metric.name!r} has other signs than letters, digits, '.', '_' and '-'")
+        described = all(isinstance(text, str) for text in metric[:7])
+        if metric.kind not in KINDS or not described or not all(isinstance(text, str | None) for text in metric[7:]):
             raise ValueError(f"its metric {metric.name!r} is not well described: {metric!r:.120}")
     return checked
 

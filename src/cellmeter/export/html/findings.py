@@ -9,7 +9,6 @@ from cellmeter import charts
 from cellmeter.export.html.pieces import SEVERITY_WORDS, text, with_unit
 from cellmeter.export.html.plot import Curve, Level, Mark, Plot, drawn, top_of
 from cellmeter.export.summary import counted, where
-from cellmeter.metrics import METRICS
 from cellmeter.rules.observed import top_cells
 from cellmeter.rules.units import bytes_text, seconds_text
 from cellmeter.run import Series, known
@@ -70,7 +69,7 @@ def _others(run: Run, findings: Sequence[Finding]) -> str:
 def evidence(run: Run, finding: Finding, height: int = 132) -> str:
     """The chart of what a finding rests on, a little wider than the evidence; nothing where there are no readings."""
     metric, subject = finding.evidence.metric, finding.subject
-    if metric not in METRICS:
+    if metric not in run.metrics:
         return ""
     padding = max(PADDING * (finding.end - finding.start), 2.0)
     start, end = max(0.0, finding.start - padding), min(run.duration, finding.end + padding)
@@ -78,7 +77,8 @@ def evidence(run: Run, finding: Finding, height: int = 132) -> str:
     values = known(series.values)
     if not len(values) or end <= start:
         return ""
-    unit, peak = METRICS[metric].unit, float(values.max())
+    about, peak = run.metrics[metric], float(values.max())
+    unit = about.unit
     levels, marks = _levels(finding, unit), _peaks(run, finding, series, unit)
     top = top_of([peak, *(level.value for level in levels), *(mark.value for mark in marks)], unit)
     limit = _limit(run, metric, subject)
@@ -88,13 +88,13 @@ def evidence(run: Run, finding: Finding, height: int = 132) -> str:
     return drawn(
         run,
         Plot(
-            label=f"{METRICS[metric].meaning}{of}, from {seconds_text(start)} to {seconds_text(end)} of the run",
+            label=f"{about.meaning}{of}, from {seconds_text(start)} to {seconds_text(end)} of the run",
             start=start,
             end=end,
             top=top,
             unit=unit,
             curves=(
-                Curve(METRICS[metric].meaning + of, KINDS[METRICS[metric].group], series),
+                Curve(about.meaning + of, KINDS.get(about.group, "cpu"), series),
                 *_others_too(run, finding),
             ),
             height=height,

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from cellmeter.export import said
+from cellmeter.export import plugged, said
 from cellmeter.export.html.pieces import SEVERITY_WORDS, packaged, text
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
@@ -20,7 +20,6 @@ from cellmeter.export.summary import (
     unchecked,
     where,
 )
-from cellmeter.metrics import METRICS
 from cellmeter.rules.units import seconds_text
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def inline(run: Run, judgement: Judgement, sizes: tuple[Size, ...], costs: Costs
         *(_finding(run, finding, number < CHARTS) for number, finding in enumerate(shown)),
         f'<div class="soft">and {more} more: %monitor report report.html shows all</div>' if more > 0 else "",
         _cells(run, judgement),
-        *(f"<b>{one.title}</b>{_table(one.headers, one.rows)}" for one in said.tables(run)),
+        *(f"<b>{one.title}</b>{_table(one.headers, one.rows)}" for one in (*plugged.tables(run), *said.tables(run))),
         *(f"<div><b>{text(name)}</b> {text(value)}</div>" for name, value in said.alarms(run)),
         _advice(sizes, costs),
         _details(run, judgement),
@@ -66,16 +65,15 @@ def _picture(run: Run, finding: Finding) -> str:
     from cellmeter.picture import draw
 
     metric, subject = finding.evidence.metric, finding.subject
-    if metric not in METRICS:
+    if metric not in run.metrics:
         return ""
     series = run.series(metric, subject).between(finding.start, finding.end)
     if len(series.time) < 2 or finding.end <= finding.start:
         return ""
     of = "" if subject == "process" else f", {subject}"
-    title = f"{METRICS[metric].name.replace('.', ' ')}{of}"
-    group = METRICS[metric].group
-    line = Line(metric, subject, subject, "main", INKS[group])
-    spec = PanelSpec(group, title, METRICS[metric].unit, (line,))
+    title, about = f"{metric.replace('.', ' ')}{of}", run.metrics[metric]
+    line = Line(metric, subject, subject, "main", INKS.get(about.group, INKS["cpu"]))
+    spec = PanelSpec(about.group, title, about.unit, (line,))
     picture = draw(Frame((spec,), series.time - finding.start, series.values[:, None]), finding.end - finding.start)
     over = seconds_text(finding.end - finding.start)
     source = f"data:{picture.type};base64,{base64.b64encode(picture.image).decode()}"

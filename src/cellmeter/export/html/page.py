@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter import timeline
 from cellmeter.costs import Costs, costs
-from cellmeter.export import said
+from cellmeter.export import plugged, said
 from cellmeter.export.devices import device_statistics
 from cellmeter.export.html.advice import costs_section, sizing_section
 from cellmeter.export.html.cells import cells_section
@@ -86,7 +86,8 @@ def _body(run: Run, judgement: Judgement, spent: Costs | None, drawn: Timeline |
         section("Findings", findings_section(run, judgement.findings), counts(judgement.findings)),
         section("Timeline", f'<div class="panel timeline">{drawn.element}</div>' if drawn else ""),
         section("Cells", cells_section(run, rows, judgement.findings), counted(len(rows), "cell")),
-        *(section(one.title, _said(one), one.note) for one in said.tables(run)),
+        *(section(one.title, _table(one, "as plugins measured them"), one.note) for one in plugged.tables(run)),
+        *(section(one.title, _table(one, "as the code told them"), one.note) for one in said.tables(run)),
         section("Alerts", definitions(said.alarms(run))),
         section("Memory", memory_section(run, rows) if rows else "", "bands are cells, dots their peaks"),
         section("GPUs", gpus_section(run, device_statistics(run)), "inside cells"),
@@ -147,10 +148,10 @@ def _gpu_tile(run: Run) -> tuple[str, str, str]:
     return "GPU use in cells", percent_text(mean), f"mean of {counted(len(devices), 'GPU')}"
 
 
-def _said(one: said.Table) -> str:
-    """What the user's code said: spans, logged values, steps."""
+def _table(one: said.Table, source: str) -> str:
+    """What plugins measured, or the user's code said: spans, logged values, steps."""
     rows = ([text(words) for words in row] for row in one.rows)
-    return table(f"{one.title}, as the code told them", one.headers, rows)
+    return table(f"{one.title}, {source}", one.headers, rows)
 
 
 def _unchecked(judgement: Judgement) -> str:
