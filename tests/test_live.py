@@ -323,6 +323,33 @@ def test_the_page_gets_what_the_code_says_once_and_all_of_it_when_it_asks(writte
     live.forget(shell)
 
 
+def test_a_page_that_comes_after_the_end_gets_all_rows_from_the_folder(written: Written) -> None:
+    """The kernel keeps none of a cell that has ended."""
+    feed = feed_of(written)
+    for number in range(20):
+        written.row(10 + number / 10, 1, EDGE_START if number == 0 else EDGE_END if number == 19 else 0)
+    feed.poll()
+    rows = feed.rows().copy()
+    feed.forget()
+    assert len(feed.rows()) == 0
+    for number in range(30):
+        written.row(12 + number / 10, 2)
+    for _ in range(2):
+        feed.remember()
+        assert np.array_equal(feed.rows(), rows, equal_nan=True), "and none of the cells after it"
+        assert feed.next == len(rows)
+
+
+def test_only_so_many_panels_stay_open(written: Written) -> None:
+    shell = Terminal()
+    stage = live.Stage(shell)
+    panels = [live.Panel(stage, feed_of(written, seq), f"In [{seq}]") for seq in range(1, live.MOST_OPEN + 3)]
+    for panel in panels:
+        panel._widget = Page()
+        stage.outlive(panel)
+    assert [panel in stage.panels for panel in panels] == [False] * 2 + [True] * live.MOST_OPEN
+
+
 def test_code_is_no_widget_state() -> None:
     assert len(live._STUB) < 2500
     key = live._code_key()

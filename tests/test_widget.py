@@ -57,6 +57,8 @@ def test_a_page_that_found_the_kernel_busy_asks_each_widget(kernel: Kernel) -> N
     (comm_id,) = states(kernel)
     tell(kernel, "comm_msg", {"comm_id": comm_id, "data": {"method": "request_state"}})
     state = answer(kernel, comm_id, "update")["state"]
+    while set(state) == {"sent"}:  # word of the code, which is sent in the background
+        state = answer(kernel, comm_id, "update")["state"]
     assert state["_model_name"] == "AnyModel"
     assert state["role"] == "runtime"
 

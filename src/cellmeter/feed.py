@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 36_000  # kept in the kernel: an hour at 10 Hz; older ones are thinned out, spikes stay
 MOST_CORE_ROWS = 3_600  # an hour of the cores' loads: what a page that is loaded anew gets of a longer cell
 KEPT_FOR_RATES = 32  # records: half an interval and more at any rate
+CHUNK_BYTES = 8 << 20  # read at once of a long cell
 
 
 class Feed:
@@ -125,6 +126,25 @@ class Feed:
             return None
         return self._rows[self._count - (self.next - number) : self._count]
 
+    def forget(self) -> None:
+        """Keeps no rows any longer: the folder has them."""
+        import numpy as np
+
+        self._rows, self._count = np.empty((0, self._width)), 0
+        self.loads.finish()
+
+    def remember(self) -> None:
+        """Reads the rows again, from the first to the last of the cell."""
+        self._begin_again()
+        while len(self.poll()):
+            pass
+
+    def _begin_again(self) -> None:
+        self._tail = Tail(self.folder, since_ns=self.started_ns, most_bytes=CHUNK_BYTES)
+        self._count, self._seconds, self._before = 0, 0.5, None
+        self.started_ns, self.ended = None, False
+        self.next = self._intact_from = 0
+
     def rows(self) -> Floats:
         """All rows that are kept: rows × (time, lines)."""
         return self._rows[: self._count]
@@ -151,6 +171,12 @@ class WholeRun(Feed):
         self._starts: dict[int, Event] = {}
         self._bands: dict[int, dict[str, Any]] = {}
         self.run_ns = int(self._tail.header()["start_ns"])
+        self.started_ns = self.run_ns
+
+    def _begin_again(self) -> None:
+        super()._begin_again()
+        self._tail = Tail(self.folder, newest=MOST_ROWS)
+        self.next = self._intact_from = self._tail.passed
         self.started_ns = self.run_ns
 
     def _taken(self, columns: tuple[Column, ...], records: NDArray[Any]) -> NDArray[np.float64]:
@@ -195,6 +221,10 @@ class CoreLoads:
         self._loads: NDArray[np.uint8] = np.empty((0, len(self.cores)), np.uint8)
         self.next = 0
         """Number of the next row."""
+
+    def finish(self) -> None:
+        """Takes in nothing more."""
+        self._ended = True
 
     def poll(self, started_ns: int, ended: bool) -> None:
         """Takes in what the cell's time has brought: from ``started_ns`` on, and nothing after the poll that saw its end."""

@@ -23,6 +23,7 @@ import threading
 import time
 import weakref
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -50,6 +51,7 @@ UPDATE_SECONDS = 0.25
 FIRST_SECONDS = 0.02  # between looks for a cell's first reading, which the recorder takes at once
 IDLE_SECONDS = 2.0  # in this time a page with widgets says that it is there
 PICTURE_SECONDS = 1.0  # between pictures for those without
+MOST_OPEN = 40  # widgets of cells that have ended: the page keeps the readings of as many
 LAST_SAMPLE_SECONDS = 0.06  # the longest a cell's end waits for its last sample
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -131,7 +133,7 @@ class Stage:
         self._shell = weakref.ref(shell)
         self._told: set[str] = set()
         self.panels: set[Panel] = set()
-        self._last: Panel | None = None
+        self._ended: deque[Panel] = deque()
         self.widget: Any = None
         self._page_speaks = False
         self._idle_since = time.monotonic()
@@ -149,7 +151,7 @@ class Stage:
     def run_thread(self, work: Callable[[], None], name: str) -> threading.Thread:
         """A daemon that runs ``work`` in the cell's context: ipykernel 7.0 finds its parent message there."""
         context = contextvars.copy_context()
-        thread = threading.Thread(target=lambda: context.run(self._guarded, work), name=name, daemon=True)
+        thread = threading.Thread(target=lambda: context.run(self.guarded, work), name=name, daemon=True)
         # Thread.start waits without bound for a thread that, short of memory, may die before it says that it has started
         thread._started = started = _AtMostASecond()  # type: ignore[attr-defined]
         thread.start()
@@ -157,7 +159,8 @@ class Stage:
             raise CellmeterError("no thread could be started (is memory short?), so there is no live panel")
         return thread
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def guarded(self, work: Callable[[], None]) -> None:
+        """What fails is said in one line, once."""
         try:
             work()
         except Exception as error:
@@ -180,7 +183,7 @@ class Stage:
     def _asked(self, message: Event) -> None:
         self._page_speaks = True
         if message.get("k") == "need":
-            self._guarded(self._send_code)
+            self.guarded(self._send_code)
 
     @property
     def unanswered(self) -> bool:
@@ -190,7 +193,7 @@ class Stage:
     def answer_reloads(self, _result: Any = None) -> None:
         """At each cell's end, for the cell may have imported ipywidgets."""
         self._idle_since = time.monotonic()
-        self._guarded(lambda: widget.answer_reloads(self._comms))
+        self.guarded(lambda: widget.answer_reloads(self._comms))
 
     def panel_widget(self, on_message: Callable[[Event], None]) -> widget.Widget:
         """A widget for one cell, which begins now."""
@@ -198,13 +201,13 @@ class Stage:
         return widget.Widget(_STUB, {"code": self._key, "role": "panel"}, on_message)
 
     def outlive(self, panel: Panel) -> None:
-        """Keeps the widget of the cell that ended last, for a page that was loaded anew while the cell ran.
+        """Keeps the widget of a cell that has ended, for a page that was loaded anew while the cell ran.
 
         JupyterLab restores widgets only when the kernel is idle, and such a page does not hear of the static output.
         """
-        if self._last is not None:
-            self._last.abandon()
-        self._last = panel
+        self._ended.append(panel)
+        if len(self._ended) > MOST_OPEN:
+            self._ended.popleft().abandon()
 
     def close(self) -> None:
         """Closes widgets and joins threads."""
@@ -306,7 +309,13 @@ class Panel:
             return
         self._again = True
         if self._stop.is_set():  # no thread is left to do it
-            self._update()
+            self._stage.guarded(self._tell_again)
+
+    def _tell_again(self) -> None:
+        """A cell that has ended, whose rows only the folder has."""
+        self._feed.remember()
+        self._update()
+        self._feed.forget()
 
     def _stream(self) -> None:
         feed = self._feed
@@ -397,6 +406,7 @@ class Panel:
             self._end(frame, facts, start, rows)
             self._replace(*still(frame, facts, self._feed.shown, self._id))
         finally:
+            self._feed.forget()
             self._stage.outlive(self)
 
     def _last_rows(self) -> Floats:

@@ -33,7 +33,7 @@ from cellmeter import __version__, charts
 from cellmeter.errors import RunUnreadable
 from cellmeter.export.summary import death
 from cellmeter.export.summary import ending as ended
-from cellmeter.feed import Feed, WholeRun, column_major
+from cellmeter.feed import CHUNK_BYTES, Feed, WholeRun, column_major
 from cellmeter.still import ENDINGS
 from cellmeter.store import EVENTS, HEADER, RUN_ID, Tail, is_open, read_events, read_header, read_run, runs_home
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REPLY_BYTES = 1 << 20  # of rows in one reply
-CHUNK_BYTES = 8 << 20  # read at once of a long cell
 MOST_FEEDS = 8
 MOST_BANDS = 50  # in one reply; of those before, the page heard from the kernel
 _UNREADABLE = (RunUnreadable, OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

@@ -91,6 +91,24 @@ def test_a_page_loaded_anew_while_the_cell_runs_shows_it_in_the_end(open_book: C
     assert book.complaints() == []
 
 
+def test_it_stays_there_while_other_cells_are_monitored(open_book: Callable[..., Book]) -> None:
+    book = running(open_book, "midway-others", WAITS, "%%monitor second\n1", "%%monitor third\n1")
+    book.reload()
+    book.path.with_name("seen").touch()
+    first = book.output(1).locator(".cellmeter[data-drawn][data-state=ok]")
+    first.wait_for(timeout=ACTION_MS)
+    for index in (2, 3):
+        book.run(index)
+        book.wait(index)
+        book.output(index).locator(".cellmeter-still").wait_for(timeout=ACTION_MS)
+    assert first.count() == 1
+    book.command("docmanager:save")
+    book.reload()
+    first.wait_for(timeout=ACTION_MS)
+    assert int(first.get_attribute("data-points")) > 5, "all of it, read from the run folder again"
+    assert book.complaints() == []
+
+
 @pytest.mark.parametrize("saves", [True, False])
 def test_saved_widget_state_or_none(open_book: Callable[..., Book], saves: bool) -> None:
     setting = "@jupyter-widgets/jupyterlab-manager:saveWidgetState"
