@@ -579,10 +579,10 @@ export function readChoice(text) {
   return { groups, window: WINDOWS.some(([seconds]) => seconds === kept?.window) ? kept.window : 0 };
 }
 
-/** The groups a panel begins with: those that the cell asks for, else those chosen last. @param {Layout} layout
+/** The groups a panel begins with: those that the cell asks for or has ended with, else those chosen last. @param {Layout} layout
  * @param {Choice} choice @returns {string[]} */
 export function firstGroups(layout, choice) {
-  return layout.asked || !choice.groups ? [...layout.shown, OWN] : choice.groups;
+  return layout.asked || layout.status || !choice.groups ? [...layout.shown, OWN] : choice.groups;
 }
 
 /** @param {string} key of a panel */
@@ -714,6 +714,7 @@ const STYLE = `
   font: 12px/1.35 var(--jp-ui-font-family, var(--vscode-font-family, system-ui, sans-serif));
   color: var(--jp-ui-font-color1, var(--vscode-foreground, inherit)); font-variant-numeric: tabular-nums; }
 .cellmeter * { box-sizing: border-box; }
+.jupyterlab-sidecar .cellmeter { padding: 6px 8px; }
 .cellmeter [hidden] { display: none; }
 .cm-head { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 2px 16px; padding: 0 10px 5px 2px; border-bottom: 1px solid rgb(128 128 128 / .22); }
 .cm-said, .cm-sum { display: flex; align-items: baseline; min-width: 0; padding-top: 1px; }
@@ -1042,7 +1043,8 @@ class Chart {
     const value = (/** @type {number} */ i) => (overall ? `peak ${formatValue(peaks[i], panel.unit)}` : formatValue(now[i], panel.unit));
     this.legend.forEach(({ line, item, value: el }, i) => {
       el.textContent = samples.size === 0 || (overall && one && line.role === "main") ? "" : value(i).replace(/ cores$/, "");
-      item.hidden = samples.size > 0 && !worthSaying(panel, line, peaks[i], peaks, this.top);
+      const never = overall && line.role !== "main" && Number.isNaN(peaks[i]);
+      item.hidden = samples.size > 0 && (never || !worthSaying(panel, line, peaks[i], peaks, this.top));
     });
     this.lanes.forEach((lane, i) => (lane.textContent = samples.size ? value(i) : ""));
     this.peak.textContent = samples.size ? peakText(panel, peaks) : "";

@@ -177,6 +177,7 @@ test("what somebody else has left in the page's storage is no choice", () => {
   assert.deepEqual(live.firstGroups(layout, first), [...layout.shown, "own"]);
   assert.deepEqual(live.firstGroups(layout, kept), ["cpu", "io"]);
   assert.deepEqual(live.firstGroups({ ...layout, asked: true }, kept), [...layout.shown, "own"]);
+  assert.deepEqual(live.firstGroups({ ...layout, status: "ok" }, kept), [...layout.shown, "own"]);
 });
 
 const memory = {

@@ -181,7 +181,7 @@ def pack(frame: charts.Frame, facts: Facts, shown: Sequence[Group], room: int) -
     page = {
         "panels": charts.spec_for_page(frame.panels),
         "shown": shown,
-        "asked": True,
+        "asked": tuple(shown) != charts.DEFAULT_GROUPS,
         "missing": frame.missing,
         "title": facts.title,
         **ending_of(frame.only(shown), facts),
