@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellmeter import form
 from cellmeter.metrics import Metric
+from cellmeter.remote import Anchor, Remote, remote_from
 from cellmeter.run import (
     EDGE_END,
     AlertFired,
@@ -43,8 +45,12 @@ def run_from(
     running: bool,
     damaged_lines: int,
     damaged_records: int,
+    remote_lines: tuple[Sequence[Event], int] = ((), 0),
 ) -> Run:
-    """Builds the Run. ``running``: its recorder is at work, so that what has no end yet goes on."""
+    """Builds the Run. ``running``: its recorder is at work, so that what has no end yet goes on.
+
+    ``remote_lines``: what ``prometheus.jsonl`` has, and how many of its lines are damaged.
+    """
     start_ns = int(header["start_ns"])
     end = next((e for e in reversed(events) if e.get("event") == "end"), None)
     last_ns = max(
@@ -59,6 +65,9 @@ def run_from(
     limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
     ending: Ending | None = end["ending"] if end else (None if running else _probable_ending(parts, header, limits))
     cells = cells_from(events, start_ns, "running" if running else "died")
+    moments = ((e["t"], e["wall"]) for e in events if e.get("event") == "anchor")
+    anchors = (Anchor(0.0, header["started"]), *(Anchor((t - start_ns) * 1e-9, wall) for t, wall in moments))
+    remote, trouble = _remote(*remote_lines, anchors)
     return Run(
         id=header["id"],
         path=str(folder),
@@ -79,12 +88,32 @@ def run_from(
         start_ns=start_ns,
         duration=duration,
         segments=_segments(parts, cells, start_ns),
-        notices=tuple(_notices(events, damaged_lines, damaged_records)),
+        notices=(*_notices(events, damaged_lines, damaged_records), *trouble),
         alerts=_alerts(events, start_ns),
         over_budget=_over_budget(events, start_ns),
         plugin_metrics=tuple(Metric(**metric) for metric in header.get("metrics", ())),
         own=own_from(events, start_ns),
+        anchors=anchors,
+        remote=remote,
     )
+
+
+def _remote(lines: Sequence[Event], damaged: int, anchors: Sequence[Anchor]) -> tuple[Remote | None, tuple[str, ...]]:
+    """What was fetched from Prometheus, and what is to be said of it. The run itself is read whatever that file holds."""
+    if not lines and not damaged:
+        return None, ()
+    again = "`cellmeter fetch` brings it again"
+    try:
+        form.check_remote(lines)
+        remote = remote_from(lines, damaged > 0, anchors)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return None, (
+            f"what was fetched from Prometheus is not in a form that this cellmeter knows ({error}); {again}",
+        )
+    said = [f"part of what was fetched from Prometheus is damaged; {again}"] if remote is None or remote.damaged else []
+    if remote is not None and remote.misplaced:
+        said.append(f"{remote.misplaced} samples from Prometheus are left out: the clock was set, or the machine slept")
+    return remote, tuple(said)
 
 
 def _probable_ending(parts: Sequence[Part], header: Mapping[str, Any], limits: Mapping[str, Limit]) -> Ending:

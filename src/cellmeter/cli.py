@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter import __version__, sending
+from cellmeter import __version__, remote, sending
 from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
 from cellmeter.headless import Executed, Progress
 from cellmeter.prometheus import commands as prometheus
+from cellmeter.prometheus import reading
 from cellmeter.run import Run
 from cellmeter.store import find_run, list_runs, read_run, remove_run, run_folders, runs_home
 
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_watch,
         _add_serve,
         _add_prometheus_config,
+        _add_fetch,
         _add_doctor,
         _add_demo,
     ):
@@ -165,7 +167,7 @@ def _add_report(commands: Commands) -> None:
 def _report(options: argparse.Namespace) -> int:
     from cellmeter import export, judge
 
-    run = _open(options.run)
+    run = _open_whole(options.run)
     judgement = judge(run)
     if options.output is None:
         print(export.render(run, options.format or "text", judgement))
@@ -202,6 +204,16 @@ def _write(
 
 def _open(reference: str | None) -> Run:
     return read_run(find_run(reference, runs_home()))
+
+
+def _open_whole(reference: str | None) -> Run:
+    """The run with what a Prometheus server still has to tell of it; where that fails, a line says so."""
+    folder = find_run(reference, runs_home())
+    if not (folder / remote.FILE).exists():
+        return read_run(folder)
+    from cellmeter.prometheus.fetching import brought
+
+    return brought(folder, None, reading.READER_SECONDS, lambda line: print(f"cellmeter: {line}", file=sys.stderr))
 
 
 def _add_compare(commands: Commands) -> None:
@@ -274,7 +286,7 @@ def _export(options: argparse.Namespace) -> int:
     if output is not None and output.suffix.lower() not in export.suffixes() and not options.jsonl:
         raise BadUsage(f"export writes {', '.join(export.suffixes())}; {output} is none of these")
     chosen = export.selection(options.cells, options.since)
-    run = _open(options.run)
+    run = _open_whole(options.run)
     part = export.part_of(run, chosen)
     if options.jsonl:
         narrow, judgement = export.narrowed(run, judge(run), part)
@@ -444,6 +456,13 @@ def _add_serve(commands: Commands) -> None:
 def _add_prometheus_config(commands: Commands) -> None:
     text = "write what a Prometheus server needs: scraping, alert rules, an Alertmanager, a Grafana dashboard"
     prometheus.add_config_options(_command(commands, "prometheus-config", prometheus.write_config, text))
+
+
+def _add_fetch(commands: Commands) -> None:
+    text = (
+        "fetch what a Prometheus server tells of other machines from the time of a run, as far as it is not there yet"
+    )
+    reading.add_fetch_options(_command(commands, "fetch", reading.fetch_run, text))
 
 
 def _add_doctor(commands: Commands) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,12 +30,18 @@ main()
 
 
 def start(
-    module: str, arguments: Sequence[str], libraries: Sequence[str], log: Path | None, channel: bool
+    module: str,
+    arguments: Sequence[str],
+    libraries: Sequence[str],
+    log: Path | None,
+    channel: bool,
+    environ: Mapping[str, str] | None = None,
 ) -> int | None:
     """Runs ``main()`` of a module of this package, with ``sys.argv[1:]`` as given and these libraries importable.
 
-    ``log``: where its stderr goes. ``channel``: returns a descriptor, non-blocking, that is its standard input. Returns
-    within 20 ms. Raises OSError, and RecorderUnavailable where processes cannot be started at all.
+    ``log``: where its stderr goes. ``channel``: returns a descriptor, non-blocking, that is its standard input.
+    ``environ``: variables beside our own, for what must not stand on a command line. Returns within 20 ms. Raises OSError,
+    and RecorderUnavailable where processes cannot be started at all.
     """
     if os.name != "posix":
         raise RecorderUnavailable("cellmeter cannot record on Windows yet: use WSL")
@@ -51,6 +57,7 @@ def start(
             stdout=subprocess.DEVNULL,
             stderr=said,
             cwd="/" if log is None else log.parent,
+            env={**os.environ, **(environ or {})},
             bufsize=0,
             start_new_session=True,
         )

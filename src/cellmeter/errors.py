@@ -6,7 +6,8 @@
     ├── RunNotFound         no run answers to that name
     ├── RunUnreadable       a folder is there, but it is no run, or a damaged one
     ├── RecorderUnavailable the recorder could not be started or is gone
-    └── ExportFailed        a server did not take what was sent to it
+    ├── ExportFailed        a server did not take what was sent to it
+    └── FetchFailed         a server did not tell what it was asked for
 
 Every message is one line for the user: what happened, where, and what to do.
 """
@@ -41,3 +42,7 @@ class RecorderUnavailable(CellmeterError):
 
 class ExportFailed(CellmeterError):
     """A server did not take what was sent to it."""
+
+
+class FetchFailed(CellmeterError):
+    """A server did not tell what it was asked for."""

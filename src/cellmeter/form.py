@@ -96,6 +96,7 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
     "lost": {"t": int, "subject": str, "reason": str},
     "returned": {"t": int, "subject": str, "reason": str},
     "notice": {"t": int, "text": str},
+    "anchor": {"t": int, "wall": NUMBER},
     "alert": {"t": int, "seq": int, "state": str, "alert": str, "subject": str, "value": NUMBER},
     "budget": {
         "t": int,
@@ -128,6 +129,13 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
         "pid?": int,
     },
     "end": {"t": int, "ending": str, "signal?": INT_OR_NONE, "exit_code?": INT_OR_NONE},
+}
+REMOTE: Mapping[str, Mapping[str, Any]] = {
+    "source": {"url": str, "match": str},
+    "machine": {"id": str, "cpu_count": INT_OR_NONE, "memory_bytes": INT_OR_NONE},
+    "device": {"id": str, "machine": str, "name": str, "uuid": str, "memory_bytes": INT_OR_NONE},
+    "readings": {"metric": str, "subject": str, "t": list, "v": list, "d?": list},
+    "fetched": {"asked": NUMBER, "until": NUMBER, "lines": int, "samples": int},
 }
 OWN = ("logged", "span", "spans", "notice")  # the kinds that workers write
 
@@ -171,6 +179,19 @@ def check_header(header: Mapping[str, Any]) -> None:
     for segment in header["segments"]:
         if any(len(column) != 3 for column in segment["columns"]) or "/" in segment["file"]:
             raise ValueError(f"run.json.segments has {segment!r:.60}")
+
+
+def check_remote(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError if a line of ``prometheus.jsonl`` is not in the form known."""
+    for number, line in enumerate(lines, 1):
+        kind = line.get("event")
+        if not isinstance(kind, str) or kind not in REMOTE:
+            raise ValueError(f"line {number} is {kind!r:.40}")
+        check(line, REMOTE[kind], f"line {number} ({kind})")
+        for key in ("t", "v", "d"):
+            numbers = line.get(key, ())
+            if not set(map(type, numbers)) <= {int, float} or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"line {number} ({kind}) has in {key} what is no number")
 
 
 def check_events(events: Sequence[Mapping[str, Any]]) -> None:

@@ -19,11 +19,12 @@ from IPython.core.getipython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
-from cellmeter import own, script, sending, strip
+from cellmeter import own, remote, script, sending, strip
 from cellmeter.alerts import Budget, parse_budget
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
 from cellmeter.lookout import Callback, Lookout
 from cellmeter.prometheus.commands import add_serve_options, serve_beside
+from cellmeter.prometheus.reading import READER_SECONDS, add_start_options, asked_for, attach, probe
 from cellmeter.recording import OpenCell, Recording
 from cellmeter.settings import checked_rate, load_settings
 from cellmeter.tagging import Begun, Finished, Tagger
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cellmeter.dock import Dock
     from cellmeter.live import Panel
     from cellmeter.metrics import Group
+    from cellmeter.prometheus.source import Source
     from cellmeter.run import Run
 
 READY_SECONDS = 5.0
@@ -73,6 +75,7 @@ def _line_parser() -> _Parser:
     start.add_argument("--auto", action="store_true")
     start.add_argument("--max-memory", metavar="BUDGET")
     start.add_argument("--interrupt", action="store_true")
+    add_start_options(start)
     alert = commands.add_parser("alert", add_help=False)
     alert.add_argument("expression", nargs="*")
     alert.add_argument("--remove", type=int, metavar="N")
@@ -118,6 +121,8 @@ class Session:
         self.auto = False
         """Whether a line is shown under each cell."""
         self.dock: Dock | None = None
+        self.source: Source | None = None
+        """The Prometheus that tells of other machines, as far as this session knows how to be let in."""
         self._tagger = Tagger(shell, self._begun, self._finished)
         self._told: set[str] = set()
         self.lookout = Lookout(self.tell)
@@ -176,6 +181,25 @@ class Session:
         self.lookout.budget = budget
         self.lookout.follow(self.recording)
         return self.recording
+
+    def read_from(self, source: Source) -> None:
+        """Other machines of this run are told of by a Prometheus server. Raises BadUsage and FetchFailed."""
+        trouble = probe(source)
+        if self.recording is not None:
+            attach(self.recording.folder, source)
+            self.source = source
+        if trouble is not None:
+            self.tell(trouble)
+
+    def whole_run(self, folder: Path) -> Run:
+        """The run as it is now, with what a Prometheus server has to tell of it. Raises RunUnreadable."""
+        from cellmeter.store import read_run
+
+        if not (folder / remote.FILE).exists():
+            return read_run(folder)
+        from cellmeter.prometheus.fetching import brought
+
+        return brought(folder, self.source, READER_SECONDS, lambda line: print(f"cellmeter: {line}", file=sys.stderr))
 
     def stop(self) -> Path | None:
         """Stops the run and gives back its folder; None if there was none."""
@@ -358,6 +382,9 @@ class MonitorMagics(Magics):
                                          warn when a cell goes beyond that share of the memory limit, or bytes
                                          (12GiB) of its own; with --interrupt the cell is interrupted, and the
                                          kernel and its variables live on
+            %monitor start --prometheus URL --match '{instance="node7:9400"}'
+                                         GPUs and machines elsewhere, as a Prometheus server tells of them when the run
+                                         is over or a report is asked for: coarse, a reading every 15 s or so
             %monitor alert "gpu.utilization < 30 for 60s"
                                          a line under the cell when that has held so long; METRIC[:SUBJECT], < or >
             %monitor alert [--remove N]  list the alerts, remove one
@@ -392,7 +419,10 @@ class MonitorMagics(Magics):
             if options.interrupt and options.max_memory is None:
                 raise BadUsage("%monitor start: --interrupt needs --max-memory")
             budget = options.max_memory and parse_budget(options.max_memory, options.interrupt)
+            source = asked_for(options.prometheus, options.match)
             recording = self.session.start(options.rate, budget)
+            if source is not None:
+                self.session.read_from(source)
             self.session.auto = options.auto
             each = ", with a line under each cell" if options.auto else ""
             print(f"cellmeter: recording {recording.folder.name} at {recording.rate_hz:g} Hz{each}")
@@ -439,9 +469,8 @@ class MonitorMagics(Magics):
 
     def _report(self, options: argparse.Namespace) -> None:
         from cellmeter import export
-        from cellmeter.store import read_run
 
-        run = read_run(self._run_folder())
+        run = self.session.whole_run(self._run_folder())
         if options.path is not None:
             path = Path(options.path).expanduser()
             try:
@@ -539,24 +568,36 @@ def start(
     max_memory: str | float | None = None,
     interrupt: bool = False,
     mlflow: bool = False,
+    prometheus: str | None = None,
+    match: str | None = None,
 ) -> None:
     """Starts recording: in IPython as ``%monitor start`` does, in a plain script for this process.
 
     ``rate_hz``: samples a second, 0.1 to 100. ``max_memory``: warn beyond that share of the memory limit (0.9), or beyond
     bytes of the process and its workers (``"12GiB"``); with ``interrupt`` as if somebody had pressed Ctrl-C as well.
     ``mlflow``: when the recording is over, a process of its own sends it to the MLflow server, into the run that is active now.
-    Raises BadUsage, MissingExtra and RecorderUnavailable.
+    ``prometheus``, ``match``: a Prometheus server's address and a selector of labels, as in ``'{instance="node7:9400"}'``: what
+    it tells of GPUs and machines elsewhere is joined to this run when it is over.
+    Raises BadUsage, FetchFailed, MissingExtra and RecorderUnavailable.
     """
     budget = None if max_memory is None else parse_budget(str(max_memory), interrupt)
+    source = asked_for(prometheus, match)
     if mlflow:
         sending.can_send_to_mlflow()
     shell = get_ipython()
-    recording: Recording | None
     if shell is None:
         recording = script.start(rate_hz, budget)
+        trouble = probe(source) if source is not None else None
+        if source is not None and recording is not None:
+            attach(recording.folder, source)
+        if trouble is not None:
+            print(f"cellmeter: {trouble}", file=sys.stderr)
     else:
         load_ipython_extension(shell)
-        recording = shell.magics_manager.registry[_NAME].session.start(rate_hz, budget)
+        session = shell.magics_manager.registry[_NAME].session
+        recording = session.start(rate_hz, budget)
+        if source is not None:
+            session.read_from(source)
     if mlflow and recording is not None:
         sending.send_when_over(recording.folder)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ LABEL_LENGTH = 200
 MOST_SOURCE = 200_000  # characters of a cell's source that are kept
 LOOK_SECONDS = 1.0
 SILENT_SECONDS = 3.0
+_LOGIN = re.compile(r"(?<=://)[^/\s@\"']+@")  # user and password in an address: no run folder is to have them
 _GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES")
 
 
@@ -135,7 +137,12 @@ class Recording:
             self.recorder.send(edge)
             if self._settings.keep_source:  # after the edge, which must not wait for a pipe that a long source fills
                 self.recorder.send(
-                    {"event": "source", "t": cell.started_ns, "seq": cell.seq, "source": source[:MOST_SOURCE]}
+                    {
+                        "event": "source",
+                        "t": cell.started_ns,
+                        "seq": cell.seq,
+                        "source": _LOGIN.sub("", source)[:MOST_SOURCE],
+                    }
                 )
         return cell
 
@@ -151,7 +158,10 @@ class Recording:
         encoded = source.encode("utf-8", "surrogatepass")
         lines = (line.strip() for line in source.splitlines())
         code = next((line for line in lines if line and not line.startswith(("%%monitor", "#"))), "")
-        return {"hash": hashlib.sha256(encoded).hexdigest()[:16], "first_line": code[:FIRST_LINE_LENGTH]}
+        return {
+            "hash": hashlib.sha256(encoded).hexdigest()[:16],
+            "first_line": _LOGIN.sub("", code)[:FIRST_LINE_LENGTH],
+        }
 
     def cell_ended(self, cell: OpenCell, status: CellStatus, execution_count: int | None = None) -> int:
         """Sends an end edge and returns its time in ns. Raises RecorderUnavailable."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from cellmeter.frames import logged_frame, samples_frame, spans_frame
 from cellmeter.metrics import LONGEST_READING_SECONDS as LONGEST_READING_SECONDS
 from cellmeter.metrics import METRICS, RATE_OF, SHORT_FOR_ENERGY_SECONDS, SHORT_FOR_UTILIZATION_SECONDS, Metric
+from cellmeter.remote import Anchor, Remote, RemoteUsage, usage_between
 from cellmeter.span_stats import SpanStats, span_stats
 from cellmeter.spans import Logged, Own, Span, Steps
 
@@ -243,6 +244,10 @@ class Run:
     """What sources of other packages have measured; they are in no catalogue but this run's."""
     own: Own = field(repr=False, default_factory=Own)
     """What the user's code said: :attr:`spans`, :attr:`logged`, :attr:`steps`."""
+    anchors: tuple[Anchor, ...] = field(repr=False, default=())
+    """Moments by the run's clock and by the wall's, a minute apart or so."""
+    remote: Remote | None = None
+    """What a Prometheus server told of other machines; None if none was to be asked."""
 
     @cached_property
     def _cache(self) -> dict[tuple[str, str], Series]:
@@ -276,12 +281,15 @@ class Run:
         return tuple(seen)
 
     def series(self, metric: str, subject: str) -> Series:
-        """All readings of a metric of the catalogue; a rate is computed from its counter.
+        """All readings of a metric of the catalogue; a rate is computed from its counter. Those of :attr:`remote` too.
 
         Empty if it was never recorded. Raises KeyError if :attr:`metrics` has no such metric.
         """
         kind = self.metrics[metric].kind
         key = (metric, subject)
+        if key not in self._cache and self.remote is not None and key in self.remote.readings:
+            told = self.remote.readings[key]
+            self._cache[key] = Series(told.time, told.values, self.cells_at(told.time))
         if key not in self._cache:
             stored = self._stored(self.counter_of(metric), subject)
             self._cache[key] = rate_of(stored, 0.5 / self.rate_hz) if kind == "rate" else stored
@@ -317,6 +325,18 @@ class Run:
             known = self.memo["usage", cell.seq] = (cell, cell_usage(self, cell))
         usage: CellUsage = known[1]
         return usage
+
+    def epoch(self, time: float) -> float:
+        """Seconds since the epoch at a time of the run, by the last anchor before it: the two drift apart in a suspend."""
+        before = [anchor for anchor in self.anchors if anchor.time <= time]
+        anchor = before[-1] if before else Anchor(0.0, self.started.timestamp())
+        return anchor.wall + time - anchor.time
+
+    def remote_usage(self, cell: Cell) -> RemoteUsage | None:
+        """What the machines of :attr:`remote` did during a cell; None if there are none to ask for."""
+        if self.remote is None:
+            return None
+        return usage_between(self.remote, cell.start, self.duration if cell.end is None else cell.end)
 
     @property
     def spans(self) -> tuple[Span, ...]:

@@ -4,6 +4,7 @@
 ``events.jsonl``      cell edges, gaps, anchors, notices and the ending; one JSON object a line
 ``kernel.json``       which process it is the run of, there before its recorder is: workers find it by that
 ``events-<pid>.jsonl``  what worker processes say of themselves (see ``own``)
+``prometheus.jsonl``  what a Prometheus server told of other machines (see ``remote``); replaced whole, by any process
 ``samples-NNN.f64``   fixed-size records: monotonic ns (i8), cell (u4), flags (u4), float64 × columns, CRC-32 (u4)
 
 Every record, line and header carries a CRC, so a reader drops what is torn or damaged and says so, instead of showing it.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.errors import RunNotFound, RunUnreadable
+from cellmeter.remote import FILE as REMOTE
 from cellmeter.run import Column, Run
 
 if TYPE_CHECKING:
@@ -404,13 +406,18 @@ def is_open(header: Mapping[str, Any], folder: Path | None = None) -> bool:
 
 def _written_of_late(folder: Path) -> bool:
     try:
-        return time.time() - max(entry.stat().st_mtime for entry in os.scandir(folder)) < FOREIGN_SECONDS
+        # what is fetched later is no sign of life
+        entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("prometheus."))
+        return time.time() - max(entry.stat().st_mtime for entry in entries) < FOREIGN_SECONDS
     except (OSError, ValueError):
         return False
 
 
 def read_run(folder: Path, newest: int | None = None) -> Run:
-    """Reads a run folder: whole, or all events and only the newest samples of each file. Raises RunUnreadable."""
+    """Reads a run folder: whole, or all events and only the newest samples of each file, and nothing of other machines.
+
+    Raises RunUnreadable.
+    """
     header = read_header(folder)
     try:
         return _read_run(folder, header, newest)
@@ -445,7 +452,8 @@ def _read_run(folder: Path, header: Mapping[str, Any], newest: int | None) -> Ru
         records, damaged = parse_records(data, len(columns))
         damaged_records += damaged
         parts.append((entry["stream"], columns, records))
-    return assemble.run_from(folder, header, events, parts, running, damaged_lines, damaged_records)
+    remote = read_events(folder / REMOTE) if newest is None else ([], 0)
+    return assemble.run_from(folder, header, events, parts, running, damaged_lines, damaged_records, remote)
 
 
 def _read_records(path: Path, size: int, newest: int | None) -> bytes:
