@@ -49,16 +49,16 @@ AREA, READING, LOW, HIGH = "a", "r", "l", "h"  # end the names of a line's other
 
 
 def run_figures(run: Run, groups: Sequence[Group] = DEFAULT_GROUPS) -> Any:
-    """A Bokeh layout of the whole run, banded by cells: its panels, what plugins measured, what its code said.
+    """A Bokeh layout of the whole run, banded by cells: its panels, plugins, machines elsewhere, what its code said.
 
     Raises nothing on an empty run.
     """
-    from cellmeter import own_charts, plugin_charts
+    from cellmeter import own_charts, plugin_charts, remote_charts
 
     layout = window_figures(run, 0.0, run.duration, groups)
     if layout.children:
         x_range = layout.children[0].x_range
-        for more in (plugin_charts, own_charts):
+        for more in (plugin_charts, remote_charts, own_charts):
             layout.children = [*layout.children, *more.figures(run, 0.0, run.duration, x_range)]
     return layout
 

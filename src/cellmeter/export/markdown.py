@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from cellmeter.costs import costs
-from cellmeter.export import plugged, said
+from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
     cell_columns,
@@ -100,9 +100,9 @@ def _table(headers: Sequence[str], rule: Sequence[str], rows: Iterable[Sequence[
 
 
 def _said(run: Run) -> list[str]:
-    """What plugins measured, what the user's code said, and what it was told."""
+    """What plugins measured, what the user's code said, what machines elsewhere did, and what the code was told."""
     parts = []
-    for table in (*plugged.tables(run), *said.tables(run)):
+    for table in (*plugged.tables(run), *said.tables(run), *elsewhere.tables(run)):
         rule = ["---", *["---:"] * (len(table.headers) - 1)]
         note = f"\n\n{table.note}" if table.note else ""
         parts.append(f"### {table.title}{note}\n\n{_table(table.headers, rule, table.rows)}")
@@ -120,5 +120,5 @@ def _unchecked(judgement: Judgement) -> str:
 
 
 def _facts(run: Run) -> str:
-    lines = "\n".join(f"- {fact.name}: {escaped(fact.value)}" for fact in facts(run))
+    lines = "\n".join(f"- {fact.name}: {escaped(fact.value)}" for fact in (*facts(run), *elsewhere.fact(run)))
     return f"<details><summary>Run</summary>\n\n{lines}\n\n</details>"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cellmeter
 from cellmeter.costs import Costs, costs
-from cellmeter.export import plugged, said
+from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.devices import Spread, statistics_of
 from cellmeter.rules import judge
 from cellmeter.settings import load_settings
@@ -83,6 +83,7 @@ def _run(run: Run) -> dict[str, Any]:
         "gaps": [gap._asdict() for gap in run.gaps],
         "unknown": dict(run.unavailable),
         "notices": list(run.notices),
+        "remote": elsewhere.run_fields(run),
     }
 
 
@@ -144,6 +145,7 @@ def _cell(run: Run, cell: Cell) -> dict[str, Any]:
         "gpu": {gpu: asdict(used) for gpu, used in usage.gpu.items()},
         "plugins": plugins,
         "unknown": {**usage.unknown, **unknown},
+        "remote": elsewhere.cell_fields(run, cell),
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellmeter.costs import costs
-from cellmeter.export import plugged, said
+from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
     CellRow,
@@ -68,15 +68,15 @@ def text_report(run: Run, judgement: Judgement | None = None, prices: Prices | N
         _sizes(run),
         _fact("Cost", costs_line(spent)) if spent else "",
         _unchecked(judgement),
-        "Run\n" + "\n".join(_fact(fact.name, fact.value) for fact in facts(run)),
+        "Run\n" + "\n".join(_fact(fact.name, fact.value) for fact in (*facts(run), *elsewhere.fact(run))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _said(run: Run) -> list[str]:
-    """What plugins measured, what the user's code said, and what it was told."""
+    """What plugins measured, what the user's code said, what machines elsewhere did, and what the code was told."""
     parts = []
-    for table in (*plugged.tables(run), *said.tables(run)):
+    for table in (*plugged.tables(run), *said.tables(run), *elsewhere.tables(run)):
         body = _fitted(table.headers, table.rows, terminal_width() - 2, range(1, len(table.headers)))
         parts.append(f"{_paragraph(table.title + (f' ({table.note})' if table.note else ''), '')}\n{_indented(body)}")
     if alarms := said.alarms(run):
@@ -162,6 +162,7 @@ def status_text(run: Run) -> str:
         ("Recorded", f"{counted(len(metrics), 'metric')} of {', '.join(scopes) or 'nothing'}"),
         *([("Plugins", plugins(run))] if run.plugin_metrics else []),
         ("GPUs", gpus(run)),
+        *elsewhere.fact(run),
         *((f"No {name}", reason) for name, reason in run.unavailable.items()),
         *(("Notice", notice) for notice in run.notices),
         ("Recorder's own cost", recorder_cost(run)),

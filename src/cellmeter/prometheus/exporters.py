@@ -251,7 +251,7 @@ def _summed(lines: Sequence[Line]) -> Told | None:
     if not lines:
         return None
     times, grown = _increases(lines)
-    known = (~np.isnan(grown)).any(axis=1)
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(grown).any(axis=1))
     return _rates(times, np.nansum(grown, axis=1), known)
 
 
@@ -274,7 +274,7 @@ def _busy(cores: Iterable[Answers]) -> Told | None:
             )  # Linux lets it fall now and then: what is not known of it counts as work
     seconds = np.diff(times)
     busy = len(lines) * seconds - idle.sum(axis=1) - waiting
-    return _rates(times, busy.clip(0, None), ~np.isnan(busy))
+    return _rates(times, busy.clip(0, None), np.isfinite(busy))
 
 
 def _rates(times: Floats, grown: Floats, known: NDArray[np.bool_]) -> Told | None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from cellmeter.rules import elsewhere
 from cellmeter.rules.busy import DRAM_ACTIVE, SM_ACTIVE, UTILIZATION, Busy, busy_part, no_gpu, use_metric, why_missing
 from cellmeter.rules.causes import cause_of
 from cellmeter.rules.observed import ENOUGH, Observed, cell_end, cell_seconds, observed, titles, top_cells
@@ -49,7 +50,8 @@ class GpuUnused(Rule):
 
     def check(self, run: Run) -> Outcome:
         """One outcome a GPU; cells are judged together, since a GPU that rests in one may have worked in the next."""
-        return combined((self._device(run, device) for device in run.devices), no_gpu(run))
+        here = [self._device(run, device) for device in run.devices]
+        return combined([*here, *elsewhere.unused(run, self.allocated_seconds, self.id)], no_gpu(run))
 
     def _device(self, run: Run, device: Device) -> Outcome:
         metric = use_metric(run, device)
@@ -151,10 +153,9 @@ class GpuUnderused(Rule):
 
     def check(self, run: Run) -> Outcome:
         """One outcome a cell and GPU."""
-        if not run.devices:
-            return not_applicable(no_gpu(run))
-        parts = (self._cell(run, device, cell) for device in run.devices for cell in top_cells(run))
-        return combined(parts, "no cell was run")
+        parts = [self._cell(run, device, cell) for device in run.devices for cell in top_cells(run)]
+        parts += elsewhere.underused(run, self.mean_percent, self.warning_percent, self.id)
+        return combined(parts, "no cell was run" if run.devices else no_gpu(run))
 
     def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
         busy = busy_part(run, device, cell, self.busy_seconds)

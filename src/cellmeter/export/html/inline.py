@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from cellmeter.export import plugged, said
+from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.html.pieces import SEVERITY_WORDS, packaged, text
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
@@ -41,7 +41,7 @@ def inline(run: Run, judgement: Judgement, sizes: tuple[Size, ...], costs: Costs
         *(_finding(run, finding, number < CHARTS) for number, finding in enumerate(shown)),
         f'<div class="soft">and {more} more: %monitor report report.html shows all</div>' if more > 0 else "",
         _cells(run, judgement),
-        *(f"<b>{one.title}</b>{_table(one.headers, one.rows)}" for one in (*plugged.tables(run), *said.tables(run))),
+        *(f"<b>{one.title}</b>{_table(one.headers, one.rows)}" for one in (*plugged.tables(run), *said.tables(run), *elsewhere.tables(run))),
         *(f"<div><b>{text(name)}</b> {text(value)}</div>" for name, value in said.alarms(run)),
         _advice(sizes, costs),
         _details(run, judgement),
@@ -108,7 +108,7 @@ def _advice(sizes: tuple[Size, ...], costs: Costs | None) -> str:
 def _details(run: Run, judgement: Judgement) -> str:
     mute = unchecked(judgement)
     lines = [(checked.rule, f"{checked.outcome}: {checked.reason}") for checked in mute]
-    lines += [(fact.name, fact.value) for fact in facts(run)]
+    lines += [(fact.name, fact.value) for fact in (*facts(run), *elsewhere.fact(run))]
     body = "".join(f"<div><b>{text(name)}</b> {text(value)}</div>" for name, value in lines)
     title = "What was not judged, and this recording" if mute else "This recording"
     return f'<details><summary>{title}</summary><div class="soft">{body}</div></details>'

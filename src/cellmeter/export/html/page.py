@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter import timeline
 from cellmeter.costs import Costs, costs
-from cellmeter.export import plugged, said
+from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.devices import device_statistics
 from cellmeter.export.html.advice import costs_section, sizing_section
 from cellmeter.export.html.cells import cells_section
@@ -88,6 +88,7 @@ def _body(run: Run, judgement: Judgement, spent: Costs | None, drawn: Timeline |
         section("Cells", cells_section(run, rows, judgement.findings), counted(len(rows), "cell")),
         *(section(one.title, _table(one, "as plugins measured them"), one.note) for one in plugged.tables(run)),
         *(section(one.title, _table(one, "as the code told them"), one.note) for one in said.tables(run)),
+        *(section(one.title, _table(one, "as Prometheus told it"), one.note) for one in elsewhere.tables(run)),
         section("Alerts", definitions(said.alarms(run))),
         section("Memory", memory_section(run, rows) if rows else "", "bands are cells, dots their peaks"),
         section("GPUs", gpus_section(run, device_statistics(run)), "inside cells"),
@@ -96,7 +97,7 @@ def _body(run: Run, judgement: Judgement, spent: Costs | None, drawn: Timeline |
         else "",
         section("Cost", costs_section(run, spent), "by the prices in your settings"),
         section("Not judged", _unchecked(judgement)),
-        section("This recording", definitions((fact.name, fact.value) for fact in facts(run))),
+        section("This recording", definitions((fact.name, fact.value) for fact in (*facts(run), *elsewhere.fact(run)))),
     ]
     return (
         f'<header><div class="brand"><b>cellmeter</b><span>{text(name_of(run))}</span>'
@@ -149,7 +150,7 @@ def _gpu_tile(run: Run) -> tuple[str, str, str]:
 
 
 def _table(one: said.Table, source: str) -> str:
-    """What plugins measured, or the user's code said: spans, logged values, steps."""
+    """What plugins measured, the user's code said (spans, logged values, steps), or machines elsewhere did."""
     rows = ([text(words) for words in row] for row in one.rows)
     return table(f"{one.title}, {source}", one.headers, rows)
 

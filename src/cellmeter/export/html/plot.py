@@ -148,7 +148,9 @@ def _broken(time: Floats, values: Floats) -> tuple[Floats, Floats]:
     """The same with an unknown value wherever there was no sample for long."""
     import numpy as np
 
-    wide = np.flatnonzero(np.diff(time) > BREAK_SECONDS) + 1
+    apart = np.diff(time)
+    usual = float(np.median(apart)) if len(apart) else 0.0  # a scrape of another machine is one of 15 s or so
+    wide = np.flatnonzero(apart > max(BREAK_SECONDS, 2.5 * usual)) + 1
     return np.insert(time, wide, time[wide] - 1e-3), np.insert(values, wide, np.nan)
 
 
