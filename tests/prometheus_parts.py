@@ -153,13 +153,14 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(config: Path) -> Iterator[Prometheus]:
-    port = free_port()
+def prometheus(config: Path, port: int | None = None, *options: str) -> Iterator[Prometheus]:
+    port = port or free_port()
     command = [
         program("prometheus"),
         f"--config.file={config}",
         f"--storage.tsdb.path={config.parent / 'tsdb'}",
         f"--web.listen-address=127.0.0.1:{port}",
+        *options,
     ]
     url = f"http://127.0.0.1:{port}"
     with running(command, config.parent / "prometheus.log"):
@@ -209,3 +210,72 @@ def promtool(*arguments: str | Path, text: str | None = None) -> subprocess.Comp
     return subprocess.run(
         [program("promtool"), *map(str, arguments)], input=text, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+@contextmanager
+def node_exporter(folder: Path) -> Iterator[str]:
+    """The real one, of this machine; gives ``host:port``."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [program("prometheus-node-exporter"), f"--web.listen-address={address}"]
+    with running(command, folder / "node_exporter.log"):
+        wait_until(answers(f"http://{address}/metrics"), "node_exporter", SLOW_SECONDS)
+        yield address
+
+
+class Dcgm:
+    """A stub of dcgm-exporter: the same names and labels, and what the test says is what it measures.
+
+    ``old``: the spelling of its labels before release 2.2.
+    """
+
+    def __init__(self, gpus: int = 2, hostname: str = "node7", old: bool = False) -> None:
+        self.gpus, self.hostname, self.old = gpus, hostname, old
+        self.use: dict[int, float] = dict.fromkeys(range(gpus), 0.0)
+        self.memory_mib: dict[int, float] = dict.fromkeys(range(gpus), 1024.0)
+        self.scrapes = 0
+        self.address = ""
+
+    def text(self) -> str:
+        lines = []
+        for gpu in range(self.gpus):
+            readings = {
+                "DCGM_FI_DEV_GPU_UTIL": self.use[gpu],
+                "DCGM_FI_DEV_MEM_COPY_UTIL": self.use[gpu] / 2,
+                "DCGM_FI_DEV_FB_USED": self.memory_mib[gpu],
+                "DCGM_FI_DEV_FB_FREE": 81920 - self.memory_mib[gpu],
+                "DCGM_FI_DEV_GPU_TEMP": 40 + self.use[gpu] / 4,
+                "DCGM_FI_DEV_POWER_USAGE": 70 + 5 * self.use[gpu],
+                "DCGM_FI_PROF_SM_ACTIVE": self.use[gpu] / 200,
+                "DCGM_FI_DEV_SM_CLOCK": 1755,  # of no interest here
+            }
+            uuid, host = ("uuid", "hostname") if self.old else ("UUID", "Hostname")
+            labels = f'gpu="{gpu}",{uuid}="GPU-{self.hostname}-{gpu}",device="nvidia{gpu}",{host}="{self.hostname}"'
+            labels += "" if self.old else ',modelName="NVIDIA H100"'
+            lines += [f"{name}{{{labels}}} {value}" for name, value in readings.items()]
+        return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def dcgm_exporter(stub: Dcgm) -> Iterator[Dcgm]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            stub.scrapes += 1
+            body = stub.text().encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        stub.address = f"127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield stub
+        finally:
+            server.shutdown()
+            thread.join()

@@ -96,7 +96,7 @@ class Remote:
 
         times = [readings.time for (_, of), readings in self.readings.items() if of == subject]
         longest = max(times, key=len, default=np.empty(0))
-        return float(np.median(np.diff(longest))) if len(longest) > 2 else USUAL_INTERVAL_SECONDS
+        return float(np.median(np.diff(longest))) if len(longest) > 1 else USUAL_INTERVAL_SECONDS
 
     @property
     def interval_seconds(self) -> float:

@@ -160,7 +160,7 @@ def _take_gpu(found: Gathered, machine: str, device: str, series: Answers) -> No
         top = 100.0 / scale if METRICS[metric].unit == "%" else BLANK
         sound = (values >= 0) & (values <= top) & (values < BLANK)
         if sound.any():
-            found.readings[metric, device] = Told(_milliseconds(time[sound]), _numbers(values[sound] * scale))
+            found.readings[metric, device] = Told(_milliseconds(time[sound]), (values[sound] * scale).tolist())
     total = _at_same_times(_merged(by_name.get(USED, ())), _merged(by_name.get(FREE, ())))
     sums = [used + free for _, used, free in total if 0 <= used < BLANK and 0 <= free < BLANK]
     labels = max((labels for labels, _ in series), key=lambda labels: len(labels.get("modelName", "")))
@@ -284,13 +284,8 @@ def _rates(times: Floats, grown: Floats, known: NDArray[np.bool_]) -> Told | Non
         return None
     seconds = np.diff(times)
     stamps = np.array(_milliseconds(times))
-    return Told(stamps[1:][known].tolist(), _numbers((grown / seconds)[known]), np.diff(stamps)[known].tolist())
+    return Told(stamps[1:][known].tolist(), (grown / seconds)[known].round(6).tolist(), np.diff(stamps)[known].tolist())
 
 
 def _milliseconds(times: Iterable[float]) -> list[int]:
     return [round(time * 1000) for time in times]
-
-
-def _numbers(values: Iterable[float]) -> list[float]:
-    """As they are written: seven digits are more than any of these sensors has."""
-    return [float(f"{value:.7g}") for value in values]
