@@ -102,7 +102,7 @@ def test_where_the_clock_leapt_nothing_is_placed_wrongly(
     placed = run_times(stamps, anchors)
     either = {round(w - WALL, 3) for w in stamps} | {round(w - WALL - leap, 3) for w in stamps}
     assert {round(t, 3) for t in placed[~np.isnan(placed)]} <= either
-    assert not ((placed > 60.01) & (placed < 119.99)).any()  # when it leapt there is not known
+    assert not ((placed > 60.01) & (placed < 119.79)).any()  # when it leapt there is not known
     if not back:  # a suspend: all that is placed is where it was
         known = dict(zip((round(wall(time), 3) for time in truth), truth, strict=True))
         assert all(
@@ -511,7 +511,7 @@ def test_the_json_report_keeps_it_apart() -> None:
     assert (remote["coarse"], remote["interval_seconds"], remote["complete"]) == (True, 15.0, True)
     first, second = (cell["remote"] for cell in fields["cells"])
     assert first["gpu"]["node7:gpu0"]["utilization_mean"] == 80.0
-    assert first["gpu"]["node7:gpu0"]["samples"] == 7
+    assert first["gpu"]["node7:gpu0"]["samples"] == 6
     assert second["gpu"]["node7:gpu0"]["utilization_mean"] is None
     why = second["unknown"]["gpu.node7:gpu0.utilization_mean"]
     assert why == "shorter than the scrape interval of 15 s"
