@@ -28,7 +28,7 @@ lab: $(DEVELOPS) ## open JupyterLab on notebooks/
 
 test: $(DEVELOPS) $(OLDER) ## all tests: Python, a real JupyterLab in Chromium, JavaScript
 	@tools/need cc:gcc node:nodejs npm:npm fc-list:fontconfig openssl:openssl promtool:prometheus \
-		prometheus-alertmanager:prometheus-alertmanager
+		prometheus-alertmanager:prometheus-alertmanager prometheus-node-exporter:prometheus-node-exporter
 	@tools/need --run 'fc-list | grep -q .' fonts-dejavu-core
 	@tools/need-browser $(BIN)/python
 	@$(MAKE) -s $(NODE_MODULES)

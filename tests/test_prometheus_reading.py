@@ -225,13 +225,13 @@ def test_a_script_and_its_cell(script: Callable[..., subprocess.Popen[str]], sit
 
 @pytest.mark.timeout(300)
 def test_a_prometheus_that_was_down_at_the_end(
-    kernel: Kernel, home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel, home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It goes and comes again in the middle and is down at the end; nothing that it has seen is lost."""
     port = free_port()
     (tmp_path / "p").mkdir()
     with dcgm_exporter(Dcgm()) as gpus:
-        config = write_config(tmp_path / "p" / "prometheus.yml", gpus.address, gpus.address)
+        config = write_config(tmp_path / "p" / "prometheus.yml", gpus.address, f"127.0.0.1:{free_port()}")
         site = Site(gpus, Prometheus(f"http://127.0.0.1:{port}"), config)
         with prometheus(config, port) as server:
             with site.steady(0, 10.0, 1):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 MOST_LANES = 16
-LANE_HEIGHT, LEAST_HEIGHT = 30, 64
+LANE_HEIGHT, LEAST_HEIGHT = 34, 68
 GAP = 0.16  # between two lanes, of a lane's height
 LABEL_LENGTH = 13
 BROKEN = 2.5  # intervals without a sample: nothing is drawn across
@@ -112,12 +112,13 @@ def _grounded(placed: Floats, row: int) -> Floats:
 
 
 def _broken(readings: Readings, longest: float) -> tuple[Floats, Floats]:
-    """The same with an unknown value wherever there was no sample for long."""
+    """The same with unknown values at both ends of a time without a sample, so that no area spans it."""
     import numpy as np
 
     time, values, _ = readings
-    wide = np.flatnonzero(np.diff(time) > longest) + 1
-    return np.insert(time, wide, time[wide] - 1e-3), np.insert(values, wide, np.nan)
+    wide = np.repeat(np.flatnonzero(np.diff(time) > longest) + 1, 2)
+    ends = np.where(np.arange(len(wide)) % 2, time[wide] - 1e-3, time[wide - 1] + 1e-3)
+    return np.insert(time, wide, ends), np.insert(values, wide, np.nan)
 
 
 def _shortened(name: str) -> str:

@@ -118,7 +118,7 @@ def _underused(
         )
     warned = highest < warning_percent
     start, end = float(busy.time[0]), float(busy.time[-1])
-    seconds = end - start
+    seconds = min(end - start, samples * remote.interval(device.id))  # what was not scraped is not known to be unused
     return found(
         Finding(
             rule=rule,
