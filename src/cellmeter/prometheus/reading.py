@@ -17,7 +17,7 @@ LOG = "prometheus.log"
 PROBE_SECONDS = 1.0  # the longest that starting waits for the server
 READER_SECONDS = 10.0
 FETCH_SECONDS = 600.0
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.0
 RETRY_SECONDS = (5.0, 15.0, 40.0, 60.0)  # after a run, if the server does not answer; then readers ask it again
 
 
