@@ -167,7 +167,7 @@ def _add_report(commands: Commands) -> None:
 def _report(options: argparse.Namespace) -> int:
     from cellmeter import export, judge
 
-    run = _open_whole(options.run)
+    run = _whole(find_run(options.run, runs_home()))
     judgement = judge(run)
     if options.output is None:
         print(export.render(run, options.format or "text", judgement))
@@ -206,9 +206,8 @@ def _open(reference: str | None) -> Run:
     return read_run(find_run(reference, runs_home()))
 
 
-def _open_whole(reference: str | None) -> Run:
+def _whole(folder: Path) -> Run:
     """The run with what a Prometheus server still has to tell of it; where that fails, a line says so."""
-    folder = find_run(reference, runs_home())
     if not (folder / remote.FILE).exists():
         return read_run(folder)
     from cellmeter.prometheus.fetching import brought
@@ -286,7 +285,7 @@ def _export(options: argparse.Namespace) -> int:
     if output is not None and output.suffix.lower() not in export.suffixes() and not options.jsonl:
         raise BadUsage(f"export writes {', '.join(export.suffixes())}; {output} is none of these")
     chosen = export.selection(options.cells, options.since)
-    run = _open_whole(options.run)
+    run = _whole(find_run(options.run, runs_home()))
     part = export.part_of(run, chosen)
     if options.jsonl:
         narrow, judgement = export.narrowed(run, judge(run), part)
@@ -342,7 +341,7 @@ def _run_notebook(path: Path, folder: Path, output: Path | None, report: Path, *
     notebook = read_notebook(path)
     with _Bar() as bar:
         executed = execute(notebook, str(path.resolve()), folder, bar.show)
-    run = None if executed.folder is None else read_run(executed.folder)
+    run = None if executed.folder is None else _whole(executed.folder)
     judgement = None if run is None else judge(run)
     if output is not None:
         if metadata and run is not None:
@@ -421,7 +420,7 @@ def _record(options: argparse.Namespace) -> int:
     if recorded.folder is None:
         print("cellmeter: nothing was recorded, so there is no report", file=sys.stderr)
         return leave_as(recorded.code)
-    run = read_run(recorded.folder)
+    run = _whole(recorded.folder)
     judgement = judge(run)
     name = options.script if options.module else Path(options.script).stem
     report = options.report or Path(f"{name}-report.html")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FILE = "prometheus.jsonl"
 USUAL_INTERVAL_SECONDS = 15.0  # where there are too few samples to tell
 SETTLE_SECONDS = 30.0  # a sample may come so late: until then the end is asked for once more
+SAME_SECONDS = 0.01  # a time that has been to the epoch and back is off by some 100 ns
 BEFORE_SECONDS = 600.0  # how long before the first anchor the clock is trusted
 SLEW_SECONDS = 0.2  # what the clock may be corrected by between two anchors
 
@@ -107,7 +108,7 @@ class Remote:
         """Whether a run that ended after so long has been fetched to its end."""
         if self.asked is None or self.until is None or self.damaged:
             return False
-        return self.until >= duration and self.asked >= duration + SETTLE_SECONDS
+        return self.until >= duration - SAME_SECONDS and self.asked >= duration + SETTLE_SECONDS
 
 
 # ---- joined to cells -------------------------------------------------------------------------------------------------

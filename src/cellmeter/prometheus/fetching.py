@@ -240,7 +240,7 @@ def is_missing(run: Run) -> bool:
 def brought(folder: Path, source: Source | None, seconds: float, say: Callable[[str], None]) -> Run:
     """For a reader: the run, with what was missing fetched, for so long at the most; says in one line what went wrong.
 
-    On a thread, as nobody can tell a look-up of a name to hurry. Raises RunUnreadable.
+    ``source``: that of the run, if it is known how to be let in there. On a thread, as nobody can tell a look-up of a name to hurry. Raises RunUnreadable.
     """
     import threading
 
@@ -248,10 +248,12 @@ def brought(folder: Path, source: Source | None, seconds: float, say: Callable[[
     if not is_missing(run):
         return run
     problems: list[str] = []
+    theirs = None if run.remote is None else Source(run.remote.url, run.remote.match)
+    known = source if source == theirs else None
 
     def work() -> None:
         try:
-            fetch(folder, source, seconds)
+            fetch(folder, known, seconds)
         except CellmeterError as error:
             problems.append(str(error))
         except Exception as error:  # a reader reads what there is
