@@ -240,7 +240,8 @@ def is_missing(run: Run) -> bool:
 def brought(folder: Path, source: Source | None, seconds: float, say: Callable[[str], None]) -> Run:
     """For a reader: the run, with what was missing fetched, for so long at the most; says in one line what went wrong.
 
-    ``source``: that of the run, if it is known how to be let in there. On a thread, as nobody can tell a look-up of a name to hurry. Raises RunUnreadable.
+    ``source``: that of the run, if it is known how to be let in there. On a thread, as nobody can tell a look-up of a name to
+    hurry. Raises RunUnreadable.
     """
     import threading
 
