@@ -203,7 +203,7 @@ def test_profiling_ratios_become_percent_and_blank_values_are_dropped() -> None:
     found = told(
         of_gpu("DCGM_FI_PROF_SM_ACTIVE", [(1.0, 0.25), (2.0, 1.5)]),
         of_gpu("DCGM_FI_DEV_GPU_UTIL", [(1.0, 2147483632.0), (2.0, float("nan")), (3.0, 7.0)]),
-        of_gpu("DCGM_FI_DEV_FB_USED", [(1.0, 9.22e18), (2.0, 10.0)]),
+        of_gpu("DCGM_FI_DEV_FB_USED", [(1.0, 2147483632.0), (1.5, 9.22e18), (2.0, 10.0)]),
         of_gpu("DCGM_FI_DEV_FB_FREE", [(1.0, 5.0), (2.0, 30.0)]),
         of_gpu("DCGM_FI_DEV_POWER_USAGE", [(1.0, -1.0)]),
     )

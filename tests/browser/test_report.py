@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from builders import a_cell, a_run
 from test_export import HOSTILE, busy_run
+from test_remote import elsewhere
 
 from bench.long_run import long_run
 from browser.driver import SCREENSHOTS
 from cellmeter.export.html import html_report
+from cellmeter.remote import RemoteDevice
 from cellmeter.rules import Judgement
 from cellmeter.run import Run
 from cellmeter.settings import Prices
@@ -163,3 +165,22 @@ def test_a_run_without_cells_opens_without_complaint(open_report: Callable[..., 
     report = open_report(a_run())
     assert report.trouble == []
     assert open_report(a_run(a_cell(3))).trouble == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_machines_elsewhere_have_lanes_and_tables_whatever_they_are_called(
+    open_report: Callable[..., Report], dark: bool
+) -> None:
+    plain = elsewhere({"gpu0": lambda t: 90.0 * (60 < t < 500), "gpu1": 12.0})
+    other = RemoteDevice(f"{HOSTILE}:gpu0", "node7", HOSTILE, HOSTILE)
+    readings = {**plain.readings, ("gpu.utilization", other.id): plain.readings["gpu.utilization", "node7:gpu0"]}
+    remote = replace(plain, devices=(*plain.devices, other), readings=readings, match=HOSTILE)
+    cells = (a_cell(60, label="load"), a_cell(500, label="submit and wait"))
+    report = open_report(replace(a_run(*cells), remote=remote), dark=dark)
+    assert report.view.get_by_text("Elsewhere, by cell", exact=False).count() >= 1
+    names = report.view.evaluate("Bokeh.documents.flatMap(d => [...d._all_models.values()].map(m => m.name))")
+    assert "elsewhere" in names
+    report.screenshot(f"report-elsewhere-{'dark' if dark else 'light'}")
+    assert report.fits()
+    assert report.trouble == []
+    assert report.requests == [report.address]

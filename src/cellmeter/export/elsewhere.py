@@ -29,7 +29,7 @@ def fact(run: Run) -> list[Fact]:
     remote = run.remote
     if remote is None:
         return []
-    asked = f"{remote.url} {remote.match}"
+    asked = plain(f"{remote.url} {remote.match}")
     if remote.asked is None or remote.until is None:
         return [Fact("Prometheus", f"{asked}: not asked yet, it is when the run is over")]
     upto = "" if remote.is_whole(run.duration) else f", up to {seconds_text(max(0.0, min(remote.until, run.duration)))}"
