@@ -135,7 +135,7 @@ def test_a_kernel_whose_gpus_are_elsewhere(kernel: Kernel, site: Site, tmp_path:
     status = kernel.run("%monitor").stdout
     assert f"Prometheus           {site.server.url} {MATCH}" in status
     told = kernel.run("%monitor report")
-    assert "node7:gpu0 NVIDIA H100" in told.displays[0]["data"]["text/plain"], "before the run is over, too"
+    assert "node7:gpu0 " in told.displays[0]["data"]["text/plain"], "before the run is over, too"
     assert told.stderr == ""
     assert kernel.run("%monitor stop").status == "ok"
     (folder,) = run_folders(kernel.home / "runs")
