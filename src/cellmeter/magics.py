@@ -587,11 +587,11 @@ def start(
     shell = get_ipython()
     if shell is None:
         recording = script.start(rate_hz, budget)
-        trouble = probe(source) if source is not None else None
         if source is not None and recording is not None:
+            trouble = probe(source)
             attach(recording.folder, source)
-        if trouble is not None:
-            print(f"cellmeter: {trouble}", file=sys.stderr)
+            if trouble is not None:
+                print(f"cellmeter: {trouble}", file=sys.stderr)
     else:
         load_ipython_extension(shell)
         session = shell.magics_manager.registry[_NAME].session

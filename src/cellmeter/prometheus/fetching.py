@@ -139,8 +139,9 @@ def fetch(folder: Path, source: Source | None, seconds: float) -> Fetched:
     run = read_run(folder, newest=1)
     now = time.time()
     end = min(run.epoch(run.duration), now) if run.ending is not None else now
-    start = run.epoch(0.0) if kept.until is None else min(kept.until, end) - SETTLE_SECONDS
-    told, reached, problem = _gather(source, kept.told, start, end, deadline)
+    began = run.epoch(0.0)
+    start = began if kept.until is None else min(kept.until, end) - SETTLE_SECONDS
+    told, reached, problem = _gather(source, kept.told, (began, start, end), deadline)
     if problem is None or reached > start:
         keep(folder, source, told, max(reached, kept.until or reached), now)
     if problem is not None:
@@ -149,12 +150,16 @@ def fetch(folder: Path, source: Source | None, seconds: float) -> Fetched:
 
 
 def _gather(
-    source: Source, told: Gathered, start: float, end: float, deadline: float
+    source: Source, told: Gathered, window: tuple[float, float, float], deadline: float
 ) -> tuple[Gathered, float, CellmeterError | None]:
-    """More of it, chunk by chunk; how far that came, and what went wrong there."""
-    reached = start
+    """More of it, chunk by chunk; how far that came, and what went wrong there.
+
+    ``window``: when the run began, from when on and until when it is asked for, in seconds since the epoch.
+    """
+    began, reached, end = window
     try:
-        places, chunk = _survey(source, start, end, deadline)
+        # all series of the run, so that machines are called the same in each part
+        places, chunk = _survey(source, began - LOOKBACK_SECONDS, end, deadline)
         while reached < end and chunk:
             to = min(reached + chunk, end)
             answers = [
