@@ -35,13 +35,14 @@ def inline(run: Run, judgement: Judgement, sizes: tuple[Size, ...], costs: Costs
     """The colours of JupyterLab's theme where there is one."""
     shown = judgement.findings[:FINDINGS_SHOWN]
     more = len(judgement.findings) - len(shown)
+    tables = (*plugged.tables(run), *said.tables(run), *elsewhere.tables(run))
     parts = [
         f"<style>{packaged('inline.css')}</style>",
         f"<p>{text(lead(run, judgement))}</p>",
         *(_finding(run, finding, number < CHARTS) for number, finding in enumerate(shown)),
         f'<div class="soft">and {more} more: %monitor report report.html shows all</div>' if more > 0 else "",
         _cells(run, judgement),
-        *(f"<b>{one.title}</b>{_table(one.headers, one.rows)}" for one in (*plugged.tables(run), *said.tables(run), *elsewhere.tables(run))),
+        *(f"<b>{one.title}</b>{_table(one.headers, one.rows)}" for one in tables),
         *(f"<div><b>{text(name)}</b> {text(value)}</div>" for name, value in said.alarms(run)),
         _advice(sizes, costs),
         _details(run, judgement),
