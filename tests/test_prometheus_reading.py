@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-from conftest import Kernel, Reply, wait_until
+from conftest import Kernel, Reply, has_ended, wait_until
 from prometheus_parts import (
     SLOW_SECONDS,
     Dcgm,
@@ -114,6 +114,14 @@ def fetched(folder: Path) -> Run:
     return wait_until(look, "the fetch", SLOW_SECONDS)
 
 
+def stopped(kernel: Kernel) -> Path:
+    """The folder of the only run, which is over."""
+    assert kernel.run("%monitor stop").status == "ok"
+    (folder,) = run_folders(kernel.home / "runs")
+    wait_until(lambda: has_ended(folder), "the recorder to end", SLOW_SECONDS)
+    return folder
+
+
 def cell_of(run: Run, text: str) -> Any:
     """What was elsewhere while the cell ran whose label this is."""
     (cell,) = (cell for cell in run.cells if cell.label == text)
@@ -140,8 +148,7 @@ def test_a_kernel_whose_gpus_are_elsewhere(kernel: Kernel, site: Site, tmp_path:
     told = kernel.run("%monitor report")
     assert "node7:gpu0 " in told.displays[0]["data"]["text/plain"], "before the run is over, too"
     assert told.stderr == ""
-    assert kernel.run("%monitor stop").status == "ok"
-    (folder,) = run_folders(kernel.home / "runs")
+    folder = stopped(kernel)
     log = wait_until(lambda: (folder / reading.LOG).read_text(), "the fetch at the end", SLOW_SECONDS)
     assert "of 2 GPUs and 1 machine" in log
     run = fetched(folder)
@@ -173,6 +180,7 @@ def test_a_kernel_whose_gpus_are_elsewhere(kernel: Kernel, site: Site, tmp_path:
 def test_it_goes_on_where_it_left_off(kernel: Kernel, site: Site, home: Path) -> None:
     """Asked again, only what is missing is fetched, and nothing is there twice."""
     kernel.run(f"%monitor start --prometheus {site.server.url} --match '{MATCH}'")
+    kernel.recorded_cells(1)
     (folder,) = run_folders(home / "runs")
     first = fetching.fetch(folder, None, 60).run.remote
     with site.steady(0, 77.0, 4):
@@ -193,8 +201,7 @@ def test_a_run_that_was_not_started_with_it_is_joined_later(
 ) -> None:
     with site.steady(1, 33.0, 5):
         kernel.run("%%monitor later --no-chart\nimport time\ntime.sleep(1.2)")
-    kernel.run("%monitor stop")
-    (folder,) = run_folders(home / "runs")
+    folder = stopped(kernel)
     assert read_run(folder).remote is None
     assert main(["fetch", str(folder)]) == 2
     assert "names no Prometheus" in capfd.readouterr().err
@@ -243,8 +250,7 @@ def test_a_prometheus_that_was_down_at_the_end(
                 kernel.run("%%monitor before --no-chart\nimport time\ntime.sleep(1)")
         with prometheus(config, port), site.steady(0, 30.0, 4):
             kernel.run("%%monitor after --no-chart\ntime.sleep(1)")
-        assert kernel.run("%monitor stop").status == "ok"
-        (folder,) = run_folders(home / "runs")
+        folder = stopped(kernel)
         log = wait_until(lambda: (folder / reading.LOG).read_text(), "word of the failure", SLOW_SECONDS)
         assert "cannot be asked" in log
         assert main(["report", str(folder)]) == 0, "the report is made of what there is"
@@ -323,6 +329,8 @@ def test_a_server_that_is_down_is_one_line(kernel: Kernel) -> None:
     assert (told.status, after.stdout) == ("ok", "the cell ran\n")
     assert told.stderr.count("\n") == 1
     assert "cannot be asked: Connection refused; it is asked again when the run is over" in told.stderr
+    report = [kernel.run("%monitor report").stderr for _ in range(2)]
+    assert [line.count("cannot be asked") for line in report] == [1, 1], "each time, as it is asked each time"
 
 
 @pytest.fixture
@@ -401,8 +409,7 @@ def test_a_fetch_that_breaks_off_goes_on_there(
     monkeypatch.setattr(fetching, "MOST_CHUNK_SECONDS", 0.5)
     with site.steady(0, 55.0, 8):
         kernel.run("import time\ntime.sleep(2)")
-    kernel.run("%monitor stop")
-    (folder,) = run_folders(home / "runs")
+    folder = stopped(kernel)
     ask, asked = asking.samples, []
 
     def failing(source: Any, matcher: str, start: float, end: float, deadline: float) -> Any:
@@ -432,8 +439,7 @@ def test_damage_is_mended_by_the_next_reader(
     kernel: Kernel, site: Site, home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     kernel.run("import time\ntime.sleep(1)")
-    kernel.run("%monitor stop")
-    (folder,) = run_folders(home / "runs")
+    folder = stopped(kernel)
     fetching.fetch(folder, source_of(site.server.url, MATCH), 60)
     content = bytearray((folder / FILE).read_bytes())
     content[content.index(b'"readings"') + 60] ^= 1

@@ -350,7 +350,7 @@ def test_only_the_source_is_known_before_anything_is_fetched(folder: Path) -> No
     remote = read_run(folder).remote
     assert remote is not None
     assert (remote.url, remote.match, remote.until, remote.is_whole(100)) == (SOURCE.url, SOURCE.match, None, False)
-    assert "not asked yet" in export.render(read_run(folder), "text")
+    assert "not asked yet" in export.render(read_run(folder), "md")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)

@@ -189,7 +189,7 @@ class Session:
             attach(self.recording.folder, source)
             self.source = source
         if trouble is not None:
-            self.tell(trouble)
+            _say(trouble)
 
     def whole_run(self, folder: Path) -> Run:
         """The run as it is now, with what a Prometheus server has to tell of it. Raises RunUnreadable."""
@@ -199,7 +199,7 @@ class Session:
             return read_run(folder)
         from cellmeter.prometheus.fetching import brought
 
-        return brought(folder, self.source, READER_SECONDS, lambda line: print(f"cellmeter: {line}", file=sys.stderr))
+        return brought(folder, self.source, READER_SECONDS, _say)
 
     def stop(self) -> Path | None:
         """Stops the run and gives back its folder; None if there was none."""
@@ -345,6 +345,11 @@ class Session:
             recording.say({"event": "goodbye", "t": time.monotonic_ns(), "how": how})
         except RecorderUnavailable:
             return
+
+
+def _say(line: str) -> None:
+    """One line on stderr, each time: somebody has asked for what it is about."""
+    print(f"cellmeter: {line}", file=sys.stderr)
 
 
 def notebook_path(shell: InteractiveShell | None) -> str | None:
@@ -591,7 +596,7 @@ def start(
             trouble = probe(source)
             attach(recording.folder, source)
             if trouble is not None:
-                print(f"cellmeter: {trouble}", file=sys.stderr)
+                _say(trouble)
     else:
         load_ipython_extension(shell)
         session = shell.magics_manager.registry[_NAME].session
