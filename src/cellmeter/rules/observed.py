@@ -45,7 +45,8 @@ class Observed(NamedTuple):
         """Time-weighted mean; the plain one where the readings stand for no time at all."""
         import numpy as np
 
-        return float(np.average(self.values, weights=self.seconds) if self.total > 0 else self.values.mean())
+        mean = np.average(self.values, weights=self.seconds) if self.total > 0 else self.values.mean()
+        return round(float(mean), 9)  # seconds are no binary fractions: the mean of fifties was 49.99999999999999
 
     def where(self, chosen: NDArray[np.bool_] | slice) -> Observed:
         """Some of the readings."""
