@@ -85,7 +85,7 @@ def send(options: argparse.Namespace) -> None:
     if options.mlflow and not uri:
         raise BadUsage("export --mlflow: name the server by --tracking-uri or MLFLOW_TRACKING_URI")
     folder = find_run(options.run, runs_home())
-    while options.wait and may_be_open(folder):
+    while options.wait and folder.exists() and may_be_open(folder):
         time.sleep(LOOK_SECONDS)
     run = read_run(folder)
     check_names(wanted, run)
