@@ -7,7 +7,7 @@
 /** @typedef {{label: string, role: "main"|"second"|"faint", ink: [string, string], top: number|null, about?: string}} Line */
 /** @typedef {{key: string, title: string, unit: string, limit: number|null, exact?: number|null, lanes: boolean, height: number, lines: Line[]}} Panel */
 /** @typedef {{status: string, word: string, end: number, notes: string[]}} Ending */
-/** @typedef {{panels: Panel[], shown: string[], asked: boolean, missing: Record<string, string>, cores?: string[], prefix: string, title: string, tail?: string, beside?: boolean} & Partial<Ending>} Layout */
+/** @typedef {{panels: Panel[], shown: string[], asked: boolean, missing: Record<string, string>, cores?: string[], prefix: string, title: string, tail?: string, beside?: boolean, instead?: string|null} & Partial<Ending>} Layout */
 /** @typedef {{time: Float64Array, columns: Float64Array[]}} Rows */
 /** @typedef {{groups: string[]|null, window: number}} Choice */
 /** @typedef {{name: string, start: number, end: number, count: number}} OwnSpan one span, or many of a name that came too fast */
@@ -649,12 +649,13 @@ async function gunzip(bytes) {
  */
 async function loadBokeh(bytes) {
   const code = new TextDecoder().decode(await gunzip(bytes));
-  const parts = ["export default function () {", code, "\n}"];
+  // a listener on the page's viewport, which Bokeh never takes away, would keep every plot for ever
+  const parts = ["export default function (visualViewport) {", code, "\n}"];
   const url = URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
   /** @type {any} */
   const root = {};
   try {
-    (await import(/* webpackIgnore: true */ url)).default.call(root);
+    (await import(/* webpackIgnore: true */ url)).default.call(root, null);
   } finally {
     URL.revokeObjectURL(url);
   }
@@ -921,6 +922,7 @@ class Chart {
     this.figure = null;
     /** @type {any} */
     this.views = null;
+    this.forget = () => {}; // Bokeh keeps every document for ever
     this.shown = ""; // what the figure shows, in so far as another would be drawn otherwise
     this.setting = false;
     this.top = NaN;
@@ -942,6 +944,7 @@ class Chart {
   /** @param {any} Bokeh @param {() => void} dress has it drawn, before Bokeh paints it for the first time */
   async embed(Bokeh, dress) {
     const doc = Bokeh.require("document").Document.from_json(documentOf(this.panel, `${this.id}m`, Bokeh.version));
+    this.forget = () => Bokeh.documents.splice(Bokeh.documents.indexOf(doc), 1);
     const [figure] = doc.roots();
     const { panel } = this;
     const rows = panel.lines.length;
@@ -963,6 +966,7 @@ class Chart {
 
   close() {
     this.views?.clear();
+    this.forget();
     this.root.remove();
   }
 
@@ -1714,6 +1718,20 @@ class View {
 const records = new Map();
 /** Charts that are on the page, by their panel's name: the static output takes them over. @type {Map<string, Set<View>>} */
 const lives = new Map();
+/** Charts in static outputs, by their panel's name: they go when their cell runs again. @type {Map<string, Set<View>>} */
+const placed = new Map();
+
+/** @param {string} name @param {View} view */
+function place(name, view) {
+  placed.set(name, (placed.get(name) ?? new Set()).add(view));
+}
+
+/** Forgets a panel whose cell runs again: its output is cleared, but observers and Bokeh would keep it. @param {string} name */
+function retire(name) {
+  for (const view of placed.get(name) ?? []) view.close();
+  placed.delete(name);
+  records.delete(name);
+}
 
 /** @param {any} buffer @returns {Uint8Array<ArrayBuffer>} */
 function octets(buffer) {
@@ -1872,6 +1890,7 @@ function open(model, early) {
   const hear = (/** @type {any} */ message, /** @type {any[]} */ buffers) => {
     if (message.k === "open") {
       if (record) return;
+      if (message.layout.instead) retire(message.layout.instead);
       record = recorded(message.layout);
       ready(record);
       spoken = standIn(record, () => views.size > 0, told);
@@ -1949,6 +1968,7 @@ async function upgrade([script, packed, name = ""]) {
     live.record.own.shrink();
     live.record.plugins.shrink();
     live.finish();
+    place(name, live);
     box.dataset.upgraded = "done";
     return;
   }
@@ -1964,6 +1984,7 @@ async function upgrade([script, packed, name = ""]) {
   }
   box.style.position = "relative";
   const view = new View(box, record, bokeh, true);
+  place(name, view);
   await view.drawn;
   hide();
   view.root.style.cssText = "";

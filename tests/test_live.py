@@ -340,6 +340,17 @@ def test_a_page_that_comes_after_the_end_gets_all_rows_from_the_folder(written: 
         assert feed.next == len(rows)
 
 
+def test_the_page_is_told_which_panel_a_cell_had_before(written: Written) -> None:
+    shell = Terminal()
+
+    def opened(cell_id: str | None) -> live.Panel:
+        return live.Panel.open(shell, written.writer.folder, 1, "In [1]", charts.DEFAULT_GROUPS, cell_id=cell_id)
+
+    first, other, again, unnamed = opened("a"), opened("b"), opened("a"), opened(None)
+    assert [panel._instead for panel in (first, other, again, unnamed)] == [None, None, first._id, None]
+    live.forget(shell)
+
+
 def test_only_so_many_panels_stay_open(written: Written) -> None:
     shell = Terminal()
     stage = live.Stage(shell)

@@ -134,6 +134,7 @@ class Stage:
         self._told: set[str] = set()
         self.panels: set[Panel] = set()
         self._ended: deque[Panel] = deque()
+        self._panels_of_cells: dict[str, str] = {}
         self.widget: Any = None
         self._page_speaks = False
         self._idle_since = time.monotonic()
@@ -199,6 +200,11 @@ class Stage:
         """A widget for one cell, which begins now."""
         self._was_idle |= time.monotonic() - self._idle_since > IDLE_SECONDS
         return widget.Widget(_STUB, {"code": self._key, "role": "panel"}, on_message)
+
+    def take_place(self, cell_id: str, panel_id: str) -> str | None:
+        """A panel for a cell that runs again; returns the one before, which the page may forget."""
+        before, self._panels_of_cells[cell_id] = self._panels_of_cells.get(cell_id), panel_id
+        return before
 
     def outlive(self, panel: Panel) -> None:
         """Keeps the widget of a cell that has ended, for a page that was loaded anew while the cell ran.
@@ -266,6 +272,7 @@ class Panel:
         self._widget: Any = None
         self._thread: threading.Thread | None = None
         self._layout: dict[str, Any] | None = None
+        self._instead: str | None = None
         self._bundle: dict[str, Any] = {}
         self._next_picture = PICTURE_SECONDS
         self._again = False
@@ -273,7 +280,15 @@ class Panel:
 
     @classmethod
     def open(
-        cls, shell: Any, folder: Path, seq: int, title: str, groups: tuple[Group, ...], *, chart: bool = True
+        cls,
+        shell: Any,
+        folder: Path,
+        seq: int,
+        title: str,
+        groups: tuple[Group, ...],
+        *,
+        chart: bool = True,
+        cell_id: str | None = None,
     ) -> Panel:
         """Shows the panel under the cell that has just begun; 4 updates a second from here on.
 
@@ -282,6 +297,8 @@ class Panel:
         """
         prepare(shell)
         panel = cls(stage_of(shell), Feed(folder, seq, groups), title)
+        if cell_id is not None:
+            panel._instead = panel._stage.take_place(cell_id, panel._id)
         if chart and panel._stage.widget is not None:
             panel._show()
         return panel
@@ -327,6 +344,7 @@ class Panel:
             "cores": feed.loads.cores,
             "prefix": self._id,
             "title": self._title,
+            "instead": self._instead,
             **self._whereabouts(),
         }
         self._widget.send({"k": "open", "layout": self._layout})

@@ -263,7 +263,7 @@ class Session:
         title = label or (f"In [{begun.execution_count}]" if begun.execution_count else f"cell #{cell.seq}")
         monitored = Monitored(recording, cell, title, top=begun.parent is None)
         if options is not None:  # before the start edge: its time is not the cell's
-            monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options))
+            monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options, begun.cell_id))
         try:
             recording.cell_started(
                 begun.source,
@@ -294,13 +294,17 @@ class Session:
             self.tell(f"{error} (the cell runs, and is measured with the defaults)")
             return _cell_parser().parse("")
 
-    def _open_panel(self, recording: Recording, monitored: Monitored, options: argparse.Namespace) -> Panel:
+    def _open_panel(
+        self, recording: Recording, monitored: Monitored, options: argparse.Namespace, cell_id: str | None
+    ) -> Panel:
         from cellmeter.live import Panel
 
         if not recording.recorder.ready(PANEL_SECONDS):
             raise RecorderUnavailable(recording.trouble() or "the recorder is not ready yet, so there is no live panel")
         seq, chart = monitored.cell.seq, not options.no_chart
-        return Panel.open(self.shell, recording.folder, seq, monitored.title, options.show, chart=chart)
+        return Panel.open(
+            self.shell, recording.folder, seq, monitored.title, options.show, chart=chart, cell_id=cell_id
+        )
 
     def _finished(self, monitored: Monitored | None, finished: Finished) -> None:
         if monitored is not None:
