@@ -15,12 +15,13 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from conftest import wait_until
 from prometheus_client.parser import text_string_to_metric_families
+from web import LoopbackServer
 
 TRACE = """gpu name="NVIDIA H100" uuid=GPU-aaaa mem=80g limit=700
 at 0 gpu 0 util=97 memutil=41 used=42g power=650 temp=61 sm=1755 reasons=0x40
@@ -196,7 +197,7 @@ def webhook() -> Iterator[tuple[str, list[Any]]]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with LoopbackServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -270,7 +271,7 @@ def dcgm_exporter(stub: Dcgm) -> Iterator[Dcgm]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with LoopbackServer(("127.0.0.1", 0), Handler) as server:
         stub.address = f"127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
