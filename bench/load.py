@@ -43,7 +43,7 @@ class Kernel:
         environ = {
             **os.environ,
             "CELLMETER_HOME": str(folder / "home"),
-            "CELLMETER_CONFIG": str(folder / "none.toml"),
+            "CELLMETER_CONFIG": os.devnull,
             "JUMPER_LOG_DIR": str(folder),
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }

@@ -60,7 +60,7 @@ class Subject:
             env={
                 **os.environ,
                 "CELLMETER_HOME": str(folder / "home"),
-                "CELLMETER_CONFIG": str(folder / "none.toml"),
+                "CELLMETER_CONFIG": os.devnull,
                 **(environ or {}),
             },
             stdin=subprocess.PIPE,

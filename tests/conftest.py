@@ -61,7 +61,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home for runs of this test alone; its recorders must be gone when the test is."""
     folder = tmp_path / "cellmeter-home"
     monkeypatch.setenv("CELLMETER_HOME", str(folder))
-    monkeypatch.setenv("CELLMETER_CONFIG", str(tmp_path / "no-config.toml"))
     yield folder
     wait_until(lambda: not recorders_below(tmp_path), "the recorders to end")
 

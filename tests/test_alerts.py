@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ from conftest import Kernel, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellmeter.alerts import LATE, Alert, Board, Budget, Guard, Watch, guard_of, message_of, parse, parse_budget
+from cellmeter.alerts import Alert, Board, Budget, Guard, Watch, guard_of, message_of, parse, parse_budget, watchable
+from cellmeter.charts import format_value
 from cellmeter.errors import BadUsage
 from cellmeter.lookout import Gate
 from cellmeter.metrics import METRICS, RATE_OF
@@ -56,6 +58,11 @@ def test_what_an_expression_means(text: str, alert: tuple[object, ...]) -> None:
         ("", "here goes the name of a metric", ""),
         ("gpu.utilisation < 30 for 60s", "did you mean gpu.utilization?", "gpu.utilisation"),
         ("loss < 30 for 60s", "there is no metric 'loss': there are", "loss"),
+        ("process.cpu > 80 for 2s", "did you mean process.cpu.usage?", "process.cpu"),
+        ("process.cpu.cores > 1 for 2s", "did you mean process.cpu.usage?", "process.cpu.cores"),
+        ("process.cpu.time > 8 for 2s", "process.cpu.time only ever grows: use process.cpu.usage", "process.cpu.time"),
+        ("gpu.energy:gpu0 > 8 for 2s", "gpu.energy only ever grows: there are gpu.utilization, ", "gpu.energy"),
+        ("cgroup.memory > 8 for 2s", "there are cgroup.memory.used, ", "cgroup.memory"),
         ("gpu.utilization.driver < 30 for 60s", "come too late to be watched", "gpu.utilization.driver"),
         ("gpu.utilization: < 30 for 60s", "after the colon goes a subject", "gpu.utilization:"),
         ("gpu.utilization <= 30 for 60s", "here goes < or >", "<="),
@@ -85,7 +92,17 @@ def test_a_caret_under_the_fault(text: str, why: str, under: str) -> None:
     assert carets == "  " + " " * at + "^" * max(1, wide * len(under))
 
 
-NAMES = st.sampled_from(sorted(METRICS.keys() - {LATE}))
+NAMES = st.sampled_from([metric.name for metric in watchable()])
+
+
+@given(st.text("abcdefgmoprstuy.", max_size=25) | st.sampled_from(sorted(METRICS)))
+def test_what_cannot_be_watched_is_told_with_what_can(name: str) -> None:
+    can = {metric.name for metric in watchable()}
+    try:
+        assert parse(f"{name} > 1 for 1s").metric in can
+    except BadUsage as error:
+        said = str(error).split("\n")[0].removeprefix(f"alert: {name} ").removeprefix(f"alert: there is no metric '{name}': ")
+        assert {word for word in re.split(r"[ ,?:]+", said) if word in METRICS} <= can
 
 
 @given(
@@ -202,6 +219,21 @@ def test_each_subject_is_on_its_own_and_cells_begin_anew() -> None:
     assert board.see(0, COLUMNS, int(9e9), 2, [10.0, 10.0]) == []
 
 
+def test_it_is_news_again_once_it_has_cleared_in_or_between_cells() -> None:
+    board = Board()
+    board.set_alerts(message_of([parse("gpu.utilization > 30 for 0s")], None)["alerts"])
+    high, low = [90.0, math.nan], [10.0, math.nan]
+
+    def seen(start: float, *cells: tuple[int, list[float]]) -> list[tuple[int, bool]]:
+        events = [board.see(0, COLUMNS, int((100 + start + i) * 1e9), *cell) for i, cell in enumerate(cells)]
+        return [(e["seq"], e["again"]) for some in events for e in some if e["state"] == "fired"]
+
+    assert seen(0, (1, high), (0, high), (2, high), (3, high)) == [(1, False), (2, True), (3, True)]
+    assert seen(4, (0, low), (4, high)) == [(4, True)]  # not for a second
+    assert seen(6, (0, low), (5, low), (0, high), (6, high)) == [(6, False)]
+    assert seen(10, (6, low), (6, low), (6, high)) == [(6, False)]
+
+
 def test_the_budget_lets_a_cell_clean_up() -> None:
     guard = Guard(parse_budget("1GB"), "process.memory.rss", "process", 1e9)
     cells = {1: [0.5e9, 0.9e9, 1.1e9, 1.2e9], 2: [1.2e9, 1.2e9, 0.8e9], 3: [1.2e9, 1.2e9, 1.3e9], 4: [math.nan, 0.1e9]}
@@ -211,6 +243,19 @@ def test_the_budget_lets_a_cell_clean_up() -> None:
         3: [False, False, True],
         4: [False, False],
     }
+
+
+def test_a_budget_is_confirmed_in_words(kernel: Kernel) -> None:
+    said = kernel.run("%monitor start --max-memory 50%").stdout.splitlines()[1]
+    limit = kernel.recorded_cells(1).limits["memory_bytes"]
+    half, whole = (format_value(size, "By") for size in (limit.value / 2, limit.value))
+    assert re.fullmatch(
+        rf"cellmeter: memory budget 50%: warns of a cell that goes beyond {half} in use by [a-z ]+, "
+        rf"50 % of {whole} \({limit.source}\)",
+        said,
+    )
+    said = kernel.run("%monitor start --max-memory 12GiB --interrupt").stdout.splitlines()[1]
+    assert said.endswith(": interrupts a cell that goes beyond 12.0 GiB in use by the kernel and its workers")
 
 
 def test_what_a_budget_is_about() -> None:
@@ -335,7 +380,7 @@ def test_an_alert_is_a_line_a_callback_and_an_event(start_kernel: Callable[..., 
     kernel.load()
     added = kernel.run('%monitor alert "process.memory.rss > 1MiB for 200ms"')
     assert added.stdout == "cellmeter: alert process.memory.rss > 1MiB for 200ms\n"
-    kernel.run(
+    adding = kernel.run(
         "import cellmeter, time, threading\n"
         "seen, called = [], threading.Event()\n"
         "remove = cellmeter.alert('process.threads > 0 for 0s', lambda fired: (seen.append(fired), called.set()))"
@@ -343,16 +388,19 @@ def test_an_alert_is_a_line_a_callback_and_an_event(start_kernel: Callable[..., 
     reply = kernel.run("called.wait(20); print(seen[0].alert, seen[0].cell)\nwhile time.sleep(0.01): pass")
     assert "process.threads > 0 for 0s" in reply.stdout
     wait = "until = time.monotonic() + 1.2\nwhile time.monotonic() < until: time.sleep(0.05)"
-    second = kernel.run(wait)
-    assert "cellmeter: alert: process.memory.rss > 1MiB for 200ms (process is at " in second.stderr
+    said = adding.stderr + reply.stderr + kernel.run(wait).stderr + kernel.run(wait).stderr
+    assert re.findall(r"cellmeter: alert: process.memory.rss > 1MiB for 200ms \(process is at [\d.]+ MiB\)", said)
+    assert said.count("process.memory.rss") == said.count("process.threads") == 1, "it has not cleared since"
     listed = kernel.run("%monitor alert").stdout
     assert listed == "1  process.memory.rss > 1MiB for 200ms\n2  process.threads > 0 for 0s\n"
     kernel.run("remove()")
     assert kernel.run("%monitor alert --remove 1").stdout == "cellmeter: removed process.memory.rss > 1MiB for 200ms\n"
     assert kernel.run("%monitor alert").stdout == "no alerts\n"
     assert kernel.run(wait).stderr == ""
-    run = kernel.recorded_cells(9)
+    run = kernel.recorded_cells(10)
     fired = [alert for alert in run.alerts if alert.alert.startswith("process.memory")]
+    assert len({alert.cell for alert in fired}) >= 2, "the run has it of each cell"
+    assert f"process at {fired[-1].value / MIB:.1f}"[:-1] in kernel.run("%monitor report").displays[0]["data"]["text/plain"]
     assert fired[-1].value > MIB
     cell = next(cell for cell in run.cells if cell.seq == fired[-1].cell)
     assert 0.2 <= fired[-1].time - cell.start <= 2
@@ -370,7 +418,12 @@ def test_a_bad_alert_is_one_error_with_a_caret(kernel: Kernel) -> None:
     kernel.run("%monitor start --max-memory 90%")
     status = kernel.run("%monitor").stdout
     assert "Watched for          1  process.cpu.usage:gpu7 > 3 for 1s\n" in status
-    assert "Watched for          memory budget 90%\n" in status
+    assert "Watched for          memory budget 90%: warns of a cell that goes beyond " in status
+    metrics = kernel.run("%monitor alert --metrics").stdout
+    assert re.search(r"^process\.cpu\.usage +cores +\w+", metrics, re.MULTILINE)
+    assert re.search(r"^process\.memory\.rss +bytes +\w+", metrics, re.MULTILINE)
+    assert "process.cpu.time" not in metrics
+    assert "gpu." not in metrics, "there is none in this run"
     assert "there is no number 3" in kernel.run("%monitor alert --remove 3").stderr
     reply = kernel.run("import cellmeter; cellmeter.alert('gpu.power > 3')")
     assert reply.error == "BadUsage"

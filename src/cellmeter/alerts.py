@@ -3,7 +3,8 @@
     METRIC[:SUBJECT] < or > VALUE for DURATION        gpu.utilization:gpu0 < 30 for 60s
 
 An alert watches cells, each anew; between them it rests. It goes off once it has held for its duration in every reading of a
-cell, and again only after it has not held for as long (a second at least). An unknown reading breaks both off.
+cell, and again only after it has not held for as long (a second at least). An unknown reading breaks both off. Going off in a
+cell is marked ``again`` where it has not cleared since it went off before, in or between cells: that is no news.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cellmeter.errors import BadUsage
 from cellmeter.metrics import METRICS, Metric
 
 LATE = "gpu.utilization.driver"
+MOST_NAMED = 4  # metrics in an error
 MOST_CHARACTERS = 200
 MOST_ALERTS = 20
 LONGEST_SECONDS = 86_400.0
@@ -124,22 +126,47 @@ def parse(text: str, metrics: Mapping[str, Metric] = METRICS) -> Alert:
 def _metric(reader: _Reader, metrics: Mapping[str, Metric]) -> tuple[Metric, str | None]:
     named = reader.take(r"[^ <>=]+", "here goes the name of a metric, as in gpu.utilization")
     metric, colon, subject = named.partition(":")
+    reader.at = reader.start + len(metric)
     if metric not in metrics:
-        import difflib
-
-        reader.at = reader.start + len(metric)
-        near = difflib.get_close_matches(metric, metrics, 1)
-        hint = (
-            f"did you mean {near[0]}?"
-            if near
-            else "there are gpu.utilization, process.memory.rss, host.cpu.usage and more"
-        )
-        reader.fault(f"there is no metric {metric!r}: {hint}")
+        reader.fault(f"there is no metric {metric!r}: {_instead(metric, metrics)}")
+    if metrics[metric].kind == "counter":
+        rate = metrics[metric].rate
+        reader.fault(f"{metric} only ever grows: {f'use {rate}' if rate in metrics else _instead(metric, metrics)}")
+    reader.at = reader.start + len(named)
     if metric == LATE:
         reader.fault("the driver's own samples come too late to be watched: use gpu.utilization")
     if colon and not subject:
         reader.fault("after the colon goes a subject, as in gpu.utilization:gpu0")
     return metrics[metric], subject or None
+
+
+def watchable(metrics: Mapping[str, Metric] = METRICS) -> list[Metric]:
+    """Those of some metrics that an alert can be about: what only ever grows is watched as its rate."""
+    return [metric for metric in metrics.values() if metric.kind != "counter" and metric.name != LATE]
+
+
+def _instead(name: str, metrics: Mapping[str, Metric]) -> str:
+    """What may have been meant: a name much like it, else those it shares its beginning with."""
+    import difflib
+
+    names = [metric.name for metric in watchable(metrics)]
+    family: list[str] = []
+    stem = name
+    while stem and not family:
+        family = [one for one in names if one.startswith(f"{stem}.")]
+        stem = stem.rpartition(".")[0]
+    near = difflib.get_close_matches(name, names, 1, 0.85) or (family if len(family) == 1 else [])
+    if near:
+        return f"did you mean {near[0]}?"
+    if not family:
+        return "there are gpu.utilization, process.memory.rss, host.cpu.usage and more: %monitor alert --metrics"
+    more = " and more: %monitor alert --metrics" if len(family) > MOST_NAMED else ""
+    return f"there are {', '.join(family[:MOST_NAMED])}{more}"
+
+
+def metric_of(text: str) -> str:
+    """The name of the metric that an expression begins with."""
+    return text.partition(" ")[0].partition(":")[0].partition("<")[0].partition(">")[0]
 
 
 def _threshold(reader: _Reader, metric: Metric) -> float:
@@ -212,6 +239,8 @@ class Watch:
         self._fire_ns = int(alert.seconds * 1e9)
         self._clear_ns = max(self._fire_ns, int(LEAST_CLEAR_SECONDS * 1e9))
         self._last_ns = 0
+        self._known = False
+        self._quiet_ns: int | None = None
         self.rest()
 
     def rest(self) -> None:
@@ -220,23 +249,38 @@ class Watch:
         self._since: int | None = None
         self._held = False
 
-    def see(self, now: int, reading: float) -> Literal["fired", "cleared"] | None:
-        """Takes in a reading and tells whether that changed anything."""
+    def see(self, now: int, reading: float, within: bool = True) -> Literal["fired", "again", "cleared"] | None:
+        """Takes in a reading, ``within`` a cell or between cells, and tells whether that changed anything."""
         value = self._rate.of(now, reading) if self._rate is not None else reading
         self.value = value
         known = math.isfinite(value)
         if not known or now - self._last_ns > SILENT_SECONDS * 1e9:
-            self._since = None
+            self._since = self._quiet_ns = None
         self._last_ns = now
         if not known:
             return None
         holds = value > self.alert.threshold if self.alert.above else value < self.alert.threshold
+        self._forget(now, holds)
+        if not within:
+            return None
         if self._since is None or holds is not self._held:
             self._since, self._held = now, holds
         if holds is self.on or now - self._since < (self._fire_ns if holds else self._clear_ns):
             return None
         self.on = holds
-        return "fired" if holds else "cleared"
+        if not holds:
+            return "cleared"
+        before, self._known = self._known, True
+        return "again" if before else "fired"
+
+    def _forget(self, now: int, holds: bool) -> None:
+        """Once it has not held for long enough, whatever ran meanwhile, it is news when it goes off again."""
+        if holds:
+            self._quiet_ns = None
+        elif self._quiet_ns is None:
+            self._quiet_ns = now
+        if self._quiet_ns is not None and now - self._quiet_ns >= self._clear_ns:
+            self._known = False
 
 
 class Guard:
@@ -308,7 +352,7 @@ class Board:
         watched, guarded = self._places[segment]
         events = []
         for index, watch in watched:
-            if seq and (state := watch.see(now, row[index])) is not None:
+            if (state := watch.see(now, row[index], bool(seq))) is not None:
                 events.append(_alert_event(watch, state, now, seq))
         guard = self._guard
         if guard is not None and guarded is not None and guard.see(seq, row[guarded]):
@@ -333,7 +377,8 @@ def _alert_event(watch: Watch, state: str, now: int, seq: int) -> Event:
         "event": "alert",
         "t": now,
         "seq": seq,
-        "state": state,
+        "state": "fired" if state == "again" else state,
+        "again": state == "again",
         "alert": watch.alert.text,
         "subject": watch.subject,
         "value": watch.value,

@@ -97,7 +97,15 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
     "returned": {"t": int, "subject": str, "reason": str},
     "notice": {"t": int, "text": str},
     "anchor": {"t": int, "wall": NUMBER},
-    "alert": {"t": int, "seq": int, "state": str, "alert": str, "subject": str, "value": NUMBER},
+    "alert": {
+        "t": int,
+        "seq": int,
+        "state": str,
+        "again?": bool,
+        "alert": str,
+        "subject": str,
+        "value": NUMBER,
+    },
     "budget": {
         "t": int,
         "seq": int,

@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cellmeter.alerts import MOST_ALERTS, Alert, Budget, message_of, parse, watches
+from cellmeter.alerts import MOST_ALERTS, Alert, Budget, guard_of, message_of, parse, watchable, watches
 from cellmeter.errors import BadUsage, RecorderUnavailable, RunUnreadable
 from cellmeter.metrics import METRICS, Metric
 from cellmeter.plugins import found
-from cellmeter.run import AlertFired, CellStatus
+from cellmeter.run import AlertFired, CellStatus, Column
 from cellmeter.store import Tail, read_header
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ LOOK_FAST_SECONDS = 0.05  # where a cell is to be interrupted
 ARRIVAL_SECONDS = 0.05  # a signal sent to oneself is there by then
 CELL_END_SECONDS = 1.0
 READY_SECONDS = 5.0
+_UNIT_NAMES = {"By": "bytes", "By/s": "bytes/s", "{cpu}": "cores", "Cel": "°C", "1": ""}
+_WHOSE = {"process": "the kernel and its workers", "cgroup": "its control group", "host": "the machine"}
 
 Callback = Callable[[AlertFired], Any]
 
@@ -124,15 +126,57 @@ class Lookout:
             time.sleep(LOOK_FAST_SECONDS)
         return {**METRICS, **metrics}
 
-    def blind(self, alert: Alert) -> str | None:
-        """Why an alert cannot go off in the run as it is; None if it can, or nobody knows yet."""
+    def watchable(self) -> list[str]:
+        """A line for each metric that can be watched: its name, its unit, what it means."""
+        found = self._watchable()
+        width = max((len(metric.name) for metric in found), default=0)
+        return [f"{m.name:<{width}}  {_UNIT_NAMES.get(m.unit, m.unit):<7}  {m.meaning}" for m in found]
+
+    def _watchable(self) -> list[Metric]:
+        """Of a recording what it has, else of the catalogue."""
+        header = self._header()
+        if header is None:
+            return watchable()
+        own = {metric["name"]: Metric(**metric) for metric in header.get("metrics", ())}
+        there = {column[0] for segment in header["segments"] for column in segment["columns"]}
+        rates = {metric.rate for metric in (METRICS | own).values() if metric.name in there}
+        return [metric for metric in watchable(METRICS | own) if metric.name in there | rates]
+
+    def _header(self) -> dict[str, Any] | None:
+        """What the recorder says of the run; None as long as nobody knows."""
         if self._recording is None or not self._recording.recorder.ready(READY_SECONDS):
             return None
-        folder = self._recording.folder
         try:
-            header = read_header(folder)
-            sampled = (folder / header["segments"][0]["file"]).stat().st_size > 0
-        except (RunUnreadable, LookupError, OSError):
+            return read_header(self._recording.folder)
+        except RunUnreadable:
+            return None
+
+    def budget_line(self) -> str | None:
+        """What the budget comes to in this recording and what becomes of a cell beyond it; None if there is none."""
+        budget, header = self.budget, self._header()
+        if budget is None:
+            return None
+        then = "interrupts a cell that goes beyond" if budget.interrupt else "warns of a cell that goes beyond"
+        if header is None:
+            return f"memory budget {budget.text}: {then} it"
+        limit, source = header["limits"].get("memory_bytes", (0.0, ""))
+        columns = [Column(*column) for segment in header["segments"] for column in segment["columns"]]
+        guard = guard_of(budget, columns, limit, source)
+        if guard is None:
+            return f"memory budget {budget.text} is not watched: its limit or the use is not known here"
+        of = f"{_amount(guard.threshold, 'By')} in use by {_WHOSE[guard.subject]}"
+        if budget.share is not None:
+            of += f", {budget.share:.0%} of {_amount(limit, 'By')} ({source})".replace("%", " %")
+        return f"memory budget {budget.text}: {then} {of}"
+
+    def blind(self, alert: Alert) -> str | None:
+        """Why an alert cannot go off in the run as it is; None if it can, or nobody knows yet."""
+        header = self._header()
+        if self._recording is None or header is None:
+            return None
+        try:
+            sampled = (self._recording.folder / header["segments"][0]["file"]).stat().st_size > 0
+        except (LookupError, OSError):
             return None
         there = ((metric, subject) for segment in header["segments"] for metric, subject, _ in segment["columns"])
         if not sampled or any(watches(alert, *column) for column in there):
@@ -146,7 +190,7 @@ class Lookout:
         """A line for each alert, and one for the budget."""
         lines = [f"{number}  {told.alert.text}" for number, told in enumerate(self.alerts, 1)]
         if self.budget is not None:
-            lines.append(f"memory budget {self.budget.text}{', interrupts' if self.budget.interrupt else ''}")
+            lines.append(self.budget_line() or "")
         return lines
 
     def remove(self, number: int) -> Alert:
@@ -231,7 +275,7 @@ class Lookout:
             with self._lock:
                 events = self._tail.events()
             for event in events:
-                if event.get("event") == "alert" and event["state"] == "fired":
+                if event.get("event") == "alert" and event["state"] == "fired" and not event.get("again"):
                     self._alert(event)
                 elif event.get("event") == "budget":
                     self._over_budget(event)
@@ -241,7 +285,7 @@ class Lookout:
     def _alert(self, event: Mapping[str, Any]) -> None:
         for told in self.alerts:
             if told.alert.text == event["alert"]:
-                value = _value_text(event["value"], told.alert.unit)
+                value = _amount(event["value"], told.alert.unit)
                 self._print(f"alert: {told.alert.text} ({event['subject']} is at {value})")
                 if told.callback is not None:
                     self._call(told.callback, event)
@@ -254,13 +298,10 @@ class Lookout:
             self._tell(f"the callback of {event['alert']!r} failed: {type(error).__name__}: {error}")
 
     def _over_budget(self, event: Mapping[str, Any]) -> None:
-        from cellmeter.rules.units import bytes_text
-
         running = list(self._running)  # a line of a cell that has ended may come now
         stopped = event["interrupt"] and event["seq"] in running and self._gate.interrupt(running[0])
-        line = (
-            f"memory budget {event['budget']}: {bytes_text(event['value'])} in use of {bytes_text(event['threshold'])}"
-        )
+        used, budget = (_amount(event[key], "By") for key in ("value", "threshold"))
+        line = f"memory budget {event['budget']}: {used} in use of {budget}"
         self._print(f"{line}; the cell is interrupted" if stopped else line)
 
     @staticmethod
@@ -282,10 +323,7 @@ def _read_from(folder: Path, plugin: str) -> dict[str, Metric]:
     return {metric["name"]: Metric(**metric) for metric in header.get("metrics", ())}
 
 
-def _value_text(value: float, unit: str) -> str:
-    if unit == "By":
-        from cellmeter.rules.units import bytes_text
+def _amount(value: float, unit: str) -> str:
+    from cellmeter.charts import format_amount
 
-        return bytes_text(value)
-    suffix = {"{cpu}": " cores", "Cel": " °C", "1": ""}.get(unit, f" {unit}")
-    return f"{value:.3g}{suffix}"
+    return format_amount(value, unit)

@@ -26,7 +26,7 @@ from cellmeter.lookout import Callback, Lookout
 from cellmeter.prometheus.commands import add_serve_options, serve_beside
 from cellmeter.prometheus.reading import READER_SECONDS, add_start_options, asked_for, attach, probe
 from cellmeter.recording import OpenCell, Recording
-from cellmeter.settings import checked_rate, load_settings
+from cellmeter.settings import checked_rate, load_settings, missing_settings
 from cellmeter.tagging import Begun, Finished, Tagger
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _cell_parser() -> _Parser:
 def _line_parser() -> _Parser:
     parser = _Parser(prog="%monitor", add_help=False)
     commands = parser.add_subparsers(
-        dest="command", metavar="start|stop|cells|report|show|alert|dock|compare|serve", parser_class=_Parser
+        dest="command", metavar="COMMAND", parser_class=_Parser
     )
     start = commands.add_parser("start", add_help=False)
     start.add_argument("--rate", type=float, metavar="HZ")
@@ -79,6 +79,7 @@ def _line_parser() -> _Parser:
     alert = commands.add_parser("alert", add_help=False)
     alert.add_argument("expression", nargs="*")
     alert.add_argument("--remove", type=int, metavar="N")
+    alert.add_argument("--metrics", action="store_true")
     commands.add_parser("stop", add_help=False)
     commands.add_parser("cells", add_help=False)
     commands.add_parser("report", add_help=False).add_argument("path", nargs="?")
@@ -173,6 +174,8 @@ class Session:
                 self.lookout.set_budget(budget)
             return self.recording
         settings = load_settings()
+        if (missing := missing_settings()) is not None:
+            self.tell(f"{missing}: recording with the defaults")
         if rate_hz is not None:
             settings = replace(settings, rate_hz=checked_rate(rate_hz))
         self.recording = Recording.start(settings, notebook_path(self.shell))
@@ -397,6 +400,7 @@ class MonitorMagics(Magics):
             %monitor alert "gpu.utilization < 30 for 60s"
                                          a line under the cell when that has held so long; METRIC[:SUBJECT], < or >
             %monitor alert [--remove N]  list the alerts, remove one
+            %monitor alert --metrics     what can be watched
             %monitor stop                stop it
             %monitor cells               a table of the cells run so far
             %monitor report              findings: what was underused, what spiked, and what to do
@@ -435,6 +439,8 @@ class MonitorMagics(Magics):
             self.session.auto = options.auto
             each = ", with a line under each cell" if options.auto else ""
             print(f"cellmeter: recording {recording.folder.name} at {recording.rate_hz:g} Hz{each}")
+            if (line := budget and self.session.lookout.budget_line()) is not None:
+                print(f"cellmeter: {line}")
         elif options.command == "stop":
             folder = self.session.stop()
             print(f"cellmeter: stopped {folder.name}" if folder else "cellmeter: nothing was being recorded")
@@ -463,6 +469,8 @@ class MonitorMagics(Magics):
         lookout = self.session.lookout
         if options.remove is not None:
             print(f"cellmeter: removed {lookout.remove(options.remove).text}")
+        elif options.metrics:
+            print("\n".join(lookout.watchable()))
         elif options.expression:
             alert = lookout.add(" ".join(options.expression))
             blind = lookout.blind(alert)

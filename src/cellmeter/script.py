@@ -24,7 +24,7 @@ from cellmeter.errors import CellmeterError, RecorderUnavailable
 from cellmeter.lookout import Lookout
 from cellmeter.recording import OpenCell, Recording
 from cellmeter.run import CellStatus
-from cellmeter.settings import checked_rate, load_settings
+from cellmeter.settings import checked_rate, load_settings, missing_settings
 
 # No name may be left behind, as all is done in the module that the script runs in. The folder that -c puts first is not plain
 # python's; the module's frame ends the traceback, so that a bare ``raise`` adds none.
@@ -66,6 +66,8 @@ def start(
     if _is_worker():
         return None
     settings = load_settings()
+    if (missing := missing_settings()) is not None:
+        print(f"cellmeter: {missing}: recording with the defaults", file=sys.stderr)
     if rate_hz is not None:
         settings = replace(settings, rate_hz=checked_rate(rate_hz))
     script = os.path.abspath(sys.argv[0]) if name is None and sys.argv and sys.argv[0] else None

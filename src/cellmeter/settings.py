@@ -14,6 +14,7 @@ from cellmeter.errors import BadUsage
 MIN_RATE_HZ = 0.1
 MAX_RATE_HZ = 100.0
 MIN_TOTAL_GIB = 0.01
+_KIND_NAMES: Mapping[type, str] = {float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ def settings_path(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(platformdirs.user_config_dir("cellmeter", appauthor=False)) / "config.toml"
 
 
+def missing_settings(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What is wrong where the user names a file that is not there: the defaults hold, and should not do so in silence."""
+    path = environ.get("CELLMETER_CONFIG")
+    if not path or settings_path(environ).exists():
+        return None
+    return f"there is no file {path}, which CELLMETER_CONFIG names"
+
+
 def load_settings(path: Path | None = None) -> Settings:
     """Reads the settings; all defaults if there is no file. Raises BadUsage for one that cannot be used."""
     path = settings_path() if path is None else path
@@ -89,7 +98,7 @@ def _from_table(table: Mapping[str, Any], path: Path) -> Settings:
             continue
         accepted = (int, float) if kinds[name] is float else kinds[name]
         if not isinstance(value, accepted) or (isinstance(value, bool) and kinds[name] is not bool):
-            raise BadUsage(f"{path}: {name} must be a {kinds[name].__name__}, not {value!r}")
+            raise BadUsage(f"{path}: {name} must be {_KIND_NAMES[kinds[name]]}, not {value!r}")
     tables = {"prices": _prices(table.get("prices", {}), path), "rules": _thresholds(table.get("rules", {}), path)}
     return Settings(**{**table, **tables})
 

@@ -6,13 +6,15 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cellmeter.alerts import metric_of
+from cellmeter.charts import format_amount
 from cellmeter.export.summary import Fact, counted, maybe_mine, plain
 from cellmeter.rules.units import UNKNOWN, bytes_text, joules_text, latency_text, percent_text, seconds_text
 from cellmeter.run import known
 from cellmeter.spans import number_text
 
 if TYPE_CHECKING:
-    from cellmeter.run import Run
+    from cellmeter.run import AlertFired, Run
     from cellmeter.span_stats import SpanStats
     from cellmeter.spans import Logged, Steps
 
@@ -99,7 +101,7 @@ def alarms(run: Run) -> list[Fact]:
     """A line for each alert that went off and each cell that went beyond the budget, in the order of time."""
     titles = {cell.seq: cell.title for cell in run.cells}
     stopped = {cell.seq for cell in run.cells if cell.status == "interrupted"}
-    lines = [(f.time, f.alert, f"{f.subject} at {number_text(f.value)}", f.cell, f.cleared) for f in run.alerts]
+    lines = [(f.time, f.alert, f"{f.subject} at {_reading(run, f)}", f.cell, f.cleared) for f in run.alerts]
     for over in run.over_budget:
         used = f"{bytes_text(over.value_bytes)} in use of {bytes_text(over.threshold_bytes)} ({over.metric})"
         how = f"{used}{'; the cell was interrupted' if over.interrupt and over.cell in stopped else ''}"
@@ -111,6 +113,12 @@ def alarms(run: Run) -> list[Fact]:
         found.append(Fact(plain(what), plain(f"{where}, at {seconds_text(time)} of the run{until}: {how}")))
     more = len(found) - FACTS_SHOWN
     return [*found[:FACTS_SHOWN], Fact("More", counted(more, "alarm"))] if more > 0 else found
+
+
+def _reading(run: Run, fired: AlertFired) -> str:
+    """As the line under the cell has it."""
+    metric = run.metrics.get(metric_of(fired.alert))
+    return number_text(fired.value) if metric is None else format_amount(fired.value, metric.unit)
 
 
 def fields(run: Run) -> dict[str, Any]:
