@@ -101,7 +101,12 @@ def test_what_cannot_be_watched_is_told_with_what_can(name: str) -> None:
     try:
         assert parse(f"{name} > 1 for 1s").metric in can
     except BadUsage as error:
-        said = str(error).split("\n")[0].removeprefix(f"alert: {name} ").removeprefix(f"alert: there is no metric '{name}': ")
+        said = (
+            str(error)
+            .split("\n")[0]
+            .removeprefix(f"alert: {name} ")
+            .removeprefix(f"alert: there is no metric '{name}': ")
+        )
         assert {word for word in re.split(r"[ ,?:]+", said) if word in METRICS} <= can
 
 
@@ -400,7 +405,10 @@ def test_an_alert_is_a_line_a_callback_and_an_event(start_kernel: Callable[..., 
     run = kernel.recorded_cells(10)
     fired = [alert for alert in run.alerts if alert.alert.startswith("process.memory")]
     assert len({alert.cell for alert in fired}) >= 2, "the run has it of each cell"
-    assert f"process at {fired[-1].value / MIB:.1f}"[:-1] in kernel.run("%monitor report").displays[0]["data"]["text/plain"]
+    assert (
+        f"process at {fired[-1].value / MIB:.1f}"[:-1]
+        in kernel.run("%monitor report").displays[0]["data"]["text/plain"]
+    )
     assert fired[-1].value > MIB
     cell = next(cell for cell in run.cells if cell.seq == fired[-1].cell)
     assert 0.2 <= fired[-1].time - cell.start <= 2

@@ -1,6 +1,7 @@
 """The ``cellmeter`` command.
 
-Exit codes: 0 done, 1 the notebook failed, 2 bad use or unreadable run, 3 a finding at or above ``--fail-on``.
+Exit codes: 0 done, 1 the notebook failed or a server did not take what was sent, 2 bad use or unreadable run, 3 a finding at
+or above ``--fail-on``.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cellmeter import __version__, remote, sending
-from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
+from cellmeter.errors import BadUsage, CellmeterError, ExportFailed, MissingExtra
 from cellmeter.headless import Executed, Progress
 from cellmeter.prometheus import commands as prometheus
 from cellmeter.prometheus import reading
 from cellmeter.run import Run
+from cellmeter.settings import load_settings, missing_settings
 from cellmeter.store import find_run, list_runs, read_run, remove_run, run_folders, runs_home
 
 if TYPE_CHECKING:
     from cellmeter.export.selection import Part
     from cellmeter.rules import Judgement
 
-OK, NOTEBOOK_FAILED, BAD_USE, FOUND = 0, 1, 2, 3
+OK, FAILED, BAD_USE, FOUND = 0, 1, 2, 3
 FORMATS = ("text", "html", "json", "md")
-COMPARISONS = ("text", "html", "json")
 SEVERITIES = ("info", "warning", "critical")
 _RUN_HELP = "a run id, an id's unique prefix, or a path (default: the newest run)"
 
@@ -41,27 +42,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal of few characters gets what it can show
     options = _parser().parse_args(arguments)
     try:
+        return _run_command(options)
+    except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
+        _mute(sys.stdout, sys.stderr)
+        return OK
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    try:
+        if (missing := missing_settings()) is not None:
+            raise BadUsage(missing)
         code: int = options.command(options)
         sys.stdout.flush()
     except CellmeterError as error:
         print(f"cellmeter: {error}", file=sys.stderr)
-        return BAD_USE
+        return FAILED if isinstance(error, ExportFailed) else BAD_USE
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
-        _mute()
-        return OK
+    except BrokenPipeError:
+        raise
     except (OSError, ArithmeticError, RuntimeError, ValueError) as error:
         print(f"cellmeter: {type(error).__name__}: {error}".splitlines()[0], file=sys.stderr)
-        _mute()
+        _mute(sys.stdout)
         return BAD_USE
     return code
 
 
-def _mute() -> None:
+def _mute(*streams: TextIO) -> None:
     """What is still to be flushed at exit would only fail again."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,7 +114,8 @@ def _command(
 def _add_runs(commands: Commands) -> None:
     parser = _command(commands, "runs", _runs, "list the recorded runs, newest first, or remove some")
     parser.add_argument("--json", action="store_true", help="as a JSON array")
-    actions = parser.add_subparsers(metavar="[rm RUN …]")
+    parser.usage = "cellmeter runs [-h] [--json]\n       cellmeter runs rm [-h] [--all] [RUN ...]"
+    actions = parser.add_subparsers(metavar="rm", prog="cellmeter runs")
     remove = _command(actions, "rm", _runs_rm, "remove runs")
     remove.add_argument("runs", nargs="*", metavar="RUN", help="a run id, an id's unique prefix, or a path")
     remove.add_argument("--all", action="store_true", help="remove every run that is not being recorded")
@@ -129,6 +141,7 @@ def _run_row(name: str, size: int, run: Run | None, problem: str | None) -> dict
         "started": run.started.isoformat() if run else None,
         "seconds": run.duration if run else None,
         "notebook": run.notebook if run else None,
+        "script": _script(run),
         "cells": len(run.cells) if run else None,
         "ending": run.ending if run else None,
         "size_bytes": size,
@@ -136,8 +149,15 @@ def _run_row(name: str, size: int, run: Run | None, problem: str | None) -> dict
     }
 
 
+def _script(run: Run | None) -> str | None:
+    """What a run without a notebook is known by: the label of its first cell, as in ``-m package.train``."""
+    return None if run is None or run.notebook is not None or not run.cells else run.cells[0].label
+
+
 def _runs_rm(options: argparse.Namespace) -> int:
     home = runs_home()
+    if options.json:
+        raise BadUsage("runs rm: --json is for the list")
     if options.all == bool(options.runs):
         raise BadUsage("runs rm: name the runs to remove, or --all")
     folders = run_folders(home) if options.all else [find_run(run, home) for run in options.runs]
@@ -166,7 +186,10 @@ def _add_report(commands: Commands) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from cellmeter import export, judge
+    from cellmeter.targets import check_file, check_report
 
+    if options.output is not None:
+        (check_report if options.format is None else check_file)(options.output)
     run = _whole(find_run(options.run, runs_home()))
     judgement = judge(run)
     if options.output is None:
@@ -221,14 +244,17 @@ def _add_compare(commands: Commands) -> None:
     )
     parser.add_argument("a", metavar="BEFORE", help="the run to compare with: an id, an id's unique prefix, or a path")
     parser.add_argument("b", metavar="AFTER", nargs="?", help=_RUN_HELP)
-    parser.add_argument("--format", choices=COMPARISONS, help="default: by the suffix of -o, else text")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of -o, else text")
     parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="write to a file")
 
 
 def _compare(options: argparse.Namespace) -> int:
     from cellmeter import export
+    from cellmeter.targets import check_file
 
     suffix = options.output.suffix.lower() if options.output is not None else ".txt"
+    if options.output is not None:
+        check_file(options.output)
     text = export.render_comparison(
         _open(options.a), _open(options.b), options.format or export.FORMAT_OF.get(suffix, suffix)
     )
@@ -273,6 +299,7 @@ def _add_export(commands: Commands) -> None:
 
 def _export(options: argparse.Namespace) -> int:
     from cellmeter import export, judge
+    from cellmeter.targets import TABLES, check_file
 
     if sending.is_wanted(options):
         sending.send(options)
@@ -284,6 +311,12 @@ def _export(options: argparse.Namespace) -> int:
         raise BadUsage("export: name a file with -o PATH, or use --jsonl to print")
     if output is not None and output.suffix.lower() not in export.suffixes() and not options.jsonl:
         raise BadUsage(f"export writes {', '.join(export.suffixes())}; {output} is none of these")
+    if options.per_cell and (output is None or options.jsonl or output.suffix.lower() not in TABLES):
+        raise BadUsage(
+            f"export: --per-cell goes with -o X{' or X'.join(TABLES)}; other formats have a row a cell anyway"
+        )
+    if output is not None:
+        check_file(output)
     chosen = export.selection(options.cells, options.since)
     run = _whole(find_run(options.run, runs_home()))
     part = export.part_of(run, chosen)
@@ -337,31 +370,48 @@ def _run(options: argparse.Namespace) -> int:
 def _run_notebook(path: Path, folder: Path, output: Path | None, report: Path, *, metadata: bool = False) -> int:
     from cellmeter import export, judge
     from cellmeter.headless import execute, read_notebook, write_notebook
+    from cellmeter.targets import check_file, check_report
 
+    load_settings()  # a mistake in them is told before anything runs
     notebook = read_notebook(path)
+    check_report(report)
+    if output is not None:
+        check_file(output)
     with _Bar() as bar:
         executed = execute(notebook, str(path.resolve()), folder, bar.show)
     run = None if executed.folder is None else _whole(executed.folder)
     judgement = None if run is None else judge(run)
+    written = True
     if output is not None:
         if metadata and run is not None:
             export.annotate(executed.notebook, run, judgement)
-        write_notebook(executed.notebook, output)
-        print(f"wrote {output}", file=sys.stderr)
+        written = _done(output, lambda: write_notebook(executed.notebook, output))
     if run is not None:
+        kept = f"the run is kept: cellmeter report {run.id} -o PATH"
+        written = _done(report, lambda: _write(run, report, judgement), kept) and written
         print(export.render(run, "text", judgement))
-        _write(run, report, judgement)
-        print(f"wrote {report}", file=sys.stderr)
     else:
-        print("cellmeter: the notebook's kernel recorded nothing, so there is no report", file=sys.stderr)
-    return _outcome(executed)
+        why = f": {executed.unrecorded}" if executed.unrecorded else ""
+        print(f"cellmeter: the notebook's kernel recorded nothing, so there is no report{why}", file=sys.stderr)
+    return _outcome(executed) or (OK if written else BAD_USE)
+
+
+def _done(path: Path, write: Callable[[], object], otherwise: str = "") -> bool:
+    """Writes a file and says so; where that fails, says what there is ``otherwise``."""
+    try:
+        write()
+    except CellmeterError as error:
+        print(f"cellmeter: {error}{'; ' if otherwise else ''}{otherwise}", file=sys.stderr)
+        return False
+    print(f"wrote {path}", file=sys.stderr)
+    return True
 
 
 def _outcome(executed: Executed) -> int:
     if executed.failure is None:
         return OK
     print(f"cellmeter: {executed.failure}", file=sys.stderr)
-    return NOTEBOOK_FAILED if executed.signal is None else 128 + executed.signal
+    return FAILED if executed.signal is None else 128 + executed.signal
 
 
 class _Bar:
@@ -405,7 +455,7 @@ def _add_record(commands: Commands) -> None:
     parser = _command(commands, "record", _record, text)
     parser.add_argument("--rate", type=float, metavar="HZ", help="samples a second (default: as in the settings)")
     parser.add_argument(
-        "--report", type=Path, metavar="PATH", help="where the report goes (default: SCRIPT-report.html)"
+        "--report", type=Path, metavar="PATH", help="write the report too: .html, .json, .md or .txt, by the suffix"
     )
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
     parser.add_argument("script", metavar="SCRIPT")
@@ -414,22 +464,27 @@ def _add_record(commands: Commands) -> None:
 
 def _record(options: argparse.Namespace) -> int:
     from cellmeter import judge
+    from cellmeter.export.summary import lead
     from cellmeter.record import leave_as, record
+    from cellmeter.targets import check_report
 
+    report: Path | None = options.report
+    if report is not None:
+        check_report(report)
     recorded = record(options.script, options.arguments, module=options.module, rate_hz=options.rate)
     if recorded.folder is None:
         print("cellmeter: nothing was recorded, so there is no report", file=sys.stderr)
         return leave_as(recorded.code)
-    run = _whole(recorded.folder)
-    judgement = judge(run)
-    name = options.script if options.module else Path(options.script).stem
-    report = options.report or Path(f"{name}-report.html")
-    try:
-        _write(run, report, judgement)
-        from cellmeter.export.summary import lead
-
-        print(f"cellmeter: {lead(run, judgement)}\ncellmeter: wrote {report}", file=sys.stderr)
-    except CellmeterError as error:  # the exit code is the script's
+    try:  # the exit code is the script's
+        run = _whole(recorded.folder)
+        judgement = judge(run)
+        how = f"cellmeter report {run.id} tells more, with -o report.html as a page"
+        print(f"cellmeter: {lead(run, judgement)}", file=sys.stderr)
+        if report is None:
+            print(f"cellmeter: {how}", file=sys.stderr)
+        else:
+            _done(report, lambda: _write(run, report, judgement), f"the run is kept: {how}")
+    except CellmeterError as error:
         print(f"cellmeter: {error}", file=sys.stderr)
     return leave_as(recorded.code)
 

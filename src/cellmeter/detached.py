@@ -44,9 +44,9 @@ def start(
     and RecorderUnavailable where processes cannot be started at all.
     """
     if os.name != "posix":
-        raise RecorderUnavailable("cellmeter cannot record on Windows yet: use WSL")
+        raise RecorderUnavailable("cannot record on Windows yet: use WSL")
     if not sys.executable:
-        raise RecorderUnavailable("cellmeter cannot record: this Python does not know its own executable")
+        raise RecorderUnavailable("cannot record: this Python does not know its own executable")
     path = import_path(libraries)
     command = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP.format(module=module), str(len(path)), *path, *arguments]
     said = subprocess.DEVNULL if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

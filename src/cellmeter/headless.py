@@ -39,6 +39,8 @@ class Executed:
     failure: str | None
     signal: int | None = None
     """The signal that was sent to stop it."""
+    unrecorded: str | None = None
+    """Why there is no run, as far as the kernel has said."""
 
 
 def read_notebook(path: Path) -> Any:
@@ -109,12 +111,13 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
             )
         except (DeadKernelError, asyncio.CancelledError):
             failure = f"the kernel died in {follower.where()}{_fatal_line(said)}"
+        told = _of_ours(notebook, said)
     if follower.stopped is not None:
         failure = f"stopped by {signal.Signals(follower.stopped).name} in {follower.where()}"
     recorded = run_of_process(*follower.kernel) if follower.kernel else None
     if recorded is not None:
         wait_for_end(recorded)
-    return Executed(notebook, recorded, failure, follower.stopped)
+    return Executed(notebook, recorded, failure, follower.stopped, told if recorded is None else None)
 
 
 def _fatal_line(said: IO[str]) -> str:
@@ -122,6 +125,17 @@ def _fatal_line(said: IO[str]) -> str:
     said.seek(0)
     fatal = [line.strip() for line in said if line.startswith("Fatal Python error")]
     return f": {fatal[-1]}" if fatal else ""
+
+
+def _of_ours(notebook: Any, said: IO[str]) -> str | None:
+    """What cellmeter had to say in the kernel: at its start in the log, later under a cell."""
+    said.seek(0)
+    lines = said.read().splitlines()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            lines += output.get("text", "").splitlines() if output.get("name") == "stderr" else []
+    told = [line.rpartition("cellmeter: ")[2].strip() for line in lines if "cellmeter" in line]
+    return told[-1] if told else None
 
 
 def _loads_extension(notebook: Any) -> bool:

@@ -6,6 +6,7 @@ import argparse
 import atexit
 import contextlib
 import os
+import re
 import shlex
 import sys
 import time
@@ -41,6 +42,7 @@ PANEL_SECONDS = 0.5  # the longest a cell waits for the recorder to get ready, f
 MOST_OPTIONS = 2000  # characters of a %%monitor line
 GROUPS = ("cpu", "memory", "gpu", "io", "net", "power")
 _NAME = "MonitorMagics"
+_GREETING = "%%monitor in a cell's first line shows it live, %monitor report tells what was found"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,9 +69,7 @@ def _cell_parser() -> _Parser:
 
 def _line_parser() -> _Parser:
     parser = _Parser(prog="%monitor", add_help=False)
-    commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", parser_class=_Parser
-    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     start = commands.add_parser("start", add_help=False)
     start.add_argument("--rate", type=float, metavar="HZ")
     start.add_argument("--auto", action="store_true")
@@ -109,6 +109,8 @@ class Monitored:
     title: str
     top: bool
     """Not run by another cell from within."""
+    ours: bool
+    """It asks us for something and does nothing else."""
     panel: Panel | None = None
 
 
@@ -128,12 +130,14 @@ class Session:
         self._told: set[str] = set()
         self.lookout = Lookout(self.tell)
 
-    def attach(self) -> None:
-        """Hooks into the shell and starts recording."""
+    def attach(self, greet: bool) -> None:
+        """Hooks into the shell and starts recording. ``greet``: says so, where a cell shows it."""
         self._tagger.attach()
         atexit.register(self._goodbye)
         self._guarded(self.start)
-        self._guarded(self._tell_of_last_kernel)
+        told = self._guarded(self._tell_of_last_kernel)
+        if greet and not told and self.recording is not None and _starting(self.shell) is None:
+            print(f"cellmeter: recording at {self.recording.rate_hz:g} Hz; {_GREETING}")
         self._guarded(self._prepare_live)
 
     def detach(self) -> None:
@@ -145,11 +149,11 @@ class Session:
         self._guarded(self.stop)
         self._guarded(lambda: live.forget(self.shell))
 
-    def _tell_of_last_kernel(self) -> None:
-        """How the kernel before this one died, and in which cell."""
+    def _tell_of_last_kernel(self) -> bool:
+        """How the kernel before this one died, and in which cell; False if there is nothing to tell."""
         notebook = notebook_path(self.shell)
         if self.recording is None or notebook is None:
-            return
+            return False
         from cellmeter.store import previous_run, read_run
 
         previous = previous_run(self.recording.folder, notebook)
@@ -158,6 +162,8 @@ class Session:
 
             if line := last_kernel(read_run(previous, newest=50)):
                 print(f"cellmeter: {line}")
+                return True
+        return False
 
     def _prepare_live(self) -> None:
         from cellmeter import live
@@ -248,7 +254,11 @@ class Session:
         if message not in self._told:
             self._told.add(message)
             with contextlib.suppress(Exception):  # the user may have closed or replaced stderr
-                print(f"cellmeter: {message}", file=sys.stderr)
+                kernel = _starting(self.shell)
+                if kernel is not None:  # no cell would show it
+                    kernel.log.warning("cellmeter: %s", message)
+                else:
+                    print(f"cellmeter: {message}", file=sys.stderr)
 
     def _begun(self, begun: Begun) -> Monitored | None:
         monitored: Monitored | None = self._guarded(lambda: self._begin(begun))
@@ -264,7 +274,7 @@ class Session:
         label = " ".join(options.label) if options is not None else ""
         cell = recording.next_cell()
         title = label or (f"In [{begun.execution_count}]" if begun.execution_count else f"cell #{cell.seq}")
-        monitored = Monitored(recording, cell, title, top=begun.parent is None)
+        monitored = Monitored(recording, cell, title, top=begun.parent is None, ours=_is_ours(begun.source))
         if options is not None:  # before the start edge: its time is not the cell's
             monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options, begun.cell_id))
         try:
@@ -328,7 +338,7 @@ class Session:
                 self._give_up(self.recording)
         if monitored.panel is not None:
             monitored.panel.close(monitored.title, finished.status, monitored.cell.started_ns, ended_ns)
-        elif self.auto and monitored.top and monitored.recording is self.recording:
+        elif self.auto and monitored.top and not monitored.ours and monitored.recording is self.recording:
             strip.show(monitored.recording.folder, monitored.cell.edges)
         if self.recording is not None and (trouble := self.recording.trouble()):
             self.tell(trouble)
@@ -357,6 +367,17 @@ class Session:
 def _say(line: str) -> None:
     """One line on stderr, each time: somebody has asked for what it is about."""
     print(f"cellmeter: {line}", file=sys.stderr)
+
+
+def _is_ours(source: str) -> bool:
+    """Whether a cell has nothing but lines of ``%monitor`` and comments."""
+    lines = [line for line in map(str.strip, source.splitlines()) if line and not line.startswith("#")]
+    return bool(lines) and all(re.match(r"%monitor(\s|$)", line) for line in lines)
+
+
+def _starting(shell: InteractiveShell) -> Any:
+    """The kernel, while it is only being set up (``--ext cellmeter``); None in a cell and in a terminal."""
+    return None if getattr(shell, "parent_header", None) else getattr(shell, "kernel", None)
 
 
 def notebook_path(shell: InteractiveShell | None) -> str | None:
@@ -546,11 +567,16 @@ class MonitorMagics(Magics):
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """``%load_ext cellmeter``: recording starts. What goes wrong is one line; it never raises."""
-    if _NAME in shell.magics_manager.registry:
-        return
-    session = Session(shell)
-    shell.register_magics(MonitorMagics(shell, session))
-    session.attach()
+    _load(shell, greet=True)
+
+
+def _load(shell: InteractiveShell, greet: bool = False) -> Session:
+    if _NAME not in shell.magics_manager.registry:
+        magics = MonitorMagics(shell, Session(shell))
+        shell.register_magics(magics)
+        magics.session.attach(greet)
+    session: Session = shell.magics_manager.registry[_NAME].session
+    return session
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
@@ -574,8 +600,7 @@ def alert(expression: str, callback: Callback | None = None) -> Callable[[], Non
     shell = get_ipython()
     lookout = script.lookout
     if shell is not None:
-        load_ipython_extension(shell)
-        lookout = shell.magics_manager.registry[_NAME].session.lookout
+        lookout = _load(shell).lookout
     added = lookout.add(expression, callback)
     return lambda: lookout.discard(added)
 
@@ -610,8 +635,7 @@ def start(
             if trouble is not None:
                 _say(trouble)
     else:
-        load_ipython_extension(shell)
-        session = shell.magics_manager.registry[_NAME].session
+        session = _load(shell)
         recording = session.start(rate_hz, budget)
         if source is not None:
             session.read_from(source)

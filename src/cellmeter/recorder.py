@@ -61,7 +61,7 @@ class Recorder:
             log = Path(config.folder) / RECORDER_LOG
             channel = detached.start("cellmeter.child", [], ("pynvml", "psutil"), log, channel=True)
         except OSError as error:
-            raise RecorderUnavailable(f"cellmeter cannot record: the recorder did not start: {error}") from error
+            raise RecorderUnavailable(f"cannot record: the recorder did not start: {error}") from error
         assert channel is not None
         recorder = cls(config, channel)
         recorder.send(asdict(config))

@@ -71,8 +71,7 @@ class Recording:
             name_kernel(folder, pid, identity)
         except OSError as error:
             raise RecorderUnavailable(
-                f"cellmeter cannot record: {home} cannot be written ({error.strerror}); "
-                "set CELLMETER_HOME to a folder that can"
+                f"cannot record: {home} cannot be written ({error.strerror}); set CELLMETER_HOME to a folder that can"
             ) from error
         environ = _gpu_environ()
         most = int(min(settings.max_total_gib, 1e9) * 2**30)

@@ -26,7 +26,7 @@ try:
     from rich.table import Table
     from rich.text import Text
 except ImportError as error:
-    raise MissingExtra("rich", "watch", "cellmeter watch") from error
+    raise MissingExtra("rich", "watch", "watch") from error
 
 if TYPE_CHECKING:
     import numpy as np

@@ -132,9 +132,10 @@ def serving(base: Path, app: str, home: Path, options: Sequence[str] = ()) -> It
     def address() -> str | None:
         assert process.poll() is None, (base / "server.log").read_text()
         for file in folders["runtime"].glob("jpserver-*.json"):
-            url = json.loads(file.read_text())["url"]
-            with suppress(OSError), urllib.request.urlopen(f"{url}api", timeout=20):
-                return str(url)
+            with suppress(OSError, ValueError):  # the file may be half written, and nobody listen yet
+                url = json.loads(file.read_text())["url"]
+                with urllib.request.urlopen(f"{url}api", timeout=20):
+                    return str(url)
         return None
 
     try:

@@ -133,7 +133,7 @@ def _sizes(run: Run) -> str:
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Runs in aligned columns, one a row with the keys of ``cellmeter runs --json``."""
-    headers = ("Run", "Started (UTC)", "Duration", "Cells", "Ending", "Size", "Notebook")
+    headers = ("Run", "Started (UTC)", "Duration", "Cells", "Ending", "Size", "Notebook or script")
     return _table(headers, [_run_line(row) for row in rows], right={2, 3, 5})
 
 
@@ -147,7 +147,7 @@ def _run_line(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["cells"]),
         row["ending"] or "running",
         bytes_text(row["size_bytes"]),
-        _shortened(plain(row["notebook"] or ""), 40),
+        _shortened(plain(row["notebook"] or row["script"] or ""), 40),
     )
 
 

@@ -24,6 +24,8 @@ LEAST_TOKEN = 16
 LOOK_SECONDS = 1.0
 SLOW_SECONDS = 10.0  # a client that says nothing for so long is hung up on
 
+_INDEX = b"<!doctype html><title>cellmeter</title><h1>cellmeter</h1><p><a href='/metrics'>Metrics</a></p>\n"
+
 App = Callable[[Mapping[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -132,7 +134,7 @@ def _tls(endpoint: Endpoint) -> ssl.SSLContext | None:
 
 
 def guarded(app: App, token: str | None) -> App:
-    """The same below ``/metrics`` only, and for those only who bring the token, if there is one."""
+    """The same at ``/metrics`` only, with a page at ``/`` that leads there, for those only who bring the token, if there is one."""
 
     def answer(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         def refuse(status: str, *headers: tuple[str, str]) -> Iterable[bytes]:
@@ -142,6 +144,9 @@ def guarded(app: App, token: str | None) -> App:
         said = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
         if token is not None and not hmac.compare_digest(said, b"Bearer " + token.encode()):
             return refuse("401 Unauthorized", ("WWW-Authenticate", "Bearer"))
+        if environ["PATH_INFO"] == "/":
+            start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
+            return [_INDEX]
         if environ["PATH_INFO"] != "/metrics":
             return refuse("404 Not Found")
         return app(environ, start_response)
