@@ -10,12 +10,20 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run
+from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, hump
 from conftest import Kernel
 
 from cellmeter import export
 from cellmeter.errors import BadUsage
-from cellmeter.export.compared import comparison_html, comparison_json, comparison_schema, comparison_text, verdict
+from cellmeter.export.compared import (
+    comparison_html,
+    comparison_json,
+    comparison_markdown,
+    comparison_schema,
+    comparison_text,
+    shown,
+    verdict,
+)
 from cellmeter.export.comparison import Comparison, Matched, compare
 from cellmeter.run import Cell, Run
 
@@ -71,12 +79,51 @@ def test_a_short_cells_jitter_is_noise() -> None:
 
 def test_memory_and_gpu_are_compared_too() -> None:
     device = a_device("gpu0")
-    a = a_run(a_cell(20, rss=GIB, gpu={"gpu0": GpuWork(20)}), devices=[device])
-    b = a_run(a_cell(20, rss=3 * GIB, gpu={"gpu0": GpuWork(80)}), devices=[device])
+    a = a_run(a_cell(20, rss=hump(GIB, 2 * GIB, 5, 9), gpu={"gpu0": GpuWork(20)}), devices=[device])
+    b = a_run(a_cell(20, rss=hump(GIB, 4 * GIB, 5, 9), gpu={"gpu0": GpuWork(80)}), devices=[device])
     (cell,) = compare(named(a, ("x", "1")), named(b, ("x", "1"))).cells
-    assert verdicts(cell)["peak_rss_bytes"] == "more"
+    assert verdicts(cell)["peak_rss_bytes"] == verdicts(cell)["peak_over_start_bytes"] == "more"
+    assert [d.quantity.key for d in shown(cell)][:2] == ["seconds", "peak_over_start_bytes"]
     assert verdicts(cell)["gpu_utilization_percent"] == "more"
     assert verdicts(cell)["seconds"] == "same"
+
+
+def test_what_earlier_cells_have_left_is_none_of_a_cells_memory() -> None:
+    """The second cell only begins with more; the third needs as much more as it began with less."""
+    a, b = (
+        named(
+            a_run(a_cell(9, rss=lambda t, r=rest: r * t / 9 + GIB), a_cell(9, rss=rest + GIB), a_cell(9, rss=third)),
+            ("x", "1"),
+            ("y", "2"),
+            ("z", "3"),
+        )
+        for rest, third in ((0, GIB), (9 * GIB, hump(GIB, 3 * GIB, 2, 5)))
+    )
+    first, second, third = (verdicts(cell) for cell in compare(a, b).cells)
+    assert (first["peak_rss_bytes"], first["peak_over_start_bytes"]) == ("more", "more")
+    assert (second["peak_rss_bytes"], second["peak_over_start_bytes"]) == ("same", "same")
+    assert third["peak_over_start_bytes"] == "more"
+
+
+def test_where_nothing_else_is_in_both_a_cell_is_the_same_by_label_or_place() -> None:
+    a = named(a_run(*[a_cell(1)] * 4), ("a", "1"), ("b", "same"), ("c", "3"), ("d", "4"))
+    b = named(a_run(*[a_cell(1)] * 4), ("e", "5"), ("f", "same"), ("g", "7"), ("h", "8"))
+    found = compare(a, b)
+    assert [(cell.a, cell.b, cell.matched_by) for cell in found.cells] == [
+        ((1,), (1,), "place"),
+        ((2,), (2,), "source"),
+        ((3,), (3,), "place"),
+        ((4,), (4,), "place"),
+    ]
+    assert "matched by its place alone" in comparison_text(
+        compare(a, replace(b, cells=(replace(b.cells[0], status="error"), *b.cells[1:])))
+    )
+    shorter = replace(b, cells=(*b.cells[:2], b.cells[3]))  # Nobody knows which one went: In [4] is In [4].
+    assert [cell.a for cell in compare(a, shorter).cells] == [(1,), (2,), (4,)]
+    assert compare(a, shorter).only_in_a == ("In [3] work()",)
+    labelled = replace(b, cells=tuple(replace(c, label=f"l{c.seq}") for c in reversed(b.cells)))
+    same = compare(replace(a, cells=tuple(replace(c, label=f"l{c.seq}") for c in a.cells)), labelled)
+    assert {(cell.a, cell.b) for cell in same.cells} == {((n,), (n,)) for n in (1, 2, 3, 4)}
 
 
 def test_how_far_a_cells_own_executions_lie_apart_is_noise() -> None:
@@ -124,11 +171,22 @@ def test_the_text_tells_what_changed() -> None:
     assert [line.split() for line in text.splitlines() if line.startswith("  time")] == [
         ["time", "10", "s", "20", "s", "+100", "%", "more"]
     ] * 2
+    assert "/home/ada/train.ipynb, node7" in text
+    assert ", 1 cell in 14 s, " in text
     assert max(map(len, text.splitlines())) <= 92
     assert "Nothing differs by more than noise in the 1 cell" in comparison_text(a_pair(10, 10))
-    nothing = compare(named(a_run(a_cell(1)), ("x", "1")), named(a_run(a_cell(1)), ("y", "2")))
-    assert "no cell in common" in comparison_text(nothing)
-    assert "Only before: In [1] work()" in comparison_text(nothing)
+    other = named(a_run(a_cell(1), a_cell(2)), ("y", "2"), ("z", "3"))
+    other = replace(other, cells=tuple(replace(cell, execution_count=cell.seq + 7) for cell in other.cells))
+    nothing = comparison_text(compare(named(a_run(a_cell(1)), ("x", "1")), other))
+    assert "no cell in common; all in all it is slower: 1.0 s before, 3.0 s after." in nothing
+    assert "Only before: In [1] work()" in nothing
+
+
+def test_the_markdown_tells_the_same() -> None:
+    text = comparison_markdown(a_pair(10, 20))
+    assert text.startswith("## 1 of 1 cell differs; all in all it is slower: 10 s before, 20 s after.\n")
+    assert text.count("| time | 10 s | 20 s | +100 % | more |") == 2
+    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {6}
 
 
 def test_the_json_has_the_form_of_its_schema() -> None:
@@ -136,6 +194,7 @@ def test_the_json_has_the_form_of_its_schema() -> None:
     jsonschema.validate(fields, comparison_schema())
     seconds = fields["cells"][0]["differences"]["seconds"]
     assert (seconds["verdict"], seconds["relative"]) == ("more", pytest.approx(1, abs=0.02))
+    assert fields["total"]["seconds"] == fields["whole"]["seconds"]
     assert fields["total"]["seconds"]["b"] == pytest.approx(20, abs=0.1)
 
 
@@ -153,7 +212,7 @@ def test_the_page_is_inert_and_asks_for_nothing() -> None:
 
 def test_a_format_that_is_not_there_is_named() -> None:
     run = a_run(a_cell(1))
-    with pytest.raises(BadUsage, match="the formats are text, html, json"):
+    with pytest.raises(BadUsage, match="the formats are text, html, json, md"):
         export.render_comparison(run, run, "pdf")
 
 
@@ -168,7 +227,7 @@ def test_from_the_command_line_and_from_the_notebook(kernel: Kernel, tmp_path: P
             kernel.run("%monitor start")
     said = kernel.run(f"%monitor compare {before}").stdout
     assert said.startswith(f"before  {before}")
-    assert "in both" in said
+    assert "All cells" in said
     wrong = kernel.run("%monitor compare nonsense")
     assert wrong.status == "error"
     assert wrong.stderr.startswith("UsageError: no run in")
@@ -182,5 +241,7 @@ def test_from_the_command_line_and_from_the_notebook(kernel: Kernel, tmp_path: P
     assert busy["seconds"]["a"] < 2.9 < busy["seconds"]["b"]
     assert cellmeter(before, "-o", str(tmp_path / "c.html")).returncode == 0
     assert (tmp_path / "c.html").read_text().startswith("<!doctype html>")
+    assert cellmeter(before, "-o", str(tmp_path / "c.md")).returncode == 0
+    assert (tmp_path / "c.md").read_text().startswith("## ")
     bad = cellmeter(before, "-o", str(tmp_path / "c.pdf"))
     assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)

@@ -115,7 +115,7 @@ def _add_runs(commands: Commands) -> None:
     parser = _command(commands, "runs", _runs, "list the recorded runs, newest first, or remove some")
     parser.add_argument("--json", action="store_true", help="as a JSON array")
     parser.usage = "cellmeter runs [-h] [--json]\n       cellmeter runs rm [-h] [--all] [RUN ...]"
-    actions = parser.add_subparsers(metavar="rm", prog="cellmeter runs")
+    actions = parser.add_subparsers(title="commands", metavar="", prog="cellmeter runs")
     remove = _command(actions, "rm", _runs_rm, "remove runs")
     remove.add_argument("runs", nargs="*", metavar="RUN", help="a run id, an id's unique prefix, or a path")
     remove.add_argument("--all", action="store_true", help="remove every run that is not being recorded")
@@ -443,7 +443,8 @@ class _Bar:
             self._bar.update(self._task, total=progress.total, completed=done, description=escape(first))
         elif progress.seconds is not None:
             outcome = "FAILED" if progress.failed else f"{progress.seconds:7.1f} s"
-            print(f"[{progress.number:>2}/{progress.total}] {outcome:>9}  {first}", file=sys.stderr, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # the notebook goes on when nobody looks any more
+                print(f"[{progress.number:>2}/{progress.total}] {outcome:>9}  {first}", file=sys.stderr, flush=True)
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:

@@ -55,7 +55,7 @@ def watch(folder: Path) -> None:
     """Shows a run until it ends or the user has seen enough, and then how it ended. Raises RunUnreadable."""
     followed = Followed(folder)
     followed.poll()
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH, no_color=True)
+    console = _Console() if sys.stdout.isatty() else _Console(width=PLAIN_WIDTH, no_color=True)
     with _ended_by_signals():
         if not followed.ended:
             (_on_a_screen if console.is_terminal else _line_by_line)(followed, console)
@@ -63,6 +63,13 @@ def watch(folder: Path) -> None:
         how = followed.finish()
         console.print(view(followed, console.width, 24, ended=how))
         console.print(Text(f"{folder.name} ended: {how}"), soft_wrap=True)
+
+
+class _Console(Console):
+    """Rich ends the process with 1, which means that a notebook failed; the command line knows better."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 @contextlib.contextmanager
@@ -162,7 +169,7 @@ def view(followed: Followed, width: int, height: int, ended: str | None = None) 
     parts: list[RenderableType] = [
         *_header(followed, width, ended),
         Text(),
-        _charts(followed, frame, gpus, width, tall),
+        _charts(followed, frame, gpus, (width, tall), ended is not None),
     ]
     if rows:
         most = max(3, 3 + left)
@@ -208,12 +215,17 @@ class _Row(NamedTuple):
     top: float
 
 
-def _charts(followed: Followed, frame: charts.Frame, gpus: list[str], width: int, tall: int) -> Table:
-    """CPU, memory and each GPU: its name, now, the last two minutes, and what else there is to say."""
+def _charts(followed: Followed, frame: charts.Frame, gpus: list[str], size: tuple[int, int], ended: bool) -> Table:
+    """CPU, memory and each GPU: its name, now, the last two minutes, and what else there is to say.
+
+    Of a run that has ended there is no now: the highest of that time stands for it.
+    """
+    width, tall = size
     narrow = width < NARROW
-    rows = [_cpu_or_memory(frame, key, narrow) for key in ("cpu", "memory")] + [_gpu(frame, gpu, width) for gpu in gpus]
+    rows = [_cpu_or_memory(frame, key, narrow, ended) for key in ("cpu", "memory")]
+    rows += [_gpu(frame, gpu, width, ended) for gpu in gpus]
     known = [row for row in rows if row is not None]
-    taken = [max(map(len, texts)) for texts in zip(*((row.name, row.now, row.note) for row in known), strict=True)]
+    taken = [max(1, *map(len, texts)) for texts in zip(*((row.name, row.now, row.note) for row in known), strict=True)]
     room = max(4, width - sum(taken) - 6)
     window = next((span for span in WINDOWS if span >= followed.seconds), WINDOWS[-1])
     table = Table.grid(padding=(0, 2), expand=False)
@@ -221,13 +233,16 @@ def _charts(followed: Followed, frame: charts.Frame, gpus: list[str], width: int
         lines = 1 if name in gpus and len(gpus) > MOST_HIGH_GPUS else tall
         drawn = "\n".join(spark(frame.time, values, top, window, (room, lines)))
         table.add_row(Text(name, "bold"), Text(now), Text(drawn, style, no_wrap=True), Text(note, "dim"))
-    begin, end = f"−{charts.format_duration(window).removesuffix(' 00 s')}".replace(".0 s", " s"), "now"
+    begin, end = (
+        f"−{charts.format_duration(window).removesuffix(' 00 s')}".replace(".0 s", " s"),
+        "end" if ended else "now",
+    )
     if known and room > len(begin) + len(end):
         table.add_row("", "", Text(begin + " " * (room - len(begin) - len(end)) + end, "dim"), "")
     return table
 
 
-def _cpu_or_memory(frame: charts.Frame, key: str, narrow: bool) -> _Row | None:
+def _cpu_or_memory(frame: charts.Frame, key: str, narrow: bool, ended: bool) -> _Row | None:
     spec = next((spec for spec in frame.panels if spec.key == key), None)
     if spec is None:
         return None
@@ -235,11 +250,13 @@ def _cpu_or_memory(frame: charts.Frame, key: str, narrow: bool) -> _Row | None:
 
     values = frame.of(spec)
     peaks = [float(x) for x in np.fmax.reduce(values)] if len(values) else [math.nan] * len(spec.lines)
-    now = charts.format_value(_last(values)[0], spec.unit)
+    now = charts.format_value((peaks if ended else _last(values))[0], spec.unit)
     if spec.limit and not narrow:
         now = _of(now, charts.format_value(spec.limit, spec.unit) if spec.unit == "By" else f"{spec.limit:g} cores")
     # the first line is the kernel's own; a spike of the machine's does not stretch its scale here, where it is not drawn
     top = charts.scale_top(spec, [peaks[0], *[math.nan] * (len(peaks) - 1)])
+    if ended:
+        return _Row(spec.title, f"peak {now}", "", _STYLES[key], values[:, 0], top)
     note = f"peak {charts.format_value(peaks[0], spec.unit)}"
     children = [x for one, x in zip(spec.lines, _last(values), strict=True) if one.role == "second"]
     if key == "memory" and children and children[0] > 1.01 * _last(values)[0] and not narrow:
@@ -247,22 +264,23 @@ def _cpu_or_memory(frame: charts.Frame, key: str, narrow: bool) -> _Row | None:
     return _Row(spec.title, now, note, _STYLES[key], values[:, 0], top)
 
 
-def _gpu(frame: charts.Frame, gpu: str, width: int) -> _Row:
+def _gpu(frame: charts.Frame, gpu: str, width: int, ended: bool) -> _Row:
     import numpy as np
 
     found = {spec.key: (spec, n) for spec in frame.panels for n, one in enumerate(spec.lines) if one.subject == gpu}
     values = {key: frame.of(spec)[:, n] for key, (spec, n) in found.items()}
-    now = {key: charts.format_value(_last(column[:, None])[0], found[key][0].unit) for key, column in values.items()}
+    peaks = {key: float(np.fmax.reduce(column, initial=math.nan)) for key, column in values.items()}
+    newest = peaks if ended else {key: _last(column[:, None])[0] for key, column in values.items()}
+    now = {key: charts.format_value(value, found[key][0].unit) for key, value in newest.items()}
     note = now.get("gpu-memory", "")
     if width >= NARROW:
         spec, n = found.get("gpu-memory", (None, 0))
         size = spec.limit or spec.lines[n].top if spec else None
         note = _of(note, charts.format_value(size, "By")) if size else note
         note += f"  {now['power']:>5}" if "power" in now else ""
-    if width >= WIDE:
-        peak = float(np.fmax.reduce(values["gpu"], initial=math.nan))
-        note = f"peak {charts.format_value(peak, '%')}  {note}"
-    return _Row(gpu, now["gpu"], note, _STYLES["gpu"], values["gpu"], 100.0)
+    if width >= WIDE and not ended:
+        note = f"peak {charts.format_value(peaks['gpu'], '%')}  {note}"
+    return _Row(gpu, f"peak {now['gpu']}" if ended else now["gpu"], note, _STYLES["gpu"], values["gpu"], 100.0)
 
 
 def _of(text: str, most: str) -> str:

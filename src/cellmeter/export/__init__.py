@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from cellmeter.errors import BadUsage
-from cellmeter.export.compared import comparison_html, comparison_json, comparison_text
+from cellmeter.export.compared import comparison_html, comparison_json, comparison_markdown, comparison_text
 from cellmeter.export.comparison import compare
 from cellmeter.export.html import html_report, inline_html
 from cellmeter.export.in_notebook import annotate
@@ -59,7 +59,12 @@ _REPORTS: dict[str, Callable[[Run, Judgement | None], str]] = {
     "md": markdown_report,
     "jsonl": jsonl_report,
 }
-_COMPARISONS = {"text": comparison_text, "html": comparison_html, "json": comparison_json}
+_COMPARISONS = {
+    "text": comparison_text,
+    "html": comparison_html,
+    "json": comparison_json,
+    "md": comparison_markdown,
+}
 _TABLES: dict[str, Callable[[Run, BinaryIO, Part], None]] = {".csv": write_csv, ".parquet": write_parquet}
 _CELL_TABLES: dict[str, Callable[[Run, BinaryIO], None]] = {
     ".csv": write_cells_csv,
@@ -83,7 +88,7 @@ def render(run: Run, format: str, judgement: Judgement | None = None) -> str:
 
 
 def render_comparison(a: Run, b: Run, format: str) -> str:
-    """Two runs side by side, the earlier one first: ``text``, ``html`` or ``json``. Raises BadUsage for another format."""
+    """Two runs side by side, the earlier one first, in one of ``COMPARISON_FORMATS``. Raises BadUsage for another."""
     if format not in _COMPARISONS:
         raise BadUsage(f"there is no format {format!r} of a comparison: the formats are {', '.join(_COMPARISONS)}")
     return _COMPARISONS[format](compare(a, b))

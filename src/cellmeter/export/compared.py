@@ -1,4 +1,4 @@
-"""A comparison of two runs as text, JSON (``comparison.schema.json`` beside this file) and one HTML file."""
+"""A comparison of two runs as text, Markdown, JSON (``comparison.schema.json`` beside this file) and one HTML file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from cellmeter.export.comparison import OVER_START, PEAK
+from cellmeter.export.markdown import escaped
 from cellmeter.export.summary import counted, plain
 from cellmeter.rules.units import UNKNOWN, bytes_text, joules_text, percent_text, seconds_text
 
@@ -30,14 +32,43 @@ _TITLE_WIDTH = 44
 def comparison_text(comparison: Comparison) -> str:
     """The cells that differ, with what differs; those that do not in one line."""
     lines = [f"before  {_run_line(comparison.a)}", f"after   {_run_line(comparison.b)}", "", verdict(comparison), ""]
-    if not comparison.cells:
-        return "\n".join([*lines[:-1], *_alone_lines(comparison)]) + "\n"
     lines.append(f"{'':26}{'before':>12}{'after':>12}{'change':>12}")
-    lines += _block("All cells that are in both", comparison.total, whole=True)
-    for cell in comparison.cells:
-        if differs(cell):
-            lines += _block(_name(cell), shown(cell), note=_note(cell))
+    for name, differences, note in _shown(comparison):
+        lines += _block(name, differences, note)
     return "\n".join([*lines, *_alone_lines(comparison)]) + "\n"
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The same for a pull request or an issue."""
+    rows = [f"| {' | '.join(HEADERS)} |", "| --- | ---: | ---: | ---: | --- |"]
+    for name, differences, note in _shown(comparison):
+        rows.append(f"| **{escaped(name)}**{f' ({escaped(note)})' if note else ''} | | | | |")
+        rows += [f"| {d.quantity.name} | {' | '.join(cells_of(d))} |" for d in differences]
+    runs = "\n".join(f"- {name}: {escaped(_run_line(run))}" for name, run in _runs(comparison))
+    alone = [escaped(line) for line in _alone_lines(comparison) if line]
+    return "\n\n".join([f"## {escaped(verdict(comparison))}", runs, "\n".join(rows), *alone]) + "\n"
+
+
+def _shown(comparison: Comparison) -> list[tuple[str, list[Difference], str]]:
+    """What text has room for: all cells together, then those that differ, with what differs."""
+    blocks = [(_name(cell), shown(cell), _note(cell)) for cell in comparison.cells if differs(cell)]
+    return [(name, _known(differences), "") for name, differences in _summed(comparison)] + blocks
+
+
+def _summed(comparison: Comparison) -> list[tuple[str, tuple[Difference, ...]]]:
+    """All cells of each run; where not all have a partner, those that have as well."""
+    if not comparison.only_in_a and not comparison.only_in_b:
+        return [("All cells", comparison.whole)]
+    both = [("All cells that are in both", comparison.total)] if comparison.cells else []
+    return [("All cells of each run", comparison.whole), *both]
+
+
+def _known(differences: tuple[Difference, ...]) -> list[Difference]:
+    return [difference for difference in differences if difference.a is not None or difference.b is not None]
+
+
+def _runs(comparison: Comparison) -> tuple[tuple[str, Run], tuple[str, Run]]:
+    return ("before", comparison.a), ("after", comparison.b)
 
 
 def comparison_json(comparison: Comparison) -> str:
@@ -48,6 +79,7 @@ def comparison_json(comparison: Comparison) -> str:
         "b": _run_fields(comparison.b),
         "cells": [_cell_fields(cell) for cell in comparison.cells],
         "total": _difference_fields(comparison.total),
+        "whole": _difference_fields(comparison.whole),
         "only_in_a": list(comparison.only_in_a),
         "only_in_b": list(comparison.only_in_b),
     }
@@ -63,14 +95,11 @@ def comparison_schema() -> dict[str, Any]:
 
 def comparison_html(comparison: Comparison) -> str:
     """A page that asks the network for nothing; every string of the notebook is escaped."""
-    rows = _html_rows("All cells that are in both", comparison.total) if comparison.cells else ""
+    rows = "".join(_html_rows(name, differences) for name, differences in _summed(comparison))
     rows += "".join(_html_rows(_name(cell), cell.differences, _note(cell)) for cell in comparison.cells)
     heads = "".join(f'<th scope="col">{head}</th>' for head in HEADERS)
     table = f"<table><thead><tr>{heads}</tr></thead>{rows}</table>" if rows else ""
-    runs = "".join(
-        f"<dt>{name}</dt><dd>{escape(_run_line(run))}</dd>"
-        for name, run in (("before", comparison.a), ("after", comparison.b))
-    )
+    runs = "".join(f"<dt>{name}</dt><dd>{escape(_run_line(run))}</dd>" for name, run in _runs(comparison))
     alone = "".join(f"<p>{escape(line)}</p>" for line in _alone_lines(comparison) if line)
     title = escape(f"cellmeter: {comparison.a.id} and {comparison.b.id}")
     policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -84,17 +113,18 @@ def comparison_html(comparison: Comparison) -> str:
 
 def verdict(comparison: Comparison) -> str:
     """What changed, in one sentence."""
-    if not comparison.cells:
-        return "The two runs have no cell in common."
-    changed = sum(differs(cell) for cell in comparison.cells)
-    compared = counted(len(comparison.cells), "cell")
-    if not changed:
-        return f"Nothing differs by more than noise in the {compared} that are in both."
-    time = next((d for d in comparison.total if d.quantity.key == "seconds"), None)
+    time = next(d for d in comparison.whole if d.quantity.key == "seconds")
     all_in_all = ""
-    if time is not None and time.verdict in ("more", "less"):
+    if time.verdict in ("more", "less"):
         word = "slower" if time.verdict == "more" else "faster"
         all_in_all = f"; all in all it is {word}: {seconds_text(time.a)} before, {seconds_text(time.b)} after"
+    if not comparison.cells:
+        return f"The two runs have no cell in common{all_in_all}."
+    changed = sum(differs(cell) for cell in comparison.cells)
+    alone = len(comparison.only_in_a) + len(comparison.only_in_b)
+    compared = counted(len(comparison.cells), "cell") + (" that are in both" if alone else "")
+    if not changed:
+        return f"Nothing differs by more than noise in the {compared}{all_in_all}."
     return f"{changed} of {compared} {'differs' if changed == 1 else 'differ'}{all_in_all}."
 
 
@@ -104,8 +134,10 @@ def differs(cell: Matched) -> bool:
 
 
 def shown(cell: Matched) -> list[Difference]:
-    """What differs of a cell, its time in any case."""
-    return [d for d in cell.differences if d.verdict in ("more", "less") or d.quantity.key == "seconds"]
+    """What differs of a cell, its time in any case; of its memory what it added, where that is known to differ."""
+    found = [d for d in cell.differences if d.verdict in ("more", "less") or d.quantity.key == "seconds"]
+    added = any(d.quantity.key == OVER_START for d in found)
+    return [d for d in found if not added or d.quantity.key != PEAK]
 
 
 def _name(cell: Matched) -> str:
@@ -115,18 +147,17 @@ def _name(cell: Matched) -> str:
 def _note(cell: Matched) -> str:
     runs = "" if len(cell.a) == len(cell.b) == 1 else f"ran {len(cell.a)} × before, {len(cell.b)} × after: medians"
     status = "" if cell.status_a == cell.status_b else f"{cell.status_a} before, {cell.status_b} after"
-    return "; ".join(part for part in (status, "edited" if cell.edited else "", runs) if part)
+    place = "matched by its place alone" if cell.matched_by == "place" else ""
+    edited = "edited" if cell.edited and not place else ""
+    return "; ".join(part for part in (status, place, edited, runs) if part)
 
 
-def _block(
-    name: str, differences: tuple[Difference, ...] | list[Difference], note: str = "", whole: bool = False
-) -> list[str]:
+def _block(name: str, differences: list[Difference], note: str) -> list[str]:
     title = name if len(name) <= _TITLE_WIDTH else name[: _TITLE_WIDTH - 1] + "…"
     lines = [f"{title} ({note})" if note else title]
     for difference in differences:
-        if difference.a is not None or difference.b is not None or not whole:
-            before, after, change, means = cells_of(difference)
-            lines.append(f"  {difference.quantity.name:<24}{before:>12}{after:>12}{change:>12}  {means}".rstrip())
+        before, after, change, means = cells_of(difference)
+        lines.append(f"  {difference.quantity.name:<24}{before:>12}{after:>12}{change:>12}  {means}".rstrip())
     return lines
 
 
@@ -160,7 +191,8 @@ def _alone_lines(comparison: Comparison) -> list[str]:
 
 
 def _run_line(run: Run) -> str:
-    return plain(f"{run.id}, {run.started:%Y-%m-%d %H:%M}, {run.notebook or 'no notebook known'}, {run.host.name}")
+    took = f"{counted(len(run.cells), 'cell')} in {seconds_text(run.duration)}"
+    return plain(f"{run.id}, {took}, {run.notebook or 'no notebook known'}, {run.host.name}")
 
 
 def _run_fields(run: Run) -> dict[str, Any]:

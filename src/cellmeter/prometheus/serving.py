@@ -134,7 +134,7 @@ def _tls(endpoint: Endpoint) -> ssl.SSLContext | None:
 
 
 def guarded(app: App, token: str | None) -> App:
-    """The same at ``/metrics`` only, with a page at ``/`` that leads there, for those only who bring the token, if there is one."""
+    """The same below ``/metrics`` only, to which ``/`` leads, and for those only who bring the token, if there is one."""
 
     def answer(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         def refuse(status: str, *headers: tuple[str, str]) -> Iterable[bytes]:
