@@ -44,6 +44,23 @@ def samples_frame(run: Run) -> pd.DataFrame:
     return frame
 
 
+def cells_frame(run: Run) -> pd.DataFrame:
+    """See :meth:`Run.cells_frame`."""
+    pandas = _pandas("a DataFrame of the cells")
+    rows = []
+    for cell in run.cells:
+        used = run.usage(cell)
+        row = {name: getattr(cell, name) for name in ("seq", "title", "first_line", "status", "start", "seconds")}
+        of_memory = ("peak_rss_bytes", "rss_start_bytes", "rss_end_bytes")
+        row |= {name: getattr(used, name) for name in ("cpu_seconds", *of_memory, "read_bytes", "written_bytes")}
+        for gpu, usage in used.gpu.items():
+            names = ("utilization_mean", "memory_peak_bytes", "energy_joules")
+            row |= {f"{name}:{gpu}": getattr(usage, name) for name in names}
+        rows.append(row)
+    frame: pd.DataFrame = pandas.DataFrame(rows or {"seq": []})
+    return frame.set_index("seq")
+
+
 def logged_frame(run: Run) -> pd.DataFrame:
     """See :meth:`Run.logged_frame`."""
     pandas = _pandas("a DataFrame of the logged values")

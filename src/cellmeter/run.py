@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from cellmeter.frames import logged_frame, samples_frame, spans_frame
+from cellmeter.frames import cells_frame, logged_frame, samples_frame, spans_frame
 from cellmeter.metrics import LONGEST_READING_SECONDS as LONGEST_READING_SECONDS
 from cellmeter.metrics import METRICS, RATE_OF, SHORT_FOR_ENERGY_SECONDS, SHORT_FOR_UTILIZATION_SECONDS, Metric
 from cellmeter.remote import Anchor, Remote, RemoteUsage, usage_between
@@ -122,6 +122,10 @@ class Cell:
     """Peaks of PyTorch's allocator by the GPU's UUID, where the cell set a new one."""
     cgroup_peak_bytes: int | None = None
     """Exact peak of the control group, other processes in it and file cache included (cgroup v2, Linux 6.12)."""
+
+    def __repr__(self) -> str:
+        took = "" if self.seconds is None else f" {self.seconds:.3g} s"
+        return f"<Cell {self.seq}: {self.title}, {self.status}{took}, {self.first_line!r}>"
 
     @property
     def title(self) -> str:
@@ -249,6 +253,9 @@ class Run:
     remote: Remote | None = None
     """What a Prometheus server told of other machines; None if none was to be asked."""
 
+    def __repr__(self) -> str:
+        return f"<Run {self.id}: {len(self.cells)} cells in {self.duration:.3g} s, {self.ending or 'still running'}>"
+
     @cached_property
     def _cache(self) -> dict[tuple[str, str], Series]:
         return {}
@@ -360,6 +367,13 @@ class Run:
     def spans_in(self, start: float, end: float) -> tuple[SpanStats, ...]:
         """The same of the spans that ended from ``start`` to ``end`` (seconds since the run's start)."""
         return span_stats(self, start, end)
+
+    def cells_frame(self) -> pd.DataFrame:
+        """The cells as a DataFrame, indexed by ``seq``: what they are, and what each used, in seconds and bytes.
+
+        Raises MissingExtra without pandas.
+        """
+        return cells_frame(self)
 
     def logged_frame(self) -> pd.DataFrame:
         """Logged values as a DataFrame in long form: time, name, value, low, high, mean, count, pid, cell.

@@ -59,6 +59,9 @@ class Finding:
     waste: Waste = Waste()
     also: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Finding {self.rule}, {self.severity}, cells {list(self.cells)}: {self.fact}>"
+
     @property
     def badness(self) -> tuple[int, float, float, float]:
         """Sorts the worst first: by severity, by what was wasted, by how far the threshold was missed, then by time."""
