@@ -52,6 +52,7 @@ def notebook(path: Path, *sources: str) -> Path:
 def test_runs_lists_and_removes(cellmeter: Call, recorded: str, home: Path) -> None:
     assert recorded in cellmeter("runs").stdout
     (row,) = json.loads(cellmeter("runs", "--json").stdout)
+    assert (row["notebook"], row["script"]) == (None, None)
     assert (row["id"], row["ending"], row["cells"], row["problem"]) == (recorded, "stopped", 3, None)
     assert cellmeter("runs", "rm").returncode == 2
     removed = cellmeter("runs", "rm", recorded[:18])
@@ -124,7 +125,15 @@ def test_export_of_a_part(cellmeter: Call, recorded: str, tmp_path: Path) -> Non
         (["compare", "nothing"], "no run in"),
         (["run", "missing.ipynb"], "there is no notebook missing.ipynb"),
         (["run", "/etc/hostname"], "is no notebook"),
-        (["report", "-o", "/no/such/x.html"], "cannot be written"),
+        (["report", "-o", "/no/such/x.html"], "/no/such/x.html cannot be written: there is no folder /no/such"),
+        (["report", "-o", "."], "a report is written to .html"),
+        (["report", "-o", "x.csv"], "would be no report but the samples: cellmeter export -o x.csv"),
+        (["report", "--format", "md", "-o", "/proc"], "it is a folder"),
+        (["export", "-o", "/no/such/x.csv"], "there is no folder"),
+        (["export", "-o", "c.json", "--per-cell"], "--per-cell goes with -o X.csv or X.parquet"),
+        (["export", "--jsonl", "--per-cell"], "--per-cell goes with"),
+        (["compare", "nothing", "-o", "/no/such/x.html"], "there is no folder"),
+        (["runs", "--json", "rm", "x"], "--json is for the list"),
         (["report", "~nobody-such/x"], "there is no folder"),
         (["report", "x" * 300], "no run in"),
     ],
@@ -141,6 +150,12 @@ def test_bad_use_shows_the_usage(cellmeter: Call) -> None:
         result = cellmeter(*arguments)
         assert result.returncode == 2
         assert "usage: cellmeter" in result.stderr
+
+
+def test_the_usage_of_runs_can_be_typed(cellmeter: Call) -> None:
+    usage = "usage: cellmeter runs [-h] [--json]\n       cellmeter runs rm [-h] [--all] [RUN ...]\n"
+    assert cellmeter("runs", "--help").stdout.startswith(usage)
+    assert cellmeter("runs", "rm", "--help").stdout.startswith("usage: cellmeter runs rm [-h] [--all] [RUN ...]\n")
 
 
 def test_every_command_has_help(cellmeter: Call) -> None:
@@ -208,6 +223,69 @@ def test_an_unknown_kernel(cellmeter: Call, tmp_path: Path) -> None:
     assert "wants the kernel 'julia-9.9', which is not installed" in result.stderr
 
 
+def ran(path: Path) -> bool:
+    return (path.parent / "ran").exists()
+
+
+@pytest.fixture
+def leaves_a_file(tmp_path: Path) -> Path:
+    """A notebook that leaves a file when it runs."""
+    return notebook(tmp_path / "runs.ipynb", "open('ran', 'w').close()")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"), [("rate_hz = = 3", "is no valid TOML"), (None, "which CELLMETER_CONFIG names")]
+)
+def test_settings_that_cannot_be_used_are_told_before_a_notebook_runs(
+    cellmeter: Call, tmp_path: Path, leaves_a_file: Path, config: str | None, says: str
+) -> None:
+    path = tmp_path / "config.toml"
+    if config is not None:
+        path.write_text(config)
+    result = cellmeter("run", leaves_a_file, env={**os.environ, "CELLMETER_CONFIG": str(path)})
+    assert (result.returncode, result.stderr.count("\n"), ran(leaves_a_file)) == (2, 1, False)
+    assert f"{path}" in result.stderr
+    assert says in result.stderr
+    if config is None:
+        assert cellmeter("runs", env={**os.environ, "CELLMETER_CONFIG": str(path)}).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["run", "runs.ipynb", "--report", "/no/such/r.html"], "there is no folder /no/such"),
+        (["run", "runs.ipynb", "--report", "r.csv"], "cellmeter export -o r.csv"),
+        (["run", "runs.ipynb", "-o", "/no/such/out.ipynb"], "there is no folder /no/such"),
+        (["demo", "-o", "/no/such/out.ipynb"], "there is no folder /no/such"),
+    ],
+)
+def test_where_the_files_go_is_looked_at_before_a_notebook_runs(
+    cellmeter: Call, leaves_a_file: Path, command: list[str], says: str
+) -> None:
+    result = cellmeter(*command)
+    assert (result.returncode, result.stderr.count("\n"), ran(leaves_a_file)) == (2, 1, False)
+    assert says in result.stderr
+
+
+def test_a_report_that_cannot_be_written_after_all_leaves_the_run(cellmeter: Call, leaves_a_file: Path) -> None:
+    """In /proc nobody can make files, but the permissions do not say so to root."""
+    result = cellmeter("run", leaves_a_file, "--report", "/proc/r.html")
+    assert result.returncode == 2
+    if ran(leaves_a_file):
+        name = json.loads(cellmeter("runs", "--json").stdout)[0]["id"]
+        assert "/proc/r.html cannot be written: No such file or directory; the run is kept: " in result.stderr
+        assert f"cellmeter report {name} -o PATH" in result.stderr
+        assert "cellmeter report · 1 cell" in result.stdout
+
+
+@pytest.mark.parametrize("first", ["x = 1", "%load_ext cellmeter"])
+def test_a_notebook_of_which_nothing_was_recorded_says_why(cellmeter: Call, tmp_path: Path, first: str) -> None:
+    path = notebook(tmp_path / "b.ipynb", first)
+    result = cellmeter("run", path, env={**os.environ, "CELLMETER_HOME": "/proc/nowhere"})
+    assert result.returncode == 0
+    assert "so there is no report: cannot record: /proc/nowhere/runs cannot be written (" in result.stderr
+
+
 def test_doctor_says_what_can_be_measured(cellmeter: Call) -> None:
     result = cellmeter("doctor")
     assert result.returncode == 0, result.stdout
@@ -229,8 +307,10 @@ def test_doctor_says_whether_the_server_extension_is_on(cellmeter: Call, tmp_pat
     assert "~ server extension      not enabled" in none
 
 
-def test_a_reader_that_goes_away_is_no_error(recorded: str, tmp_path: Path) -> None:
-    command = f"{sys.executable} -m cellmeter.cli report --format html | head -c 10; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("command", ["report --format html", "watch", "run long.ipynb 2>&1"])
+def test_a_reader_that_goes_away_is_no_error(recorded: str, tmp_path: Path, command: str) -> None:
+    notebook(tmp_path / "long.ipynb", *["import time; time.sleep(0.1)"] * 9)
+    command = f"{sys.executable} -m cellmeter.cli {command} | head -c 10; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
     )

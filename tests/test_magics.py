@@ -105,7 +105,7 @@ def test_cells_and_report(kernel: Kernel, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("%monitor nonsense", "invalid choice: 'nonsense'"),
+        ("%monitor nonsense", "%monitor: argument COMMAND: invalid choice: 'nonsense' (choose from "),
         ("%monitor start --rate 5000", "a rate of 5000 Hz is not possible: choose 0.1 to 100"),
         ("%monitor start --rate fast", "invalid float value: 'fast'"),
         ("%monitor report /no/such/folder/x.html", "cannot be written: No such file or directory"),
@@ -280,7 +280,7 @@ def test_broken_settings_are_told_and_recording_is_off(start_kernel: Callable[..
     config = tmp_path / "config.toml"
     config.write_text("rate_hz = 'fast'\n")
     kernel = start_kernel(env={"CELLMETER_CONFIG": str(config)})
-    assert kernel.load().stderr == f"cellmeter: {config}: rate_hz must be a float, not 'fast'\n"
+    assert kernel.load().stderr == f"cellmeter: {config}: rate_hz must be a number, not 'fast'\n"
     assert kernel.run("print(1)").stdout == "1\n"
 
 
@@ -312,7 +312,7 @@ def test_an_orderly_end_is_told_apart(kernel: Kernel, home: Path, restart: bool)
 def test_the_next_kernel_says_how_the_last_one_died(start_kernel: Callable[..., Kernel], home: Path) -> None:
     notebook = {"JPY_SESSION_NAME": "/home/me/train.ipynb"}
     first = start_kernel(env=notebook)
-    assert first.load().stdout == ""
+    assert first.load().stdout.startswith("cellmeter: recording at 10 Hz; %%monitor ")
     first.run("x = 1")
     first.recorded_cells(1)
     first.send("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
@@ -322,7 +322,25 @@ def test_the_next_kernel_says_how_the_last_one_died(start_kernel: Callable[..., 
     assert told.startswith("cellmeter: the last kernel of this notebook ended: killed (SIGKILL) in In [3], with ")
     assert folder.name in told
     assert told.count("\n") == 1
-    assert start_kernel(env={"JPY_SESSION_NAME": "/home/me/other.ipynb"}).load().stdout == ""
+    other = start_kernel(env={"JPY_SESSION_NAME": "/home/me/other.ipynb"})
+    assert "ended" not in other.load().stdout
+
+
+def test_loading_says_that_it_works_and_the_api_does_not(start_kernel: Callable[..., Kernel]) -> None:
+    greeting = start_kernel().load()
+    assert re.fullmatch(r"cellmeter: recording at 10 Hz; %%monitor [^\n]+, %monitor report [^\n]+\n", greeting.stdout)
+    assert start_kernel().run("import cellmeter; cellmeter.start()").stdout == ""
+
+
+def test_settings_that_are_not_there_are_one_line_and_the_defaults(start_kernel: Callable[..., Kernel]) -> None:
+    kernel = start_kernel(env={"CELLMETER_CONFIG": "/nope.toml"})
+    loaded = kernel.load()
+    assert loaded.stderr == (
+        "cellmeter: there is no file /nope.toml, which CELLMETER_CONFIG names: recording with the defaults\n"
+    )
+    assert "recording at 10 Hz" in loaded.stdout
+    kernel.run("x = 1")
+    assert "In [2]" in kernel.run("%monitor report").displays[0]["data"]["text/plain"]
 
 
 def test_gpus_chosen_in_a_cell_are_known(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:

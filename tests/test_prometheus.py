@@ -193,7 +193,10 @@ def test_other_addresses_only_behind_a_token_or_tls(home: Path, tmp_path: Path) 
                 get(url, token)
         assert "cellmeter_runs_unreadable 0" in get(url, TOKEN)
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            get(url.replace("/metrics", "/"), TOKEN)
+            get(url.replace("/metrics", "/nothing"), TOKEN)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            get(url.replace("/metrics", "/"))
+        assert "<a href='/metrics'>" in get(url.replace("/metrics", "/"), TOKEN)
 
 
 def test_tls(home: Path, tmp_path: Path) -> None:

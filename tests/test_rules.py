@@ -422,6 +422,8 @@ def test_explanations_name_rules_that_exist() -> None:
 def test_a_run_knows_its_findings() -> None:
     run = a_run(spike(8 * GIB))
     assert run.findings() == list(cellmeter.judge(run).findings)
+    (first, *_) = run.findings()
+    assert repr(first) == f"<Finding {first.rule}, {first.severity}, cells [1]: {first.fact}>"
 
 
 def test_the_documentation_has_every_rule_and_every_threshold_as_it_is() -> None:

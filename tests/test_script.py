@@ -98,7 +98,8 @@ def test_a_script_runs_as_with_plain_python(run: Calls, home: Path, tmp_path: Pa
     result = the_run(home)
     (cell,) = result.cells
     assert (cell.label, result.notebook) == (path.name, str(path))
-    assert (tmp_path / f"{name}-report.html").exists()
+    assert f"cellmeter report {result.id} tells more" in recorded.stderr
+    assert not list(tmp_path.glob("*.html"))
     code, number = (plain.returncode, None) if plain.returncode >= 0 else (None, -plain.returncode)
     assert (result.ending, result.exit_code, result.signal) == ("killed" if number else "exited", code, number)
     died = {"leaves": "died", "killed": "died", "interrupted": "interrupted"}
@@ -118,7 +119,9 @@ def test_a_module(run: Calls, home: Path, tmp_path: Path) -> None:
     assert plain.stderr.endswith(frames)
     assert recorded.returncode == plain.returncode == 1
     assert the_run(home).cells[0].label == "-m tool"
-    assert (tmp_path / "tool-report.html").exists()
+    listed = json.loads(run(*RECORD[:-1], "runs", "--json").stdout)
+    assert [(row["notebook"], row["script"]) for row in listed] == [(None, "-m tool")]
+    assert "-m tool" in run(*RECORD[:-1], "runs").stdout
     missing = run(*RECORD, "-m", "no_such_module")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert own(missing.stderr) == run(sys.executable, "-m", "no_such_module").stderr
@@ -193,10 +196,26 @@ def test_what_cannot_be_run_or_recorded(run: Calls, home: Path, tmp_path: Path) 
     unwritable = run(*RECORD, "fine.py", env={**os.environ, "CELLMETER_HOME": "/proc/nowhere"})
     assert (unwritable.returncode, unwritable.stdout) == (0, "fine\n")
     assert unwritable.stderr.count("\n") == 2
-    assert "cannot be written" in unwritable.stderr
-    no_report = run(*RECORD, "--report", "/no/such/x.html", "fine.py")
-    assert (no_report.returncode, no_report.stdout) == (0, "fine\n")
-    assert "cellmeter: /no/such/x.html cannot be written" in no_report.stderr
+    assert unwritable.stderr.startswith("cellmeter: cannot record: /proc/nowhere/runs cannot be written")
+    for path, why in (("/no/such/x.html", "there is no folder /no/such"), ("x.csv", "cellmeter export -o x.csv")):
+        no_report = run(*RECORD, "--report", path, "fine.py")
+        assert (no_report.returncode, no_report.stdout, no_report.stderr.count("\n")) == (2, "", 1)
+        assert why in no_report.stderr
+    no_settings = run(*RECORD, "fine.py", env={**os.environ, "CELLMETER_CONFIG": "/nope.toml"})
+    assert (no_settings.returncode, no_settings.stdout) == (2, "")
+    late = run(*RECORD, "--report", "/proc/x.html", "fine.py")  # only root gets so far as to try
+    assert (late.returncode, late.stdout) in ((0, "fine\n"), (2, ""))
+    if late.returncode == 0:
+        assert "cannot be written: No such file or directory; the run is kept: cellmeter report 2" in late.stderr
+
+
+def test_settings_that_are_not_there_are_said_in_a_line(run: Calls, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "starts.py").write_text("import cellmeter\ncellmeter.start()")
+    done = run(sys.executable, "starts.py", env={**os.environ, "CELLMETER_CONFIG": "/nope.toml"})
+    assert done.returncode == 0
+    said = "cellmeter: there is no file /nope.toml, which CELLMETER_CONFIG names: recording with the defaults\n"
+    assert done.stderr == said
+    assert the_run(home).rate_hz == 10
 
 
 def test_start_in_a_script_tells_how_it_ended(run: Calls, home: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,21 @@ def test_what_is_written_is_read(write_run: Callable[..., tuple[Path, Writer]]) 
     assert frame["process.memory.rss:process"].iloc[-1] == 30e6
     assert frame["cell"].tolist() == [0] * 10 + [1] * 11 + [0] * 10
     assert frame.attrs["units"]["process.cpu.usage:process"] == "{cpu}"
+
+
+def test_a_run_and_what_it_holds_are_said_shortly(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    """In a notebook the last line of a cell is shown by its repr."""
+    folder, writer = write_run(notebook="a.ipynb")
+    writer.event({"event": "end", "t": at(3.5), "ending": "stopped", "signal": None, "exit_code": None})
+    run = read_run(folder)
+    assert repr(run) == f"<Run {folder.name}: 1 cell in 3.5 s, stopped>"
+    assert repr(run.cells) == "(<Cell 1: In [5], ok 1 s, ''>,)"
+    frame = run.cells_frame()
+    assert frame.index.tolist() == [1]
+    (row,) = frame.to_dict("records")
+    assert (row["title"], row["status"], row["seconds"], row["cpu_seconds"]) == ("In [5]", "ok", pytest.approx(1), 1)
+    assert (row["rss_start_bytes"], row["rss_end_bytes"]) == (10_000_000, 20_000_000)
+    assert replace(run, cells=()).cells_frame().empty
 
 
 def test_samples_are_tagged_by_the_kernels_own_times(write_run: Callable[..., tuple[Path, Writer]]) -> None:

@@ -93,6 +93,14 @@ def test_a_monitored_cell_says_it_once(auto: Kernel) -> None:
     assert (lines(reply), reply.stdout.count("done in")) == ([], 1)
 
 
+def test_our_own_lines_have_none(auto: Kernel, tmp_path: Path) -> None:
+    slow = (
+        f"import time, cellmeter.export as e; e.write = lambda *a: time.sleep(1.1)\n%monitor report {tmp_path}/x.html"
+    )
+    assert len(lines(auto.run(slow))) == 1
+    assert lines(auto.run(f"# to a file\n\n%monitor report {tmp_path}/x.html\n  %monitor")) == []
+
+
 def test_a_cell_within_a_cell_has_no_line_of_its_own(auto: Kernel) -> None:
     assert len(lines(auto.run("get_ipython().run_cell('import time; time.sleep(1.05)')"))) == 1
 

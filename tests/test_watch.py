@@ -136,6 +136,11 @@ def test_a_run_that_has_ended_shows_its_end(kernel: Kernel) -> None:
     assert shown.splitlines()[-1].endswith(" ended: stopped")
     assert "In [2] the last" in shown
     assert "● the last needed 4" in shown
+    assert re.search(r"CPU +peak \d", shown)
+    assert re.search(r"Memory +peak 4\d\d MiB of .*█", shown)
+    assert re.search(r"−15 s +end$", shown, re.MULTILINE)
+    assert "now" not in shown
+    assert "…" not in shown.split("Cell ")[0]
     assert "\x1b" not in shown
     assert max(map(len, shown.splitlines())) <= 100
 
@@ -211,9 +216,7 @@ def test_without_rich_one_line_names_what_is_missing(kernel: Kernel, tmp_path: P
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60, check=False, env=environ)
     assert result.returncode == 2
-    assert result.stderr == (
-        "cellmeter: cellmeter watch needs rich, which is not installed: pip install 'cellmeter[watch]'\n"
-    )
+    assert result.stderr == ("cellmeter: watch needs rich, which is not installed: pip install 'cellmeter[watch]'\n")
 
 
 @given(

@@ -1,7 +1,7 @@
 """The ``cellmeter`` command.
 
-Exit codes: 0 done, 1 the notebook failed or a server did not take what was sent, 2 bad use or unreadable run, 3 a finding at
-or above ``--fail-on``.
+Exit codes: 0 done, 1 the notebook failed, or a server did not do its part, 2 bad use or unreadable run, 3 a finding at or above
+``--fail-on``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cellmeter import __version__, remote, sending
-from cellmeter.errors import BadUsage, CellmeterError, ExportFailed, MissingExtra
+from cellmeter.errors import BadUsage, CellmeterError, ExportFailed, FetchFailed, MissingExtra
 from cellmeter.headless import Executed, Progress
 from cellmeter.prometheus import commands as prometheus
 from cellmeter.prometheus import reading
@@ -56,7 +56,7 @@ def _run_command(options: argparse.Namespace) -> int:
         sys.stdout.flush()
     except CellmeterError as error:
         print(f"cellmeter: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, ExportFailed) else BAD_USE
+        return FAILED if isinstance(error, ExportFailed | FetchFailed) else BAD_USE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

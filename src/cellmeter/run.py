@@ -254,7 +254,8 @@ class Run:
     """What a Prometheus server told of other machines; None if none was to be asked."""
 
     def __repr__(self) -> str:
-        return f"<Run {self.id}: {len(self.cells)} cells in {self.duration:.3g} s, {self.ending or 'still running'}>"
+        cells = "1 cell" if len(self.cells) == 1 else f"{len(self.cells)} cells"
+        return f"<Run {self.id}: {cells} in {self.duration:.3g} s, {self.ending or 'still running'}>"
 
     @cached_property
     def _cache(self) -> dict[tuple[str, str], Series]:
