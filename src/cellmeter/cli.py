@@ -150,8 +150,10 @@ def _run_row(name: str, size: int, run: Run | None, problem: str | None) -> dict
 
 
 def _script(run: Run | None) -> str | None:
-    """What a run without a notebook is known by: the label of its first cell, as in ``-m package.train``."""
-    return None if run is None or run.notebook is not None or not run.cells else run.cells[0].label
+    """What a script without a file is known by, ``-m package.train``: the label of its one cell, which has no ``In [n]``."""
+    if run is None or run.notebook is not None or not run.cells or run.cells[0].execution_count is not None:
+        return None
+    return run.cells[0].label
 
 
 def _runs_rm(options: argparse.Namespace) -> int:
