@@ -326,10 +326,13 @@ def test_the_next_kernel_says_how_the_last_one_died(start_kernel: Callable[..., 
     assert "ended" not in other.load().stdout
 
 
-def test_loading_says_that_it_works_and_the_api_does_not(start_kernel: Callable[..., Kernel]) -> None:
-    greeting = start_kernel().load()
+@pytest.mark.parametrize("older", [False, True])
+def test_loading_says_that_it_works_where_somebody_reads_it(start_kernel: Callable[..., Kernel], older: bool) -> None:
+    """Nothing is put into notebooks that run without a browser, nor by the API."""
+    greeting = start_kernel(older=older).load()
     assert re.fullmatch(r"cellmeter: recording at 10 Hz; %%monitor [^\n]+, %monitor report [^\n]+\n", greeting.stdout)
-    assert start_kernel().run("import cellmeter; cellmeter.start()").stdout == ""
+    assert start_kernel(older=older).run("%load_ext cellmeter", allow_stdin=False).stdout == ""
+    assert start_kernel(older=older).run("import cellmeter; cellmeter.start()").stdout == ""
 
 
 def test_settings_that_are_not_there_are_one_line_and_the_defaults(start_kernel: Callable[..., Kernel]) -> None:

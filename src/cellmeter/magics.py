@@ -131,12 +131,12 @@ class Session:
         self.lookout = Lookout(self.tell)
 
     def attach(self, greet: bool) -> None:
-        """Hooks into the shell and starts recording. ``greet``: says so, where a cell shows it."""
+        """Hooks into the shell and starts recording. ``greet``: says so, where somebody reads it."""
         self._tagger.attach()
         atexit.register(self._goodbye)
         self._guarded(self.start)
         told = self._guarded(self._tell_of_last_kernel)
-        if greet and not told and self.recording is not None and _starting(self.shell) is None:
+        if greet and not told and self.recording is not None and _is_read(self.shell):
             print(f"cellmeter: recording at {self.recording.rate_hz:g} Hz; {_GREETING}")
         self._guarded(self._prepare_live)
 
@@ -373,6 +373,11 @@ def _is_ours(source: str) -> bool:
     """Whether a cell has nothing but lines of ``%monitor`` and comments."""
     lines = [line for line in map(str.strip, source.splitlines()) if line and not line.startswith("#")]
     return bool(lines) and all(re.match(r"%monitor(\s|$)", line) for line in lines)
+
+
+def _is_read(shell: InteractiveShell) -> bool:
+    """Whether somebody sits before it: those who run notebooks without a browser cannot be asked for input."""
+    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", True))
 
 
 def _starting(shell: InteractiveShell) -> Any:

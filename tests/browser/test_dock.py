@@ -123,7 +123,8 @@ def test_without_sidecar_it_stands_in_the_output(open_book: Callable[..., Book],
         book.page.wait_for_selector(".cellmeter[data-state=ok]", timeout=ACTION_MS)
     else:
         book.page.wait_for_selector(".cellmeter-still", timeout=ACTION_MS)
-        (output,) = book.outputs(0)
+        said, output = book.outputs(0)
+        assert said["text"][0].startswith("cellmeter: recording at 10 Hz; ")
         assert set(output["data"]) == {"text/plain", "text/html"}
         assert output["data"]["text/plain"].startswith("The whole run: done in ")
         assert len(json.dumps(output["data"])) < 20_000
