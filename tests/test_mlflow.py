@@ -392,7 +392,7 @@ def test_a_failure_by_the_command_line(kernel: Kernel, capsys: pytest.CaptureFix
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     kernel.run("%monitor stop")
     with serving(lambda request: Answer(503)) as address:
-        assert main(["export", "--mlflow", "--tracking-uri", address]) == 2
+        assert main(["export", "--mlflow", "--tracking-uri", address]) == 1
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert said.err.startswith(f"cellmeter: MLflow at {address} took 0 points and then failed: ")

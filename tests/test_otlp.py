@@ -432,7 +432,7 @@ def test_by_the_command_line(kernel: Kernel, receiver: Receiver, capsys: pytest.
         m.name for m in receiver.each_metric()
     }
     receiver.answer = Answer(503)
-    assert main(["export", "--otlp", receiver.address]) == 2
+    assert main(["export", "--otlp", receiver.address]) == 1
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert "HTTP 503" in said.err

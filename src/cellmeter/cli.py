@@ -398,14 +398,14 @@ def _run_notebook(path: Path, folder: Path, output: Path | None, report: Path, *
     return _outcome(executed) or (OK if written else BAD_USE)
 
 
-def _done(path: Path, write: Callable[[], object], otherwise: str = "") -> bool:
+def _done(path: Path, write: Callable[[], object], otherwise: str = "", done: str = "wrote") -> bool:
     """Writes a file and says so; where that fails, says what there is ``otherwise``."""
     try:
         write()
     except CellmeterError as error:
         print(f"cellmeter: {error}{'; ' if otherwise else ''}{otherwise}", file=sys.stderr)
         return False
-    print(f"wrote {path}", file=sys.stderr)
+    print(f"{done} {path}", file=sys.stderr)
     return True
 
 
@@ -486,7 +486,7 @@ def _record(options: argparse.Namespace) -> int:
         if report is None:
             print(f"cellmeter: {how}", file=sys.stderr)
         else:
-            _done(report, lambda: _write(run, report, judgement), f"the run is kept: {how}")
+            _done(report, lambda: _write(run, report, judgement), f"the run is kept: {how}", "cellmeter: wrote")
     except CellmeterError as error:
         print(f"cellmeter: {error}", file=sys.stderr)
     return leave_as(recorded.code)
