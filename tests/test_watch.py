@@ -138,7 +138,7 @@ def test_a_run_that_has_ended_shows_its_end(kernel: Kernel) -> None:
     assert "● the last needed 4" in shown
     assert re.search(r"CPU +peak \d", shown)
     assert re.search(r"Memory +peak [\d.]+ MiB of [\d.]+ GiB +[▁▂▃▄▅▆▇█]", shown)
-    assert re.search(r"−15 s +end$", shown, re.MULTILINE)
+    assert re.search(r"−15 s +end *$", shown, re.MULTILINE)
     assert "now" not in shown
     assert "…" not in shown.split("Cell ")[0]
     assert "\x1b" not in shown
