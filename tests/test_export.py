@@ -581,7 +581,7 @@ def test_what_was_said_is_in_every_report(busy: Run) -> None:
     assert re.search(r"tokens +241664 +4096/s", text)
     assert "memory budget 0.5 · load, at 8.0 s of the run: 40.0 GiB in use of 32.0 GiB" in text
     assert "the cell was interrupted" not in text  # it had ended by then
-    assert "gpu.utilization < 30 for 5s · In [2], at 30 s of the run, until 40 s: gpu0 at 12.5" in " ".join(
+    assert "gpu.utilization < 30 for 5s · In [2], at 30 s of the run, until 40 s: gpu0 at 12.5 %" in " ".join(
         text.split()
     )
     marked = export.render(busy, "md")

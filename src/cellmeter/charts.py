@@ -273,6 +273,12 @@ def format_amount(value: float, unit: str) -> str:
     return format_value(value, unit) if unit in KNOWN_UNITS else number_text(value) + unit_text(unit)
 
 
+def format_held(value: float, unit: str) -> str:
+    """A reading that is held against a threshold: not rounded to whole numbers, lest 29.6 % be called 30."""
+    whole = unit in ("%", "W", "Cel", "MHz")
+    return f"{number_text(value)} {_SUFFIX[unit]}" if whole else format_amount(value, unit)
+
+
 def unit_text(unit: str) -> str:
     """What stands behind a number: `` rpm``, ``/s``."""
     words = unit.replace("{", "").replace("}", "").removeprefix("1")

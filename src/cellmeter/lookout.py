@@ -324,6 +324,6 @@ def _read_from(folder: Path, plugin: str) -> dict[str, Metric]:
 
 
 def _amount(value: float, unit: str) -> str:
-    from cellmeter.charts import format_amount
+    from cellmeter.charts import format_held
 
-    return format_amount(value, unit)
+    return format_held(value, unit)

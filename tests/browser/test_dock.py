@@ -124,7 +124,7 @@ def test_without_sidecar_it_stands_in_the_output(open_book: Callable[..., Book],
     else:
         book.page.wait_for_selector(".cellmeter-still", timeout=ACTION_MS)
         said, output = book.outputs(0)
-        assert said["text"][0].startswith("cellmeter: recording at 10 Hz; ")
+        assert "".join(said["text"]).startswith("cellmeter: recording at 10 Hz; ")
         assert set(output["data"]) == {"text/plain", "text/html"}
         assert output["data"]["text/plain"].startswith("The whole run: done in ")
         assert len(json.dumps(output["data"])) < 20_000

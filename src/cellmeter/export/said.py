@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.alerts import metric_of
-from cellmeter.charts import format_amount
+from cellmeter.charts import format_held
 from cellmeter.export.summary import Fact, counted, maybe_mine, plain
 from cellmeter.rules.units import UNKNOWN, bytes_text, joules_text, latency_text, percent_text, seconds_text
 from cellmeter.run import known
@@ -118,7 +118,7 @@ def alarms(run: Run) -> list[Fact]:
 def _reading(run: Run, fired: AlertFired) -> str:
     """As the line under the cell has it."""
     metric = run.metrics.get(metric_of(fired.alert))
-    return number_text(fired.value) if metric is None else format_amount(fired.value, metric.unit)
+    return number_text(fired.value) if metric is None else format_held(fired.value, metric.unit)
 
 
 def fields(run: Run) -> dict[str, Any]:
