@@ -308,9 +308,10 @@ def test_doctor_says_whether_the_server_extension_is_on(cellmeter: Call, tmp_pat
 
 
 @pytest.mark.parametrize("command", ["report --format html", "watch", "run long.ipynb 2>&1"])
-def test_a_reader_that_goes_away_is_no_error(recorded: str, tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize("reader", ["head -c 10", "true"])
+def test_a_reader_that_goes_away_is_no_error(recorded: str, tmp_path: Path, command: str, reader: str) -> None:
     notebook(tmp_path / "long.ipynb", *["import time; time.sleep(0.1)"] * 9)
-    command = f"{sys.executable} -m cellmeter.cli {command} | head -c 10; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m cellmeter.cli {command} | {reader}; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
     )
