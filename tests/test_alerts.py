@@ -16,7 +16,7 @@ from conftest import Kernel, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellmeter.alerts import LATE, Alert, Board, Budget, Guard, Watch, guard_of, message_of, parse, parse_budget
+from cellmeter.alerts import LATE, Alert, Board, Budget, Guard, Watch, guards_of, message_of, parse, parse_budget
 from cellmeter.errors import BadUsage
 from cellmeter.lookout import Gate
 from cellmeter.metrics import METRICS, RATE_OF
@@ -218,8 +218,9 @@ def test_what_a_budget_is_about() -> None:
     own = [Column("process.memory.rss", "process", "By"), Column("process.tree.memory.rss", "process", "By")]
 
     def watched(text: str, source: str, columns: list[Column]) -> tuple[str, float] | None:
-        guard = guard_of(parse_budget(text), columns, 100.0, source)
-        return guard and (guard.metric, guard.threshold)
+        guards = guards_of(parse_budget(text), columns, 100.0, source)
+        assert len(guards) < 2
+        return (guards[0].metric, guards[0].threshold) if guards else None
 
     assert watched("0.9", "cgroup", columns + own) == ("cgroup.memory.used", 90)
     assert watched("0.9", "host", columns + own) == ("host.memory.used", 90)

@@ -258,10 +258,10 @@ class Lookout:
 
         running = list(self._running)  # a line of a cell that has ended may come now
         stopped = event["interrupt"] and event["seq"] in running and self._gate.interrupt(running[0])
-        line = (
-            f"memory budget {event['budget']}: {bytes_text(event['value'])} in use of {bytes_text(event['threshold'])}"
-        )
-        self._print(f"{line}; the cell is interrupted" if stopped else line)
+        used = f"{bytes_text(event['value'])} in use of {bytes_text(event['threshold'])}"
+        if event.get("upper_bound"):
+            used = f"at most {used}, as pages that workers share count each time here: no reason to interrupt"
+        self._print(f"memory budget {event['budget']}: {used}{'; the cell is interrupted' if stopped else ''}")
 
     @staticmethod
     def _print(line: str) -> None:

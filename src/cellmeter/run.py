@@ -199,7 +199,10 @@ class AlertFired:
 
 @dataclass(frozen=True)
 class OverBudget:
-    """A cell that went beyond the memory budget. ``interrupt``: the cell was to be interrupted for it."""
+    """A cell that went beyond the memory budget. ``interrupt``: the cell was to be interrupted for it.
+
+    ``upper_bound``: there may have been less in use.
+    """
 
     budget: str
     metric: str
@@ -208,6 +211,7 @@ class OverBudget:
     value_bytes: float
     threshold_bytes: float
     interrupt: bool
+    upper_bound: bool = False
 
 
 @dataclass(frozen=True)
