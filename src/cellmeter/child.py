@@ -188,8 +188,9 @@ class Child:
         guards: tuple[Guard, ...] = ()
         if message["budget"] is not None:
             budget = Budget(**message["budget"])
-            limit = self._writer.header["limits"]["memory_bytes"]
-            guards = guards_of(budget, self._sampler.columns, *limit, SHARED_PAGES in self._unavailable)
+            limit_bytes, limit_from = self._writer.header["limits"]["memory_bytes"]
+            upper_bound = SHARED_PAGES in self._unavailable
+            guards = guards_of(budget, self._sampler.columns, limit_bytes, limit_from, upper_bound)
             if not guards:
                 text = f"the memory budget of {budget.text} is not watched: its limit or the use is not known here"
                 self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})

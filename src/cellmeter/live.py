@@ -415,7 +415,7 @@ class Panel:
             self._thread.join(1)
         start, rows = self._feed.next, self._last_rows()
         frame = self._feed.frame(start_ns)
-        facts = facts_of(title, status, (end_ns - start_ns) * 1e-9, self._feed.edges())
+        facts = facts_of(title, status, (end_ns - start_ns) * 1e-9, self._feed.edges(), self._feed.cores())
         frame = with_exact_peak(frame, facts)
         if self._widget is None:
             print(summary(frame.only(self._feed.shown), facts))

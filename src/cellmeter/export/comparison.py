@@ -35,13 +35,9 @@ class Quantity:
     absolute_floor: float
 
 
-def _cpu_seconds(row: CellRow) -> float | None:
-    return None if row.cores is None else row.cores * row.seconds
-
-
 QUANTITIES = (
     Quantity("seconds", "time", "s", lambda row: row.seconds, 0.15, 0.15),
-    Quantity("cpu_seconds", "CPU time", "s", _cpu_seconds, 0.25, 0.15),
+    Quantity("cpu_seconds", "CPU time", "s", lambda row: row.cpu_seconds, 0.25, 0.15),
     Quantity("peak_rss_bytes", "peak memory", "By", lambda row: row.peak_bytes, 0.05, 16 * MIB),
     Quantity("gpu_utilization_percent", "GPU use", "%", lambda row: row.gpu_percent, 0.1, 5.0),
     Quantity("energy_joules", "GPU energy", "J", lambda row: row.energy_joules, 0.15, 20.0),
