@@ -34,7 +34,7 @@ class Written:
     def __init__(self, folder: Path) -> None:
         self.writer = Writer(folder)
         limits = {"memory_bytes": [8 * GIB, "cgroup"], "cpu_cores": [2, "cpuset"]}
-        self.writer.describe(host={}, devices=[], rate_hz=10.0, start_ns=0, limits=limits)
+        self.writer.describe(host={"cpu_count": 2}, devices=[], rate_hz=10.0, start_ns=0, limits=limits)
         self.segment = self.writer.add_segment("main", COLUMNS)
 
     def row(self, at: float, seq: int, flags: int = 0, *, cpu: float | None = None, rss: float = GIB) -> None:
@@ -252,7 +252,7 @@ def test_a_cell_without_samples_says_so() -> None:
     frame = a_frame()
     empty = charts.Frame(frame.panels, frame.time[:0], frame.values[:0])
     data, _ = still.still(empty, still.Facts("x", "ok", 0.001, None))
-    assert data == {"text/plain": "x: done in 0.00 s · CPU unknown · memory unknown · no samples"}
+    assert data == {"text/plain": "x: done in 0.00 s · CPU use: too short to tell · memory unknown · no samples"}
 
 
 class Terminal:

@@ -556,9 +556,9 @@ def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> floa
 def cpu_seconds(own: float | None, total: float | None, workers: tuple[float, float] | None) -> float | None:
     """CPU time of a cell.
 
-    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the first and
-    the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So they serve where no
-    worker was there at the start; what those born since did is added. Else the samples tell.
+    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the first
+    and the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
+    they serve where no worker was there at the start; what those born since did is added. Else the samples tell.
     """
     if own is None or (total is not None and workers is not None and workers[0] > 0):
         return total
