@@ -166,19 +166,14 @@ class Feed:
         shift = ((self.started_ns or started_ns) - started_ns) * 1e-9
         return charts.Frame(self.panels, rows[:, 0] + shift, rows[:, 1:], self.missing)
 
-    def cores(self) -> float | None:
-        """What the cell used on the average, as :class:`cellmeter.run.CellUsage` has it; None before its end."""
+    def cores(self, seconds: float) -> float | None:
+        """What the cell of so many seconds used on the average, as :class:`cellmeter.run.CellUsage` has it."""
         edges = self.edges()
         start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
-        if "cpu_ns" not in start or "cpu_ns" not in end:
-            return None
+        own = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9 if "cpu_ns" in start and "cpu_ns" in end else None
         total = self._worked.get(TREE_TIME)
-        used = cpu_seconds(
-            (end["cpu_ns"] - start["cpu_ns"]) * 1e-9,
-            total[-1] - total[0] if total else None,
-            self._worked.get(WORKERS_TIME),
-        )
-        return self.rates.mean_cores(used, (end["t"] - start["t"]) * 1e-9)
+        used = cpu_seconds(own, total[1] - total[0] if total else None, self._worked.get(WORKERS_TIME))
+        return self.rates.mean_cores(used, seconds)
 
     def edges(self) -> dict[str, Event]:
         """The cell's edges as the kernel sent them, ``cell_start`` and ``cell_end``, as far as they have been written."""
