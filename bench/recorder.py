@@ -50,7 +50,13 @@ class Scene(NamedTuple):
     forks: int = 0
 
 
-SCENES = (Scene("idle process"), Scene("32 children", children=32), Scene("32 forks of 1 GiB", forks=32), Scene("1 GPU", gpus=1), Scene("8 GPUs", gpus=8))
+SCENES = (
+    Scene("idle process"),
+    Scene("32 children", children=32),
+    Scene("32 forks of 1 GiB", forks=32),
+    Scene("1 GPU", gpus=1),
+    Scene("8 GPUs", gpus=8),
+)
 
 
 def run(effort: Effort) -> Iterator[Section]:
@@ -96,7 +102,9 @@ def _scene(scene: Scene, folder: Path, slices: int, slice_seconds: float, warm: 
         subject.do(f"workers({scene.children})" if not scene.forks else f"forks({scene.forks}, {FORKED_MIB})")
         recorder = Recorder(subject.do(f"record({RATE_HZ})"))
         subject.do("open_cell()")
-        time.sleep(max(warm, 1.5 if scene.children or scene.forks else 0.0))  # the children are in the recorder's tree by then
+        time.sleep(
+            max(warm, 1.5 if scene.children or scene.forks else 0.0)
+        )  # the children are in the recorder's tree by then
         watchers = {
             name: stack.enter_context(
                 python_watcher(
