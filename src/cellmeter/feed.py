@@ -50,7 +50,7 @@ class Feed:
         self._seconds = 0.5  # in which two of the older rows are left
         self._before: tuple[tuple[Column, ...], NDArray[Any]] | None = None
         self._events: list[Event] = []
-        self._worked: dict[str, tuple[float, float]] = {}
+        self._worked: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {}
         self.started_ns: int | None = None
         self.next = 0
         """Number of the next row; earlier ones may have been thinned out."""
@@ -92,16 +92,18 @@ class Feed:
         ends = mine[(together["flags"][mine] & EDGE_END) != 0]
         if len(ends):
             self.ended, last = True, int(ends[-1]) + 1
-        self._note_work(columns, together["v"][mine[mine < last]])
         seconds = (together["t"] - self.started_ns) * 1e-9
+        inside = mine[mine < last]
+        self._note_work(columns, seconds[inside], together["v"][inside])
         values = charts.values_of(self.panels, columns, seconds, together["v"], self.rates)
         return np.column_stack([seconds, values])[first:last]
 
-    def _note_work(self, columns: Sequence[Column], mine: Floats) -> None:
+    def _note_work(self, columns: Sequence[Column], seconds: Floats, values: Floats) -> None:
         """Notes the CPU time at the cell's first and last sample."""
         for index, column in enumerate(columns):
             if column.metric in (TREE_TIME, WORKERS_TIME):
-                known = [value for value in mine[:, index].tolist() if value == value]
+                pairs = zip(seconds.tolist(), values[:, index].tolist(), strict=True)
+                known = [pair for pair in pairs if pair[1] == pair[1]]
                 if known:
                     self._worked[column.metric] = self._worked.get(column.metric, known)[0], known[-1]
 
@@ -171,9 +173,14 @@ class Feed:
         edges = self.edges()
         start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
         own = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9 if "cpu_ns" in start and "cpu_ns" in end else None
-        total = self._worked.get(TREE_TIME)
-        used = cpu_seconds(own, total[1] - total[0] if total else None, self._worked.get(WORKERS_TIME))
-        return self.rates.mean_cores(used, seconds)
+        total = workers = None
+        if TREE_TIME in self._worked:
+            (since, before), (until, after) = self._worked[TREE_TIME]
+            # the sample at the start may have come before this feed, and the one at the end may yet come
+            total = (after - before) * seconds / (until - since) if until > since else None
+        if WORKERS_TIME in self._worked:
+            workers = self._worked[WORKERS_TIME][0][1], self._worked[WORKERS_TIME][1][1]
+        return self.rates.mean_cores(cpu_seconds(own, total, workers), seconds)
 
     def edges(self) -> dict[str, Event]:
         """The cell's edges as the kernel sent them, ``cell_start`` and ``cell_end``, as far as they have been written."""
