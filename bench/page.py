@@ -180,7 +180,7 @@ def _describe(folder: Path, gpus: int, cores: int) -> tuple[Writer, int, int, in
     devices = [{**device, "id": f"gpu{i}", "uuid": str(i)} for i in range(gpus)]
     limits = {"cpu_cores": [16.0, "cgroup"], "memory_bytes": [64.0 * GIB, "cgroup"]}
     writer = Writer(folder)
-    writer.describe(host={}, rate_hz=RATE_HZ, start_ns=0, limits=limits, devices=devices)
+    writer.describe(host={"cpu_count": 192}, rate_hz=RATE_HZ, start_ns=0, limits=limits, devices=devices)
     main = writer.add_segment("main", columns)
     each = writer.add_segment("cores", [Column("core.cpu.time", f"cpu{i}", "s") for i in range(cores)])
     return writer, main, each, len(columns)

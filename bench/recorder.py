@@ -35,6 +35,7 @@ MOST_TO_C = 3.0
 MOST_TO_PSUTIL = 1 / 3
 WARM_SECONDS = 3.0
 SLICE_SECONDS = 2.0  # a multiple of the second that cores, tree and kill counter are looked at
+FORKED_MIB = 1024
 CORES = 192
 DISKS = 8
 INTERFACES = 16
@@ -46,9 +47,16 @@ class Scene(NamedTuple):
     name: str
     children: int = 0
     gpus: int = 0
+    forks: int = 0
 
 
-SCENES = (Scene("idle process"), Scene("32 children", children=32), Scene("1 GPU", gpus=1), Scene("8 GPUs", gpus=8))
+SCENES = (
+    Scene("idle process"),
+    Scene("32 children", children=32),
+    Scene("32 forks of 1 GiB", forks=32),
+    Scene("1 GPU", gpus=1),
+    Scene("8 GPUs", gpus=8),
+)
 
 
 def run(effort: Effort) -> Iterator[Section]:
@@ -91,10 +99,12 @@ def _scene(scene: Scene, folder: Path, slices: int, slice_seconds: float, warm: 
     environ = gpu_environ(scene.gpus, folder)
     with ExitStack() as stack:
         subject = stack.enter_context(Subject(folder, environ))
-        subject.do(f"workers({scene.children})")
+        subject.do(f"workers({scene.children})" if not scene.forks else f"forks({scene.forks}, {FORKED_MIB})")
         recorder = Recorder(subject.do(f"record({RATE_HZ})"))
         subject.do("open_cell()")
-        time.sleep(max(warm, 1.5 if scene.children else 0.0))  # the children are in the recorder's tree by then
+        time.sleep(
+            max(warm, 1.5 if scene.children or scene.forks else 0.0)
+        )  # the children are in the recorder's tree by then
         watchers = {
             name: stack.enter_context(
                 python_watcher(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from cellmeter.settings import Settings
 
 _recording: list[Recording] = []
 _workers: list[subprocess.Popen[bytes]] = []
+_kept: list[mmap.mmap] = []
 
 _IDLE_WORKER = "import sys; sys.stdin.read()"
 # Busy until its standard input closes, that is, until the subject is gone.
@@ -60,6 +62,28 @@ def workers(count: int, busy: bool = False) -> int:
     command = [sys.executable, "-I", "-S", "-c", code]
     _workers.extend(subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(count))
     return len(_workers)
+
+
+def forks(count: int, mib: int) -> int:
+    """Forked workers of a process with so much memory, in small pages. They touch a MiB of new memory twice a second."""
+    block = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, mib << 20, 4096):
+        block[at] = 1
+    _kept.append(block)
+    for _ in range(count):
+        if not os.fork():
+            _touch(os.getppid())
+    return count
+
+
+def _touch(parent: int) -> None:
+    while os.getppid() == parent:
+        fresh = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for at in range(0, 1 << 20, 4096):
+            fresh[at] = 1
+        fresh.close()
+        time.sleep(0.5)
+    os._exit(0)
 
 
 # ---- loads -----------------------------------------------------------------------------------------------------------

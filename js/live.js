@@ -1044,7 +1044,9 @@ class Chart {
     const now = panel.lines.map((_, i) => (row < 0 ? NaN : samples.parts[first + i + 1][row]));
     const peaks = samples.peaks.slice(first, first + panel.lines.length);
     const one = panel.lines.filter((line) => line.role === "main").length === 1; // its peak stands beside the legend
-    const value = (/** @type {number} */ i) => (overall ? `peak ${formatValue(peaks[i], panel.unit)}` : formatValue(now[i], panel.unit));
+    // what is known exactly is the kernel's own peak
+    const peak = (/** @type {number} */ i) => (panel.lines[i].role === "second" ? Math.max(peaks[i], panel.exact ?? 0) : peaks[i]);
+    const value = (/** @type {number} */ i) => (overall ? `peak ${formatValue(peak(i), panel.unit)}` : formatValue(now[i], panel.unit));
     this.legend.forEach(({ line, item, value: el }, i) => {
       el.textContent = samples.size === 0 || (overall && one && line.role === "main") ? "" : value(i).replace(/ cores$/, "");
       const never = overall && line.role !== "main" && Number.isNaN(peaks[i]);
@@ -1054,9 +1056,15 @@ class Chart {
     this.peak.textContent = samples.size ? peakText(panel, peaks) : "";
     const chip = chipText(panel, now);
     this.box.setAttribute("aria-label", `${panel.title} over time: now ${chip}, ${peakText(panel, peaks)}`);
-    const peak = panel.key === "memory" ? ` ${peakText(panel, peaks)}` : "";
-    return make("span", "", {}, make("span", "", {}, `${panel.title} `), make("b", "", {}, chip), make("span", "", {}, peak));
+    const most = panel.key === "memory" ? ` ${peakText(panel, peaks)}` : "";
+    return make("span", "", {}, make("span", "", {}, `${panel.title} `), make("b", "", {}, chip), make("span", "", {}, most));
   }
+}
+
+/** Puts what is known exactly into the panels that charts are drawn by. @param {Layout} layout @param {Panel[]} panels */
+export function learnPeaks(layout, panels) {
+  const exact = new Map(panels.map((panel) => [panel.key, panel.exact]));
+  for (const panel of layout.panels) panel.exact = exact.get(panel.key) ?? panel.exact;
 }
 
 /** How many labels a time axis has room for. @param {HTMLElement} box */
@@ -1878,7 +1886,8 @@ function open(model, early) {
     own: ({ own }, message) => said(own, message),
     plugins: ({ plugins }, message) => said(plugins, message),
     end: ({ layout }, { ending, panels }) => {
-      Object.assign(layout, ending, { panels });
+      learnPeaks(layout, panels);
+      Object.assign(layout, ending);
       for (const view of views) view.finish();
     },
   };
@@ -1961,8 +1970,7 @@ async function upgrade([script, packed, name = ""]) {
     live.move(box);
     const { layout } = unpack(await gunzip(bytes));
     const { status, word, end, notes } = layout;
-    const exact = new Map(layout.panels.map((panel) => [panel.key, panel.exact]));
-    for (const panel of live.record.layout.panels) panel.exact = exact.get(panel.key) ?? panel.exact;
+    learnPeaks(live.record.layout, layout.panels);
     Object.assign(live.record.layout, { status, word, end, notes });
     live.record.samples.shrink(MOST_ROWS_ENDED);
     live.record.own.shrink();

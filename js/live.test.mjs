@@ -297,3 +297,12 @@ test("spans that touch are one bar, and the pointer finds the newest of them", (
   assert.equal(own.spanAt("a", 3, 0.1), undefined);
   assert.equal(own.spanAt("a", 1.05, 0.1).end, 1);
 });
+
+test("what is known exactly reaches the panels that charts are drawn by", () => {
+  const memory = { key: "memory", exact: null };
+  const layout = { panels: [memory, { key: "cpu", exact: null }] };
+  live.learnPeaks(layout, [{ key: "memory", exact: 512 }, { key: "cpu", exact: null }]);
+  assert.equal(layout.panels[0], memory);
+  assert.equal(memory.exact, 512);
+  assert.equal(layout.panels[1].exact, null);
+});

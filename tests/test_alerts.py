@@ -17,7 +17,20 @@ from conftest import Kernel, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellmeter.alerts import Alert, Board, Budget, Guard, Watch, guard_of, message_of, parse, parse_budget, watchable
+from cellmeter.alerts import (
+    KERNEL,
+    TREE,
+    Alert,
+    Board,
+    Budget,
+    Guard,
+    Watch,
+    guards_of,
+    message_of,
+    parse,
+    parse_budget,
+    watchable,
+)
 from cellmeter.charts import format_value
 from cellmeter.errors import BadUsage
 from cellmeter.lookout import Gate
@@ -268,14 +281,32 @@ def test_what_a_budget_is_about() -> None:
     own = [Column("process.memory.rss", "process", "By"), Column("process.tree.memory.rss", "process", "By")]
 
     def watched(text: str, source: str, columns: list[Column]) -> tuple[str, float] | None:
-        guard = guard_of(parse_budget(text), columns, 100.0, source)
-        return guard and (guard.metric, guard.threshold)
+        guards = guards_of(parse_budget(text), columns, 100.0, source)
+        assert len(guards) < 2
+        return (guards[0].metric, guards[0].threshold) if guards else None
 
     assert watched("0.9", "cgroup", columns + own) == ("cgroup.memory.used", 90)
     assert watched("0.9", "host", columns + own) == ("host.memory.used", 90)
     assert watched("0.9", "rlimit", columns + own) == ("process.tree.memory.rss", 90)
     assert watched("64B", "cgroup", columns + own[:1]) == ("process.memory.rss", 64)
     assert watched("64B", "cgroup", columns) is None
+
+
+def test_an_upper_bound_warns_and_what_the_kernel_has_itself_interrupts() -> None:
+    columns = [Column(*TREE, "By"), Column(*KERNEL, "By")]
+    board = Board()
+    board.set_guards(guards_of(parse_budget("1GB", interrupt=True), columns, 0.0, "host", upper_bound=True))
+
+    def seen(*rows: list[float]) -> list[tuple[str, bool, bool]]:
+        events = [event for row in rows for event in board.see(0, columns, 1, len(rows), row)]
+        return [(event["metric"], event["interrupt"], event["upper_bound"]) for event in events]
+
+    beyond = [2.0e9, 1.5e9]
+    assert seen([1e8, 1e8], [2e9, 1e8]) == [(TREE[0], False, True)]
+    assert seen([1e8, 1e8], [2e9, 1e8], beyond) == [(TREE[0], False, True), (KERNEL[0], True, False)]
+    assert seen([1e8, 1e8], beyond, beyond, beyond) == [(KERNEL[0], True, False)], "said once"
+    board.set_guards(guards_of(parse_budget("1GB", interrupt=True), columns, 0.0, "host"))
+    assert seen([1e8, 1e8], [2e9, 1e8]) == [(TREE[0], True, False)]
 
 
 # ── the interrupt ──
@@ -364,6 +395,27 @@ def test_a_cell_beyond_its_budget_is_interrupted_and_its_variables_live(
     assert over.value_bytes > over.threshold_bytes == resident + 300 * MIB
     assert [cell.status for cell in run.cells if cell.seq == over.cell] == ["interrupted"]
     assert "is interrupted" not in kernel.run(GROW.replace("200", "5")).stderr
+
+
+def test_workers_that_share_the_kernels_memory_stay_within_a_budget(start_kernel: Callable[..., Kernel]) -> None:
+    """Four forked workers of a kernel with 300 MiB: as a sum 1.5 GiB, in truth 300 MiB, until they allocate."""
+    kernel = start_kernel()
+    kernel.load()
+    made = kernel.run(
+        "import multiprocessing, time, psutil\n"
+        "block = bytearray(b'x') * (300 << 20)\n"
+        "def trivial(n): time.sleep(2)\n"
+        "def greedy(n):\n    mine = bytearray(b'x') * (200 << 20)\n    time.sleep(20)\n"
+        "print(psutil.Process().memory_info().rss)"
+    )
+    budget = int(made.stdout) + 500 * MIB
+    assert kernel.run(f"%monitor start --max-memory {budget}B --interrupt").status == "ok"
+    pool = "with multiprocessing.get_context('fork').Pool(4) as pool: pool.map({}, range(4))"
+    shared = kernel.run(pool.format("trivial"))
+    assert (shared.status, shared.stderr) == ("ok", "")
+    own = kernel.run(pool.format("greedy"))
+    assert own.error == "KeyboardInterrupt"
+    assert "; the cell is interrupted" in own.stderr
 
 
 def test_without_interrupt_it_only_warns(kernel: Kernel) -> None:

@@ -37,7 +37,7 @@ def _bench(name: str, tmp_path: Path) -> dict[str, list[dict[str, object]]]:
 
 def test_recorder(tmp_path: Path) -> None:
     sections = _bench("recorder", tmp_path)
-    assert len(sections) == 5
+    assert len(sections) == 6
     assert all(line["ours"]["value"] > 0 for lines in sections.values() for line in lines)
     peers = {line["peer_name"] for lines in sections.values() for line in lines}
     assert {"psutil", "psutil, lean", "C"} <= peers

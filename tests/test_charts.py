@@ -12,9 +12,10 @@ from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, hump, own_words
 
 from cellmeter import charts, timeline
 from cellmeter.charts import BLUE, Frame, Line, PanelSpec
-from cellmeter.run import Column, Limit
+from cellmeter.run import Column, Limit, Rates
 
 CASES = json.loads((Path(__file__).parents[1] / "js" / "format_cases.json").read_text())
+RATES = Rates(10.0, 4.0, 4.0)
 BASE = [
     Column("process.cpu.time", "process", "s"),
     Column("host.cpu.time", "host", "s"),
@@ -108,14 +109,47 @@ def test_rates_are_made_of_counters_and_the_rest_is_taken_as_it_is() -> None:
     specs = charts.panels(BASE, {}, [], ("cpu", "memory", "io"))
     time = np.arange(5) * 0.1
     stored = np.column_stack([time * 2, time * 3, np.full(5, 7.0), time * 100])
-    values = charts.values_of(specs, BASE, time, stored, 10.0)
-    assert np.isnan(values[0, 0])
-    assert values[2] == pytest.approx([2, 3, 7, 100])
+    values = charts.values_of(specs, BASE, time, stored, RATES)
+    assert np.isnan(values[0, [0, 1, 3]]).all()
+    assert values[1, 3] == pytest.approx(100)
+    assert np.isnan(values[2, :2]).all(), "ticks of 10 ms tell nothing of a tenth of a second"
+    assert values[3] == pytest.approx([2, 3, 7, 100])
+
+
+@pytest.mark.parametrize("rate_hz", [10.0, 100.0])
+def test_no_rate_is_more_than_the_machine_can_do(rate_hz: float) -> None:
+    """Counters that tick in 10 ms, of a machine of two cores that is half busy, and of one that is full."""
+    specs = charts.panels(BASE, {}, [], ("cpu",))
+    time = np.arange(0, 10, 1 / rate_hz)
+    late = time + 0.003 * np.sin(np.arange(len(time)))  # read a little later than they are stamped
+    for cores in (1.0, 2.0):
+        stored = np.column_stack([np.floor(late * cores * 100) / 100] * 2 + [time, time])
+        rates = charts.values_of(specs, BASE, time, stored, Rates.on(rate_hz, 2, {}))[30:]
+        assert rates.max() <= 2
+        assert rates.min() >= 0.9 * cores
+        assert abs(rates.mean() - cores) < 0.02 * cores
+
+
+def test_what_limits_cores_bounds_what_they_do_but_a_quota_does_not() -> None:
+    assert Rates.on(10.0, 8, {}) == (10.0, 8, 8)
+    assert Rates.on(10.0, 8, {"cpu_cores": Limit(2.0, "cpuset")}) == (10.0, 8, 2)
+    assert Rates.on(10.0, 8, {"cpu_cores": Limit(2.0, "cgroup")}) == (10.0, 8, 8)
+
+
+def test_cores_of_a_cell() -> None:
+    rates = Rates.on(10.0, 2, {})
+    assert rates.mean_cores(0.0026, 0.001) is None
+    assert rates.mean_cores(None, 10) is None
+    assert rates.mean_cores(15.0, 10) == 1.5
+    assert rates.mean_cores(20.4, 10) == 2
+    assert charts.format_cores(None, 0.054, 2) == "use: too short to tell"
+    assert charts.format_cores(None, 10, 2) == "unknown"
+    assert charts.format_cores(1.016, 10, 2) == "1.02 of 2 cores"
 
 
 def test_a_column_that_has_gone_is_unknown_not_zero() -> None:
     specs = charts.panels(BASE, {}, [], ("memory",))
-    values = charts.values_of(specs, BASE[:1], np.arange(3.0), np.ones((3, 1)), 10.0)
+    values = charts.values_of(specs, BASE[:1], np.arange(3.0), np.ones((3, 1)), RATES)
     assert np.isnan(values).all()
 
 

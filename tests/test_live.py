@@ -34,7 +34,7 @@ class Written:
     def __init__(self, folder: Path) -> None:
         self.writer = Writer(folder)
         limits = {"memory_bytes": [8 * GIB, "cgroup"], "cpu_cores": [2, "cpuset"]}
-        self.writer.describe(host={}, devices=[], rate_hz=10.0, start_ns=0, limits=limits)
+        self.writer.describe(host={"cpu_count": 2}, devices=[], rate_hz=10.0, start_ns=0, limits=limits)
         self.segment = self.writer.add_segment("main", COLUMNS)
 
     def row(self, at: float, seq: int, flags: int = 0, *, cpu: float | None = None, rss: float = GIB) -> None:
@@ -60,7 +60,8 @@ def test_rows_begin_with_the_cell_and_end_with_it(written: Written) -> None:
     rows = feed.poll()
     assert rows[:, 0] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert np.isnan(rows[0, 1]), "a rate that looked back to before the cell would be its predecessor's"
-    assert rows[1:, 1] == pytest.approx([1.0] * 4)
+    assert np.isnan(rows[1:3, 1]).all(), "too short a time for a counter of ticks"
+    assert rows[3:, 1] == pytest.approx([1.0] * 2)
     written.row(10.5, 1, EDGE_END)
     written.row(11.5, 0)
     assert len(feed.poll()) == 1
@@ -252,7 +253,7 @@ def test_a_cell_without_samples_says_so() -> None:
     frame = a_frame()
     empty = charts.Frame(frame.panels, frame.time[:0], frame.values[:0])
     data, _ = still.still(empty, still.Facts("x", "ok", 0.001, None))
-    assert data == {"text/plain": "x: done in 0.00 s · CPU unknown · memory unknown · no samples"}
+    assert data == {"text/plain": "x: done in 0.00 s · CPU use: too short to tell · memory unknown · no samples"}
 
 
 class Terminal:
@@ -445,3 +446,43 @@ def test_a_page_that_has_spoken_gets_no_pictures(kernel: Kernel) -> None:
     said = {"comm_id": comm, "data": {"method": "custom", "content": {"k": "here"}}}
     kernel.client.shell_channel.send(kernel.client.session.msg("comm_msg", said))
     assert len(kernel.run(PICTURED).updates) == 1
+
+
+BUSY = """
+import multiprocessing, time
+def spin(seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until: pass
+    return 1
+pool = multiprocessing.get_context("fork").Pool(2)
+"""
+
+
+def test_panel_table_and_picture_say_the_same_of_cpu(kernel: Kernel) -> None:
+    """Two workers that were there before the cell: only samples tell of them. And no figure is beyond the machine's cores."""
+    kernel.run(BUSY)
+    said = [kernel.run("%%monitor busy\nsum(pool.map(spin, [1.2, 1.2]))"), kernel.run("%%monitor short\npass")]
+    run = kernel.recorded_cells(3)
+    shown = kernel.run("%monitor show 3").displays[-1]["data"]["text/plain"]
+    table = kernel.run("%monitor cells").stdout
+    kernel.run("pool.terminate(); pool.join()")
+    busy, short = (reply.updates[-1]["data"]["text/plain"] for reply in said)
+    cell, brief = (next(c for c in run.cells if c.label == label) for label in ("busy", "short"))
+    cores = run.usage(cell).cores
+    assert cores is not None
+    assert cores <= run.host.cpu_count
+
+    def figure(text: str) -> float:
+        return float(re.findall(r"CPU ([\d.]+) of", text)[0])
+
+    assert figure(busy) == pytest.approx(cores, abs=0.06), "the last sample may be late"
+    assert figure(shown) == pytest.approx(cores, abs=0.006)
+    row = next(line for line in table.splitlines() if "busy" in line)
+    assert f"{cores:.2f}" in row
+    assert "CPU use: too short to tell" in short
+    usage = run.usage(brief)
+    assert usage.cores is None
+    assert usage.unknown["cores"] == "cell shorter than 0.1 s"
+    assert usage.cpu_seconds is not None
+    for metric, subject in (("host.cpu.usage", "host"), ("process.cpu.usage", "process")):
+        assert np.nanmax(run.series(metric, subject).values) <= run.host.cpu_count

@@ -286,11 +286,13 @@ class Watch:
 class Guard:
     """The memory budget over the cells of a run: says so once a cell, when it goes beyond and still grows."""
 
-    def __init__(self, budget: Budget, metric: str, subject: str, threshold: float) -> None:
+    def __init__(self, budget: Budget, metric: str, subject: str, threshold: float, upper_bound: bool = False) -> None:
         self.budget = budget
         self.metric = metric
         self.subject = subject
         self.threshold = threshold
+        self.upper_bound = upper_bound
+        """There may be less in use than is read: that is no reason to interrupt a cell."""
         self._seq = 0
         self._said = False
         self._lowest = math.inf
@@ -324,9 +326,9 @@ class Board:
     def __init__(self) -> None:
         self._alerts: list[Alert] = []
         self._watches: dict[tuple[Alert, str], Watch] = {}
-        self._guard: Guard | None = None
+        self._guards: tuple[Guard, ...] = ()
         self._seq = 0
-        self._places: dict[int, tuple[list[_Place], int | None]] = {}
+        self._places: dict[int, tuple[list[_Place], list[tuple[int, Guard]]]] = {}
 
     def set_alerts(self, alerts: Sequence[Mapping[str, Any]]) -> None:
         """From here on these and no others; one that stays goes on as it is."""
@@ -334,14 +336,14 @@ class Board:
         self._watches = {key: watch for key, watch in self._watches.items() if key[0] in self._alerts}
         self._places.clear()
 
-    def set_guard(self, guard: Guard | None) -> None:
-        """From here on this budget and no other."""
-        self._guard = guard
+    def set_guards(self, guards: Sequence[Guard]) -> None:
+        """From here on the budget of these and no other; of those that see at once that it is exceeded the first speaks."""
+        self._guards = tuple(guards)
         self._places.clear()
 
     def see(self, segment: int, columns: Sequence[_Column], now: int, seq: int, row: Sequence[float]) -> list[Event]:
         """The events that a row of readings makes. ``segment`` stands for its columns; ``seq`` is the cell, 0 between."""
-        if not self._alerts and self._guard is None:
+        if not self._alerts and not self._guards:
             return []
         if segment not in self._places:
             self._places[segment] = self._place(columns)
@@ -354,22 +356,19 @@ class Board:
         for index, watch in watched:
             if (state := watch.see(now, row[index], bool(seq))) is not None:
                 events.append(_alert_event(watch, state, now, seq))
-        guard = self._guard
-        if guard is not None and guarded is not None and guard.see(seq, row[guarded]):
-            events.append(_guard_event(guard, now, seq, row[guarded]))
-        return events
+        exceeded = [(guard, row[index]) for index, guard in guarded if guard.see(seq, row[index])]
+        return events + [_guard_event(guard, now, seq, value) for guard, value in exceeded[:1]]
 
-    def _place(self, columns: Sequence[_Column]) -> tuple[list[_Place], int | None]:
-        watched, guarded = [], None
+    def _place(self, columns: Sequence[_Column]) -> tuple[list[_Place], list[tuple[int, Guard]]]:
+        watched = []
         for index, column in enumerate(columns):
             for alert in self._alerts:
                 if watches(alert, column.metric, column.subject):
                     key = (alert, column.subject)
                     watched.append(_Place(index, self._watches.setdefault(key, Watch(*key))))
-            guard = self._guard
-            if guard is not None and (column.metric, column.subject) == (guard.metric, guard.subject):
-                guarded = index
-        return watched, guarded
+        at = {(column.metric, column.subject): index for index, column in enumerate(columns)}
+        places = [(at.get((guard.metric, guard.subject)), guard) for guard in self._guards]
+        return watched, [(index, guard) for index, guard in places if index is not None]
 
 
 def _alert_event(watch: Watch, state: str, now: int, seq: int) -> Event:
@@ -394,22 +393,33 @@ def _guard_event(guard: Guard, now: int, seq: int, value: float) -> Event:
         "metric": guard.metric,
         "value": value,
         "threshold": guard.threshold,
-        "interrupt": guard.budget.interrupt,
+        "interrupt": guard.budget.interrupt and not guard.upper_bound,
+        "upper_bound": guard.upper_bound,
     }
 
 
-def guard_of(budget: Budget, columns: Sequence[_Column], limit_bytes: float, limit_from: str) -> Guard | None:
+TREE = ("process.tree.memory.rss", "process")
+KERNEL = ("process.memory.rss", "process")
+
+
+def guards_of(
+    budget: Budget, columns: Sequence[_Column], limit_bytes: float, limit_from: str, upper_bound: bool = False
+) -> tuple[Guard, ...]:
     """What a budget is watched by: a share by what the limit is about, bytes by the kernel and its workers.
 
-    None where that is not measured, or the limit is unknown.
+    With ``upper_bound``, which says that what the workers use is not known better, the kernel's own memory is watched as well.
+    Empty where all that is not measured, or the limit is unknown.
     """
     there = {(column.metric, column.subject) for column in columns}
-    own = [("process.tree.memory.rss", "process"), ("process.memory.rss", "process")]
     wanted = {"cgroup": [("cgroup.memory.used", "cgroup")], "host": [("host.memory.used", "host")]}
-    choice = [*(wanted.get(limit_from, []) if budget.share is not None else []), *own]
+    choice = [*(wanted.get(limit_from, []) if budget.share is not None else []), TREE, KERNEL]
     threshold = budget.size_bytes if budget.size_bytes is not None else (budget.share or 0.0) * limit_bytes
     found = next((quantity for quantity in choice if quantity in there), None)
-    return Guard(budget, *found, threshold) if found is not None and threshold > 0 else None
+    if found is None or threshold <= 0:
+        return ()
+    if not upper_bound or found != TREE:
+        return (Guard(budget, *found, threshold),)
+    return Guard(budget, *KERNEL, threshold), Guard(budget, *TREE, threshold, upper_bound=True)
 
 
 def message_of(alerts: Sequence[Alert], budget: Budget | None) -> Event:

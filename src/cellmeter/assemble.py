@@ -205,6 +205,7 @@ def _over_budget(events: Iterable[Event], start_ns: int) -> tuple[OverBudget, ..
             value_bytes=event["value"],
             threshold_bytes=event["threshold"],
             interrupt=event["interrupt"],
+            upper_bound=event.get("upper_bound", False),
         )
         for event in events
         if event.get("event") == "budget"

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from cellmeter.metrics import METRICS, RATE_OF, Group
-from cellmeter.run import Column, Device, Limit, Run, Series, rate_of
+from cellmeter.metrics import METRICS, RATE_OF, SHORT_FOR_CPU_SECONDS, Group
+from cellmeter.run import Column, Device, Limit, Rates, Run, Series
 from cellmeter.spans import number_text
 
 if TYPE_CHECKING:
@@ -300,6 +300,14 @@ def format_of(value: float | None, limit: float | None, unit: str) -> str:
     return f"{number if most.endswith(' ' + suffix) else text} of {most}"
 
 
+def format_cores(cores: float | None, seconds: float, limit: float | None) -> str:
+    """What a cell of some seconds used on the average: ``1.02 of 2 cores``."""
+    if cores is None and seconds < SHORT_FOR_CPU_SECONDS:
+        return "use: too short to tell"
+    text = format_value(cores, "{cpu}")
+    return text.replace(" cores", f" of {limit:g} cores") if limit else text
+
+
 def _half_up(value: float) -> int:
     return math.floor(value + 0.5)  # as JavaScript's Math.round
 
@@ -507,7 +515,7 @@ def _all_times(times: Sequence[Floats]) -> Floats:
 
 
 def values_of(
-    specs: Sequence[PanelSpec], columns: Sequence[Column], time: Floats, stored: Floats, rate_hz: float
+    specs: Sequence[PanelSpec], columns: Sequence[Column], time: Floats, stored: Floats, rates: Rates
 ) -> Floats:
     """Readings of all lines (n × lines) from stored records: gauges as they are, rates of their counters."""
     import numpy as np
@@ -522,7 +530,7 @@ def values_of(
             continue
         reading = stored[:, column]
         if line.metric in RATE_OF:
-            reading = rate_of(Series(time, reading, nobody), 0.5 / rate_hz).values
+            reading = rates.of(METRICS[line.metric], Series(time, reading, nobody)).values
         values[:, index] = reading
     return values
 

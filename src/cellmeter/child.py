@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import __version__
-from cellmeter.alerts import Board, Budget, guard_of
+from cellmeter.alerts import Board, Budget, Guard, guards_of
 from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, Stream, SystemClock
-from cellmeter.sources import Source
+from cellmeter.sources import SHARED_PAGES, Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, is_exiting, judge_death, wait_status
 from cellmeter.sources.filesystems import Filesystems, working_folders
 from cellmeter.sources.nvidia import open_nvidia
@@ -185,14 +185,16 @@ class Child:
     def _watch(self, message: Mapping[str, Any]) -> None:
         """What to watch for from here on."""
         self._board.set_alerts(message["alerts"])
-        guard = None
+        guards: tuple[Guard, ...] = ()
         if message["budget"] is not None:
             budget = Budget(**message["budget"])
-            guard = guard_of(budget, self._sampler.columns, *self._writer.header["limits"]["memory_bytes"])
-            if guard is None:
+            limit_bytes, limit_from = self._writer.header["limits"]["memory_bytes"]
+            upper_bound = SHARED_PAGES in self._unavailable
+            guards = guards_of(budget, self._sampler.columns, limit_bytes, limit_from, upper_bound)
+            if not guards:
                 text = f"the memory budget of {budget.text} is not watched: its limit or the use is not known here"
                 self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
-        self._board.set_guard(guard)
+        self._board.set_guards(guards)
 
     def _observe(self, stream: Stream, now: int, seq: int, row: Sequence[float]) -> None:
         if stream.segment < 0:

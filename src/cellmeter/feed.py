@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts, layouts
 from cellmeter.assemble import cells_from
-from cellmeter.run import EDGE_END, Column
+from cellmeter.run import EDGE_END, Column, cpu_seconds
 from cellmeter.store import Tail
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 36_000  # kept in the kernel: an hour at 10 Hz; older ones are thinned out, spikes stay
 MOST_CORE_ROWS = 3_600  # an hour of the cores' loads: what a page that is loaded anew gets of a longer cell
+TREE_TIME, WORKERS_TIME = "process.cpu.time", "process.children.cpu.time"
 KEPT_FOR_RATES = 32  # records: half an interval and more at any rate
 CHUNK_BYTES = 8 << 20  # read at once of a long cell
 
@@ -39,7 +40,7 @@ class Feed:
         self.folder = folder
         self.shown = tuple(shown)
         self._tail = tail or Tail(folder, newest=0)
-        self._rate_hz = float(self._tail.header()["rate_hz"])
+        self.rates = layouts.rates_of(self._tail.header())
         self.panels = layouts.panels_of(folder)
         self.missing = layouts.missing_in(folder, self.panels)
         self.loads = CoreLoads(folder)
@@ -49,6 +50,7 @@ class Feed:
         self._seconds = 0.5  # in which two of the older rows are left
         self._before: tuple[tuple[Column, ...], NDArray[Any]] | None = None
         self._events: list[Event] = []
+        self._worked: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {}
         self.started_ns: int | None = None
         self.next = 0
         """Number of the next row; earlier ones may have been thinned out."""
@@ -91,8 +93,19 @@ class Feed:
         if len(ends):
             self.ended, last = True, int(ends[-1]) + 1
         seconds = (together["t"] - self.started_ns) * 1e-9
-        values = charts.values_of(self.panels, columns, seconds, together["v"], self._rate_hz)
+        inside = mine[mine < last]
+        self._note_work(columns, seconds[inside], together["v"][inside])
+        values = charts.values_of(self.panels, columns, seconds, together["v"], self.rates)
         return np.column_stack([seconds, values])[first:last]
+
+    def _note_work(self, columns: Sequence[Column], seconds: Floats, values: Floats) -> None:
+        """Notes the CPU time at the cell's first and last sample."""
+        for index, column in enumerate(columns):
+            if column.metric in (TREE_TIME, WORKERS_TIME):
+                pairs = zip(seconds.tolist(), values[:, index].tolist(), strict=True)
+                known = [pair for pair in pairs if pair[1] == pair[1]]
+                if known:
+                    self._worked[column.metric] = self._worked.get(column.metric, known)[0], known[-1]
 
     def _keep(self, rows: Floats) -> None:
         import numpy as np
@@ -155,6 +168,20 @@ class Feed:
         shift = ((self.started_ns or started_ns) - started_ns) * 1e-9
         return charts.Frame(self.panels, rows[:, 0] + shift, rows[:, 1:], self.missing)
 
+    def cores(self, seconds: float) -> float | None:
+        """What the cell of so many seconds used on the average, as :class:`cellmeter.run.CellUsage` has it."""
+        edges = self.edges()
+        start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
+        own = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9 if "cpu_ns" in start and "cpu_ns" in end else None
+        total = workers = None
+        if TREE_TIME in self._worked:
+            (since, before), (until, after) = self._worked[TREE_TIME]
+            # the sample at the start may have come before this feed, and the one at the end may yet come
+            total = (after - before) * seconds / (until - since) if until > since else None
+        if WORKERS_TIME in self._worked:
+            workers = self._worked[WORKERS_TIME][0][1], self._worked[WORKERS_TIME][1][1]
+        return self.rates.mean_cores(cpu_seconds(own, total, workers), seconds)
+
     def edges(self) -> dict[str, Event]:
         """The cell's edges as the kernel sent them, ``cell_start`` and ``cell_end``, as far as they have been written."""
         self._events += [e for e in self._tail.events() if e.get("seq") == self.seq]
@@ -186,7 +213,7 @@ class WholeRun(Feed):
         together = np.concatenate([known, records])
         self._before = (columns, together[-KEPT_FOR_RATES:])
         seconds = (together["t"] - self.run_ns) * 1e-9
-        values = charts.values_of(self.panels, columns, seconds, together["v"], self._rate_hz)
+        values = charts.values_of(self.panels, columns, seconds, together["v"], self.rates)
         return np.column_stack([seconds, values])[len(known) :]
 
     def bands(self, anew: bool) -> list[dict[str, Any]]:

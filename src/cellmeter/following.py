@@ -14,6 +14,7 @@ from cellmeter import charts
 from cellmeter.assemble import cells_from
 from cellmeter.errors import CellmeterError
 from cellmeter.export.summary import CellRow, cell_row, ending
+from cellmeter.layouts import rates_of
 from cellmeter.rules import Finding, judge
 from cellmeter.run import Cell, Column, Device, Limit
 from cellmeter.store import Tail, is_open, read_run
@@ -156,7 +157,7 @@ class Followed:
         if self._records is None:
             return charts.Frame(specs, np.empty(0), np.empty((0, sum(len(spec.lines) for spec in specs))))
         seconds = (self._records["t"] - self.start_ns) * 1e-9
-        values = charts.values_of(specs, self._columns, seconds, self._records["v"], self.header["rate_hz"])
+        values = charts.values_of(specs, self._columns, seconds, self._records["v"], rates_of(self.header))
         return charts.Frame(specs, seconds, values)
 
 

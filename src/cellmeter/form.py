@@ -114,6 +114,7 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
         "value": NUMBER,
         "threshold": NUMBER,
         "interrupt": bool,
+        "upper_bound?": bool,
     },
     "logged": {"t": int, "pid?": int, "values?": {"*": (int, float, str, list)}, "steps?": {"*": NUMBER}},
     "span": {

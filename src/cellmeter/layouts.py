@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts
 from cellmeter.errors import MissingExtra
-from cellmeter.run import Column, Device, Limit
+from cellmeter.run import Column, Device, Limit, Rates
 from cellmeter.store import read_header
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ def panels_of(folder: Path, groups: Sequence[Group] = charts.GROUPS) -> tuple[ch
     columns = [Column(*c) for s in header["segments"] if s["stream"] == "main" for c in s["columns"]]
     limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
     return charts.panels(columns, limits, [Device(**d) for d in header["devices"]], groups)
+
+
+def rates_of(header: Mapping[str, Any]) -> Rates:
+    """How rates are made of counters in a run with this header."""
+    limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
+    return Rates.on(float(header["rate_hz"]), header["host"]["cpu_count"], limits)
 
 
 def missing_in(folder: Path, specs: Sequence[charts.PanelSpec]) -> dict[Group, str]:

@@ -415,7 +415,8 @@ class Panel:
             self._thread.join(1)
         start, rows = self._feed.next, self._last_rows()
         frame = self._feed.frame(start_ns)
-        facts = facts_of(title, status, (end_ns - start_ns) * 1e-9, self._feed.edges())
+        seconds = (end_ns - start_ns) * 1e-9
+        facts = facts_of(title, status, seconds, self._feed.edges(), self._feed.cores(seconds))
         frame = with_exact_peak(frame, facts)
         if self._widget is None:
             print(summary(frame.only(self._feed.shown), facts))

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cellmeter.alerts import MOST_ALERTS, Alert, Budget, guard_of, message_of, parse, watchable, watches
+from cellmeter.alerts import MOST_ALERTS, Alert, Budget, guards_of, message_of, parse, watchable, watches
 from cellmeter.errors import BadUsage, RecorderUnavailable, RunUnreadable
 from cellmeter.metrics import METRICS, Metric
 from cellmeter.plugins import found
@@ -143,13 +143,18 @@ class Lookout:
         return [metric for metric in watchable(METRICS | own) if metric.name in there | rates]
 
     def _header(self) -> dict[str, Any] | None:
-        """What the recorder says of the run; None as long as nobody knows."""
+        """What the recorder says of the run, its columns included; None as long as nobody knows."""
         if self._recording is None or not self._recording.recorder.ready(READY_SECONDS):
             return None
+        until = time.monotonic() + READY_SECONDS
         try:
-            return read_header(self._recording.folder)
+            while not (header := read_header(self._recording.folder))["segments"]:
+                if time.monotonic() > until:
+                    return None
+                time.sleep(0.005)
         except RunUnreadable:
             return None
+        return header
 
     def budget_line(self) -> str | None:
         """What the budget comes to in this recording and what becomes of a cell beyond it; None if there is none."""
@@ -161,10 +166,10 @@ class Lookout:
             return f"memory budget {budget.text}: {then} it"
         limit, source = header["limits"].get("memory_bytes", (0.0, ""))
         columns = [Column(*column) for segment in header["segments"] for column in segment["columns"]]
-        guard = guard_of(budget, columns, limit, source)
-        if guard is None:
+        guards = guards_of(budget, columns, limit, source)
+        if not guards:
             return f"memory budget {budget.text} is not watched: its limit or the use is not known here"
-        of = f"{_amount(guard.threshold, 'By')} in use by {_WHOSE[guard.subject]}"
+        of = f"{_amount(guards[0].threshold, 'By')} in use by {_WHOSE[guards[0].subject]}"
         if budget.share is not None:
             of += f", {budget.share:.0%} of {_amount(limit, 'By')} ({source})".replace("%", " %")
         return f"memory budget {budget.text}: {then} {of}"
@@ -301,8 +306,10 @@ class Lookout:
         running = list(self._running)  # a line of a cell that has ended may come now
         stopped = event["interrupt"] and event["seq"] in running and self._gate.interrupt(running[0])
         used, budget = (_amount(event[key], "By") for key in ("value", "threshold"))
-        line = f"memory budget {event['budget']}: {used} in use of {budget}"
-        self._print(f"{line}; the cell is interrupted" if stopped else line)
+        used = f"{used} in use of {budget}"
+        if event.get("upper_bound"):
+            used = f"at most {used}, as pages that workers share count each time here: no reason to interrupt"
+        self._print(f"memory budget {event['budget']}: {used}{'; the cell is interrupted' if stopped else ''}")
 
     @staticmethod
     def _print(line: str) -> None:

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 SHORT_FOR_ENERGY_SECONDS = 0.1  # NVML's energy counter moves every 20-100 ms
 SHORT_FOR_UTILIZATION_SECONDS = 0.2  # utilisation is a mean over the last sixth of a second or more
+SHORT_FOR_CPU_SECONDS = 0.1  # what a cell takes to begin and to end is a good part of a shorter one's CPU time
+TICKS_SECONDS = 0.25  # CPU time that is counted in ticks of 10 ms tells a core's load to 4 % over that time
 LONGEST_READING_SECONDS = 2.0  # a reading stands for no more time than this: a gap is unknown, not as before
 
 Kind = Literal["gauge", "counter", "rate"]
@@ -31,6 +33,8 @@ class Metric(NamedTuple):
     otel: str | None = None
     prometheus: str | None = None
     mlflow: str | None = None
+    least_seconds: float = 0.0
+    """A rate over less time is noise, as its counter moves in steps."""
 
 
 CATALOGUE: tuple[Metric, ...] = (
@@ -56,6 +60,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "derived from host.cpu.time",
         otel="system.cpu.utilization",
         mlflow="cpu_utilization_percentage",
+        least_seconds=TICKS_SECONDS,
     ),
     Metric(
         "host.memory.used",
@@ -90,6 +95,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "How much of one core is busy, 0 to 1",
         "derived from core.cpu.time",
         otel="system.cpu.utilization",
+        least_seconds=TICKS_SECONDS,
     ),
     Metric(
         "host.disk.read",
@@ -198,6 +204,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "Cores busy with the kernel and its descendants",
         "derived from process.cpu.time",
         otel="process.cpu.utilization",
+        least_seconds=TICKS_SECONDS,
     ),
     Metric(
         "process.children.cpu.time",
@@ -234,8 +241,9 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "process",
         "memory",
-        "Resident memory of the kernel and its descendants; pages they share count each time: an upper bound",
-        "/proc/PID/statm, /proc/PID/stat",
+        "Resident memory of the kernel and what its descendants add to it; pages they share count once. Where it cannot be "
+        "told what they share (process.tree.memory.shared), each counts in full: an upper bound",
+        "/proc/PID/statm, /proc/PID/stat, /proc/PID/smaps_rollup of descendants",
     ),
     Metric(
         "process.threads",
@@ -494,6 +502,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "io",
         "Cores idle because of I/O",
         "derived from host.cpu.iowait.time",
+        least_seconds=TICKS_SECONDS,
     ),
     Metric(
         "cgroup.swap.used",

@@ -96,14 +96,13 @@ def _panel(
     _legend(canvas, x + 14 + canvas.text_width(spec.title), right, y + 2, spec, shown)
     drawn = lane_values(spec, values) if spec.lanes else values
     mains = sum(line.role == "main" for line in spec.lines)
-    for index, line in reversed(list(enumerate(spec.lines))):
-        if not shown[index]:
-            continue
-        floor = len(spec.lines) - 1 - index if spec.lanes else 0
-        steps = canvas.steps(plot.x_at(time), plot.y_at(drawn[:, index]))
+    steps = {i: canvas.steps(plot.x_at(time), plot.y_at(drawn[:, i])) for i in range(len(spec.lines)) if shown[i]}
+    for index in steps:  # before all lines, as nothing shows through what is filled
+        line, floor = spec.lines[index], len(spec.lines) - 1 - index if spec.lanes else 0
         if line.role == "main" and (spec.lanes or mains == 1):
-            canvas.area(steps, float(plot.y_at(floor)), line)
-        canvas.line(steps, line)
+            canvas.area(steps[index], float(plot.y_at(floor)), line)
+    for index in reversed(steps):
+        canvas.line(steps[index], spec.lines[index])
     if spec.limit and not spec.lanes and spec.unit != "%" and spec.limit <= top:
         canvas.dashes(plot.left, float(plot.y_at(spec.limit)), plot.left + plot.width)
     if exact := hidden_peak(spec, peaks):

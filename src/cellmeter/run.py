@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cellmeter.frames import cells_frame, logged_frame, samples_frame, spans_frame
 from cellmeter.metrics import LONGEST_READING_SECONDS as LONGEST_READING_SECONDS
-from cellmeter.metrics import METRICS, RATE_OF, SHORT_FOR_ENERGY_SECONDS, SHORT_FOR_UTILIZATION_SECONDS, Metric
+from cellmeter.metrics import (
+    METRICS,
+    RATE_OF,
+    SHORT_FOR_CPU_SECONDS,
+    SHORT_FOR_ENERGY_SECONDS,
+    SHORT_FOR_UTILIZATION_SECONDS,
+    Metric,
+)
 from cellmeter.remote import Anchor, Remote, RemoteUsage, usage_between
 from cellmeter.span_stats import SpanStats, span_stats
 from cellmeter.spans import Logged, Own, Span, Steps
@@ -175,10 +182,11 @@ class GpuUsage:
 
 @dataclass(frozen=True)
 class CellUsage:
-    """What one cell used. ``unknown`` says why a number is None, by its dotted key."""
+    """What one cell used; ``cores`` on the average. ``unknown`` says why a number is None, by its dotted key."""
 
     samples: int
     cpu_seconds: float | None
+    cores: float | None
     peak_rss_bytes: int | None
     peak_exact: bool
     rss_start_bytes: int | None
@@ -203,7 +211,10 @@ class AlertFired:
 
 @dataclass(frozen=True)
 class OverBudget:
-    """A cell that went beyond the memory budget. ``interrupt``: the cell was to be interrupted for it."""
+    """A cell that went beyond the memory budget. ``interrupt``: the cell was to be interrupted for it.
+
+    ``upper_bound``: there may have been less in use.
+    """
 
     budget: str
     metric: str
@@ -212,6 +223,7 @@ class OverBudget:
     value_bytes: float
     threshold_bytes: float
     interrupt: bool
+    upper_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -273,6 +285,11 @@ class Run:
         return next((m.name for m in self.plugin_metrics if m.rate == metric), metric)
 
     @cached_property
+    def rates(self) -> Rates:
+        """How rates are made of counters in this run."""
+        return Rates.on(self.rate_hz, self.host.cpu_count, self.limits)
+
+    @cached_property
     def memo(self) -> dict[Any, Any]:
         """What readers worked out of this run and will ask for again, by a key of theirs."""
         return {}
@@ -300,7 +317,7 @@ class Run:
             self._cache[key] = Series(told.time, told.values, self.cells_at(told.time))
         if key not in self._cache:
             stored = self._stored(self.counter_of(metric), subject)
-            self._cache[key] = rate_of(stored, 0.5 / self.rate_hz) if kind == "rate" else stored
+            self._cache[key] = self.rates.of(self.metrics[metric], stored) if kind == "rate" else stored
         return self._cache[key]
 
     def _stored(self, metric: str, subject: str) -> Series:
@@ -415,7 +432,38 @@ class Run:
         return list(cellmeter.judge(self).findings)
 
 
-def rate_of(counter: Series, least_seconds: float) -> Series:
+class Rates(NamedTuple):
+    """How rates are made of counters: over no less than what a counter's steps and the samples' jitter ask for.
+
+    No processor does more than a second's work in a second: what a counter says beyond that is its error. ``cores`` are the
+    machine's, ``own_cores`` those that the kernel may run on.
+    """
+
+    rate_hz: float
+    cores: float
+    own_cores: float
+
+    @classmethod
+    def on(cls, rate_hz: float, cpu_count: int, limits: Mapping[str, Limit]) -> Rates:
+        """For a machine with so many CPUs. A quota is no bound: what is left of one period is used in the next."""
+        limit = limits.get("cpu_cores")
+        cores = float(cpu_count or math.inf)
+        return cls(rate_hz, cores, min(cores, limit.value) if limit and limit.source == "cpuset" else cores)
+
+    def of(self, metric: Metric, counter: Series) -> Series:
+        """A rate of the catalogue from its counter."""
+        most = {"core": 1.0, "process": self.own_cores}.get(metric.scope, self.cores)
+        least_seconds = max(0.5 / self.rate_hz, metric.least_seconds)
+        return rate_of(counter, least_seconds, most if metric.unit == "{cpu}" else math.inf)
+
+    def mean_cores(self, cpu_seconds: float | None, seconds: float) -> float | None:
+        """Cores that a cell used; None where that is unknown, or the cell was too short for it to mean anything."""
+        if cpu_seconds is None or seconds < SHORT_FOR_CPU_SECONDS:
+            return None
+        return min(cpu_seconds / seconds, self.own_cores)
+
+
+def rate_of(counter: Series, least_seconds: float, most: float = math.inf) -> Series:
     """Increase per second of a counter, over at least ``least_seconds``: a tiny interval would turn jitter into spikes.
 
     The first reading, and any that looks back on a counter that was reset or unknown, is NaN.
@@ -430,7 +478,7 @@ def rate_of(counter: Series, least_seconds: float) -> Series:
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = (values - values[before]) / elapsed
     rate[~known | (rate < 0)] = np.nan
-    return Series(time, rate, seq)
+    return Series(time, np.minimum(rate, most), seq)
 
 
 def known(values: Floats) -> Floats:
@@ -488,7 +536,10 @@ def cell_usage(run: Run, cell: Cell) -> CellUsage:
         _disk_bytes(run, cell, end, metric, own, unknown)
         for metric, own in (("read", cell.own_read_bytes), ("written", cell.own_written_bytes))
     )
-    return CellUsage(len(rss.time), cpu, peak, exact, first, last, read, written, gpu, unknown)
+    cores = run.rates.mean_cores(cpu, end - cell.start)
+    if cores is None:
+        unknown["cores"] = unknown.get("cpu_seconds", f"cell shorter than {SHORT_FOR_CPU_SECONDS:g} s")
+    return CellUsage(len(rss.time), cpu, cores, peak, exact, first, last, read, written, gpu, unknown)
 
 
 def _disk_bytes(run: Run, cell: Cell, end: float, name: str, own: int | None, unknown: dict[str, str]) -> int | None:
@@ -508,19 +559,25 @@ def _tagged(series: Series, cell: Cell, end: float) -> Series:
 
 
 def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> float | None:
-    """The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked.
-
-    So they serve where no worker was there at the start; what those born since did is added. Else the samples tell.
-    """
+    """See :func:`cpu_seconds`."""
     total = _growth(run.series("process.cpu.time", "process"), cell, end)
     workers = known(_tagged(run.series("process.children.cpu.time", "process"), cell, end).values)
-    if cell.own_cpu_seconds is not None and (total is None or not len(workers)):
-        return cell.own_cpu_seconds
-    if cell.own_cpu_seconds is not None and total is not None and workers[0] == 0:
-        return max(cell.own_cpu_seconds + float(workers[-1]), total)
-    if total is None:
+    used = cpu_seconds(cell.own_cpu_seconds, total, (float(workers[0]), float(workers[-1])) if len(workers) else None)
+    if used is None:
         unknown["cpu_seconds"] = "too few samples in this cell"
-    return total
+    return used
+
+
+def cpu_seconds(own: float | None, total: float | None, workers: tuple[float, float] | None) -> float | None:
+    """CPU time of a cell.
+
+    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the first
+    and the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
+    they serve where no worker was there at the start; what those born since did is added. Else the samples tell.
+    """
+    if own is None or (total is not None and workers is not None and workers[0] > 0):
+        return total
+    return own if total is None or workers is None else max(own + workers[1], total)
 
 
 def _growth(counter: Series, cell: Cell, end: float) -> float | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts
+from cellmeter.metrics import SHORT_FOR_CPU_SECONDS
 from cellmeter.run import Cell, Run
 
 if TYPE_CHECKING:
@@ -37,16 +38,15 @@ class Facts:
     seconds: float
     peak_rss_bytes: int | None = None
     growth_bytes: int | None = None
-    cpu_seconds: float | None = None
+    cores: float | None = None
 
 
-def facts_of(title: str, status: str, seconds: float, edges: Mapping[str, Event]) -> Facts:
-    """The facts of a cell from its edges."""
+def facts_of(title: str, status: str, seconds: float, edges: Mapping[str, Event], cores: float | None) -> Facts:
+    """The facts of a cell from its edges; ``cores``: what it used on the average."""
     start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
     before, after = start.get("rss_bytes"), end.get("rss_bytes")
     growth = after - before if before is not None and after is not None else None
-    cpu = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9 if "cpu_ns" in start and "cpu_ns" in end else None
-    return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cpu)
+    return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cores)
 
 
 ENDINGS = {"ok": "done", "error": "failed", "interrupted": "interrupted", "died": "kernel died", "running": "recording"}
@@ -66,7 +66,10 @@ def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
         values = frame.of(spec)
         mains = [i for i, line in enumerate(spec.lines) if line.role == "main"]
         if spec.key == "cpu":
-            parts.append(_cpu(spec, _mean(frame.time, values[:, mains[0]]), facts))
+            cores = facts.cores
+            if cores is None and facts.seconds >= SHORT_FOR_CPU_SECONDS:  # no end edge: only samples tell
+                cores = _mean(frame.time, values[:, mains[0]])
+            parts.append(f"CPU {charts.format_cores(cores, facts.seconds, spec.limit)}")
         elif spec.key == "memory":
             parts.append(_memory(spec, values, facts))
         elif spec.unit == "%":
@@ -80,13 +83,6 @@ def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
             highest = " of one" if len(mains) > 1 else ""
             parts.append(f"{spec.title} peak{highest} {_peak(values[:, mains], spec.unit)}")
     return parts
-
-
-def _cpu(spec: charts.PanelSpec, mean_cores: float | None, facts: Facts) -> str:
-    if mean_cores is None and facts.cpu_seconds is not None and facts.seconds > 0:
-        mean_cores = facts.cpu_seconds / facts.seconds  # too short for a rate between two samples
-    text = f"CPU {charts.format_value(mean_cores, spec.unit)}"
-    return text.replace(" cores", f" of {spec.limit:g} cores") if spec.limit else text
 
 
 def _memory(spec: charts.PanelSpec, values: Floats, facts: Facts) -> str:
@@ -227,6 +223,6 @@ def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GRO
     frame = replace(frame, time=frame.time - cell.start)
     before, after = cell.rss_start_bytes, cell.rss_end_bytes
     growth = after - before if before is not None and after is not None else None
-    facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes, growth, cell.own_cpu_seconds)
+    facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes, growth, run.usage(cell).cores)
     data, metadata = still(with_exact_peak(frame, facts), facts, groups)
     publish_display_data(data, metadata)  # type: ignore[no-untyped-call]

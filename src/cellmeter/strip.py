@@ -19,8 +19,8 @@ from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cellmeter import charts
-from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus
+from cellmeter import charts, layouts
+from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, cpu_seconds
 from cellmeter.store import read_header
 
 LEAST_SECONDS = 1.0
@@ -231,14 +231,13 @@ def _spiked(header: Mapping[str, Any], start: Event, end: Event, mapped: Course)
 
 
 def _cpu(header: Mapping[str, Any], start: Event, end: Event, found: Mapping[Key, Course]) -> Part:
-    """As ``run.cell_usage`` has it: the kernel's own clocks, and what living workers did."""
-    own, tree, workers = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9, found[CPU], found[WORKERS]
-    used = own
-    if workers.pieces and tree.growth is not None:
-        used = max(own + workers.pieces[-1].last, tree.growth) if workers.first == 0 else tree.growth
-    cores = used / ((end["t"] - start["t"]) * 1e-9)
+    """As ``run.cell_usage`` has it."""
+    tree, workers = found[CPU], found[WORKERS]
+    living = (workers.first, workers.pieces[-1].last) if workers.pieces else None
+    used = cpu_seconds((end["cpu_ns"] - start["cpu_ns"]) * 1e-9, tree.growth, living)
+    seconds = (end["t"] - start["t"]) * 1e-9
+    cores = layouts.rates_of(header).mean_cores(used, seconds)
     limit = header["limits"].get("cpu_cores", (None,))[0]
-    text = charts.format_value(cores, "{cpu}")
     before = [Piece(0.0, 0.0, 0.0, tree.first), *tree.pieces]
     rates = [
         (b.last - a.last) / (b.end - a.end) if b.end > a.end else 0.0 for a, b in zip(before, tree.pieces, strict=False)
@@ -246,7 +245,7 @@ def _cpu(header: Mapping[str, Any], start: Event, end: Event, found: Mapping[Key
     return Part(
         "CPU",
         bars(rates, limit or max(rates, default=1.0)),
-        text.replace(" cores", f" of {limit:g} cores") if limit else text,
+        charts.format_cores(cores, seconds, limit),
         charts.BLUE.light,
     )
 

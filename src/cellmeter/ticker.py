@@ -55,7 +55,8 @@ class Ticker:
         elif kind == "cell_end":
             self._alerts.clear()
         elif kind == "budget":
-            _put(self._alerts, "", f"▲ {bytes_text(event['value'])} in use, budget {event['budget']}")
+            most = "at most " if event.get("upper_bound") else ""
+            _put(self._alerts, "", f"▲ {most}{bytes_text(event['value'])} in use, budget {event['budget']}")
 
     def _rates(self) -> list[str]:
         """Over the last ten seconds in which steps were told of."""

@@ -45,7 +45,7 @@ def recorded(
     devices = [{**device, "id": f"gpu{i}", "uuid": str(i)} for i in range(gpus)]
     limits = {"cpu_cores": [16.0, "cgroup"], "memory_bytes": [64 * GIB, "cgroup"]}
     writer = Writer(folder)
-    writer.describe(host={}, rate_hz=10.0, start_ns=0, limits=limits, devices=devices)
+    writer.describe(host={"cpu_count": 16}, rate_hz=10.0, start_ns=0, limits=limits, devices=devices)
     main = writer.add_segment("main", columns)
     each = writer.add_segment("cores", [Column("core.cpu.time", f"cpu{i}", "s") for i in range(cores)])
     described.set()

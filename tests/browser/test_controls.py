@@ -294,3 +294,16 @@ def test_cores_can_be_read_at_2_and_at_192(open_book: Callable[..., Book], cores
     book.screenshot(f"cores-{cores}-{width}-{'dark' if dark else 'light'}", 1)
     finish(book)
     assert book.complaints() == []
+
+
+def test_an_ended_panel_has_one_peak(running: Callable[..., Book]) -> None:
+    """The exact one, which no sample has seen: in the header, over the chart, and in what was kept."""
+    book = running("one-peak", cell=UNTIL_GO + 'spike = len(b"x" * (300 << 20))\n')
+    finish(book)
+    caption = book.page.locator(".cellmeter [data-panel=memory] .cm-peak").inner_text()
+    header = book.page.locator(".cellmeter .cm-sum").inner_text()
+    kept = book.page.locator(".cellmeter-still > div").first.text_content() or ""
+    assert f"memory {caption} (" in header.replace("\n", " ")
+    assert f"memory {caption} (" in kept
+    label = book.page.locator(".cellmeter [data-panel=memory] .cm-fig").get_attribute("aria-label") or ""
+    assert caption in label

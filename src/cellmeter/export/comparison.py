@@ -47,10 +47,6 @@ class _Execution:
     start_bytes: int | None
 
 
-def _cpu_seconds(one: _Execution) -> float | None:
-    return None if one.row.cores is None else one.row.cores * one.row.seconds
-
-
 def _over_start(one: _Execution) -> float | None:
     """What the cell itself added: the peak alone is mostly what cells before it have left."""
     known_both = one.row.peak_bytes is not None and one.start_bytes is not None
@@ -60,7 +56,7 @@ def _over_start(one: _Execution) -> float | None:
 PEAK, OVER_START = "peak_rss_bytes", "peak_over_start_bytes"
 QUANTITIES = (
     Quantity("seconds", "time", "s", lambda one: one.row.seconds, 0.15, 0.15),
-    Quantity("cpu_seconds", "CPU time", "s", _cpu_seconds, 0.25, 0.15),
+    Quantity("cpu_seconds", "CPU time", "s", lambda one: one.row.cpu_seconds, 0.25, 0.15),
     Quantity(PEAK, "peak memory", "By", lambda one: one.row.peak_bytes, 0.05, 16 * MIB),
     Quantity(OVER_START, "peak over its start", "By", _over_start, 0.05, 16 * MIB),
     Quantity("gpu_utilization_percent", "GPU use", "%", lambda one: one.row.gpu_percent, 0.1, 5.0),

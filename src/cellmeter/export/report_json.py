@@ -134,6 +134,7 @@ def _cell(run: Run, cell: Cell) -> dict[str, Any]:
         "status": cell.status,
         "samples": usage.samples,
         "cpu_seconds": usage.cpu_seconds,
+        "cores": usage.cores,
         "peak_rss_bytes": usage.peak_rss_bytes,
         "peak_exact": usage.peak_exact,
         "workers_peak_rss_bytes": cell.workers_peak_bytes,

@@ -103,7 +103,8 @@ def alarms(run: Run) -> list[Fact]:
     stopped = {cell.seq for cell in run.cells if cell.status == "interrupted"}
     lines = [(f.time, f.alert, f"{f.subject} at {_reading(run, f)}", f.cell, f.cleared) for f in run.alerts]
     for over in run.over_budget:
-        used = f"{bytes_text(over.value_bytes)} in use of {bytes_text(over.threshold_bytes)} ({over.metric})"
+        most = "at most " if over.upper_bound else ""
+        used = f"{most}{bytes_text(over.value_bytes)} in use of {bytes_text(over.threshold_bytes)} ({over.metric})"
         how = f"{used}{'; the cell was interrupted' if over.interrupt and over.cell in stopped else ''}"
         lines.append((over.time, f"memory budget {over.budget}", how, over.cell, None))
     found = []

@@ -39,6 +39,7 @@ class CellRow:
     first_line: str
     status: str
     seconds: float
+    cpu_seconds: float | None
     cores: float | None
     peak_bytes: int | None
     peak_exact: bool
@@ -124,7 +125,8 @@ def cell_row(run: Run, cell: Cell) -> CellRow:
         first_line=plain(cell.first_line),
         status=cell.status,
         seconds=seconds,
-        cores=None if usage.cpu_seconds is None or seconds <= 0 else usage.cpu_seconds / seconds,
+        cpu_seconds=usage.cpu_seconds,
+        cores=usage.cores,
         peak_bytes=usage.peak_rss_bytes,
         peak_exact=usage.peak_exact,
         growth_bytes=None if start is None or end is None else end - start,

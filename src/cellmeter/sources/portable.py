@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 
 from cellmeter.run import Column, Device, Host, Limit
-from cellmeter.sources import Notice
+from cellmeter.sources import SHARED_PAGES, Notice
 from cellmeter.sources.tree_time import TreeTime
 
 NAN = float("nan")
@@ -30,7 +30,9 @@ class Portable:
         self._rescan_at = -1.0
         self._tree_time = TreeTime()
         self.notices: list[Notice] = []
-        self.unavailable: dict[str, str] = {}
+        self.unavailable: dict[str, str] = {
+            SHARED_PAGES: "pages that workers share count each time, so process.tree.memory.rss is an upper bound"
+        }
         self._readings: list[tuple[tuple[Column, ...], Callable[[], list[float]]]] = [
             (_columns("host", ("host.cpu.time", "s")), _host_cpu),
             (_columns("host", ("host.memory.used", "By")), _host_memory),
