@@ -10,6 +10,7 @@ from builders import GIB, MIB, CellPlan, GpuWork, a_cell, a_device, a_run, burst
 from test_rules import findings, outcome, the_finding
 
 from cellmeter.rules import judge
+from cellmeter.rules.held import holding
 from cellmeter.run import Run
 
 
@@ -24,23 +25,69 @@ def steps(*levels: float) -> list[CellPlan]:
 # ── memory-retained ──
 
 
+def rise(low: float, high: float, mapped: float = 0.0) -> CellPlan:
+    """A cell in which memory goes from one level to another (GiB), some of it by mapping files."""
+    return a_cell(5, rss=lambda t: (low if t < 2 else high) * GIB, mapped=lambda t: (0 if t < 2 else mapped) * GIB)
+
+
+def level(gib: float, mapped: float = 0.0) -> CellPlan:
+    return a_cell(2, rss=gib * GIB, mapped=mapped * GIB)
+
+
 @pytest.mark.parametrize(
-    ("cell", "severity"),
+    ("cells", "severity"),
     [
-        pytest.param(a_cell(5, rss=lambda t: (1 if t < 2 else 3) * GIB), "info", id="kept 2 GiB"),
-        pytest.param(a_cell(5, rss=lambda t: (1 if t < 2 else 40) * GIB), "warning", id="over half of the limit"),
-        pytest.param(a_cell(5, rss=lambda t: (300 if t < 2 else 550) * MIB), None, id="under 256 MiB"),
-        pytest.param(a_cell(5, rss=lambda t: (10 if t < 2 else 14) * GIB), None, id="small beside what is there"),
-        pytest.param(
-            a_cell(5, rss=lambda t: (1 if t < 2 else 9) * GIB, mapped=lambda t: (0 if t < 2 else 8) * GIB),
-            None,
-            id="a mapped file",
-        ),
-        pytest.param(a_cell(5, rss=lambda t: (9 if t < 2 else 1) * GIB), None, id="given back"),
+        pytest.param((rise(1, 3), level(3)), "info", id="kept 2 GiB"),
+        pytest.param((rise(1, 40), level(40)), "warning", id="over half of the limit"),
+        pytest.param((rise(0.3, 0.54), level(0.54)), None, id="under 256 MiB"),
+        pytest.param((rise(10, 14), level(14)), None, id="small beside what is there"),
+        pytest.param((rise(1, 9, mapped=8), level(9, mapped=8)), None, id="a mapped file"),
+        pytest.param((rise(9, 1), level(1)), None, id="given back at once"),
+        pytest.param((rise(1, 3), rise(3, 1), level(1)), None, id="given back by a later cell"),
+        pytest.param((rise(1, 3), level(1)), None, id="given back between the cells"),
+        pytest.param((rise(1, 3), rise(3, 1), rise(1, 1.2), level(1.2)), None, id="given back, and a little taken anew"),
+        pytest.param((rise(1, 3),), None, id="nothing ran after it"),
     ],
 )
-def test_retained(cell: CellPlan, severity: str | None) -> None:
-    assert [f.severity for f in findings(a_run(cell), "memory-retained")] == ([severity] if severity else [])
+def test_retained(cells: tuple[CellPlan, ...], severity: str | None) -> None:
+    assert [f.severity for f in findings(a_run(*cells), "memory-retained")] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(
+    ("cells", "still"),
+    [
+        pytest.param((rise(1, 4), rise(4, 6), rise(6, 3)), (0, 2), id="from the cell that kept as much"),
+        pytest.param((rise(1, 4), rise(4, 6), rise(6, 5)), (3, 1), id="else from the newest"),
+        pytest.param((rise(1, 4), rise(4, 6), rise(6, 2)), (1, 0), id="and from those before it"),
+        pytest.param((rise(1, 4), rise(2, 5)), (1, 3), id="between two cells too"),
+        pytest.param((rise(1, 4), rise(4, 6, mapped=2)), (3,), id="mapped files count for nothing"),
+    ],
+)
+def test_what_is_still_held(cells: tuple[CellPlan, ...], still: tuple[float, ...]) -> None:
+    held = [round(one.still / GIB, 3) for one in holding(a_run(*cells)).cells]
+    assert tuple(held) == still
+
+
+def test_a_retained_finding_speaks_of_one_measure() -> None:
+    finding = the_finding(a_run(rise(1, 3.5, mapped=0.5), level(4, mapped=0.5)), "memory-retained")
+    assert finding.evidence.value == 2 * GIB
+    assert finding.fact == (
+        "In [1] kept 2.0 GiB: the kernel had 1.0 GiB before it and 3.5 GiB after it, "
+        "with 512 MiB more in mapped files, which do not count."
+    )
+    assert finding.consequence == "No later cell gave that back: the kernel had 4.0 GiB after In [2], 6 % of all there is."
+    part = the_finding(a_run(rise(1, 11), rise(11, 9), level(9)), "memory-retained")
+    assert part.fact.startswith("In [1] kept 8.0 GiB")
+    assert part.fact.endswith("It gave the rest of 10.0 GiB back later.")
+
+
+def test_a_cell_that_grew_last_cannot_be_said_to_retain() -> None:
+    checked = outcome(a_run(rise(1, 3)), "memory-retained")
+    assert checked.outcome == "not-applicable"
+    assert checked.reason == "nothing ran after the cell that took much memory"
+    running = a_run(rise(1, 3), level(3))
+    running = replace(running, ending=None, cells=(running.cells[0], replace(running.cells[1], end=None)))
+    assert "3.0 GiB in In [2]" in the_finding(running, "memory-retained").consequence
 
 
 # ── memory-growth, again and again ──

@@ -122,8 +122,8 @@ CASES = [
     Case("memory-growth", False, (a_cell(70, rss=lambda t: GIB + min(t, 30) * 40 * MIB),), speed=True),
     Case("memory-spike", True, (a_cell(8, rss=hump(GIB, 9 * GIB, 2, 4)),)),
     Case("memory-spike", False, (a_cell(8, rss=hump(10 * GIB, 14 * GIB, 2, 4)),)),
-    Case("memory-retained", True, (a_cell(8, rss=hump(GIB, 9 * GIB, 4, 1e9)),)),
-    Case("memory-retained", False, (a_cell(8, rss=hump(10 * GIB, 14 * GIB, 4, 1e9)),)),
+    Case("memory-retained", True, (a_cell(8, rss=hump(GIB, 9 * GIB, 4, 1e9)), a_cell(2, rss=9 * GIB))),
+    Case("memory-retained", False, (a_cell(8, rss=hump(10 * GIB, 14 * GIB, 4, 1e9)), a_cell(2, rss=14 * GIB))),
     Case("gpu-unused", True, on_gpu(12, 0.0)),
     Case("gpu-unused", False, on_gpu(12, hump(0, 60, 8, 1e9))),
     Case("gpu-underused", True, on_gpu(20, 47.0)),
@@ -184,8 +184,9 @@ def test_slower_is_the_same(case: Case, factor: float) -> None:
 @quick
 @given(pause=st.floats(1.0, 20.0), before=st.booleans(), after=st.booleans())
 def test_idle_around_it_is_the_same(case: Case, pause: float, before: bool, after: bool) -> None:
-    rest = a_cell(3, hash="rest")
-    cells = (*([rest] * before), *case.cells, *([rest] * after))
+    last = case.cells[-1]
+    kept = a_cell(3, hash="rest", rss=at(last.rss, last.seconds))  # idle gives nothing back
+    cells = (*([a_cell(3, hash="rest")] * before), *case.cells, *([kept] * after))
     assert verdict(case, run_of(case, cells, pause=pause)) is case.found
 
 

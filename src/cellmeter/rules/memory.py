@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from cellmeter.rules.held import MAPPED, Held, Level, holding, levels
 from cellmeter.rules.observed import cell_end, observed, readings_of, top_cells
 from cellmeter.rules.ownership import ownership
 from cellmeter.rules.rule import (
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 RSS = "process.memory.rss"
 TREE = "process.tree.memory.rss"
-MAPPED = "process.memory.file"
 DEVICE_MEMORY = "gpu.memory.used"
 
 
@@ -50,7 +50,7 @@ class Hump(NamedTuple):
 
     @property
     def height(self) -> float:
-        """What was needed for a while only."""
+        """What was needed for a time only."""
         return self.peak - self.base - (self.mapped or 0.0)
 
 
@@ -59,7 +59,7 @@ class MemorySpike(Rule):
     """A cell that needed much more memory for a while than before or after it. What stays is no spike."""
 
     id: ClassVar[str] = "memory-spike"
-    title: ClassVar[str] = "A cell needs much more memory for a while"
+    title: ClassVar[str] = "A cell needs much more memory for a time"
     metrics: ClassVar[tuple[str, ...]] = (
         RSS,
         MAPPED,
@@ -133,8 +133,9 @@ class MemorySpike(Rule):
             cause=None,
             start=cell.start,
             end=cell_end(run, cell),
-            fact=f"{cell.title} needed {bytes_text(hump.height)}{where} for a while only: it peaked at "
-            f"{'' if hump.exact else 'no less than '}{bytes_text(hump.peak)}, with {bytes_text(hump.base)} around it."
+            fact=f"{cell.title} needed {bytes_text(hump.height)} more{where} for a time: memory peaked at "
+            f"{'' if hump.exact else 'no less than '}{bytes_text(hump.peak)}, and was at {bytes_text(hump.base)} or less "
+            "before and after."
             + ("" if hump.mapped is not None else " Mapped files, which cost nothing, could not be told apart."),
             consequence=_consequence(hump),
             advice=_advice(hump),
@@ -153,8 +154,8 @@ def _consequence(hump: Hump) -> str:
     if not hump.limit:
         return "The limit is unknown; a machine sized for the peak is larger than the rest of the cell needs."
     share = percent_text(100 * hump.peak / hump.limit)
-    end = "the kernel is killed" if hump.subject == "process" else "allocation fails (CUDA out of memory)"
-    return f"The peak was {share} of the {bytes_text(hump.limit)} there are; beyond that {end}."
+    end = "would kill the kernel" if hump.subject == "process" else "would fail (CUDA out of memory)"
+    return f"The peak was {share} of {bytes_text(hump.limit)}, which is all there is; a peak above that {end}."
 
 
 def _advice(hump: Hump) -> str:
@@ -195,7 +196,7 @@ def kept_bytes(run: Run, cell: Cell) -> float | None:
 
 @dataclass(frozen=True)
 class MemoryRetained(Rule):
-    """A cell that leaves much more memory behind than it found."""
+    """A cell that leaves much more memory behind than it found, which no later cell gives back."""
 
     id: ClassVar[str] = "memory-retained"
     title: ClassVar[str] = "A cell keeps much memory"
@@ -216,38 +217,60 @@ class MemoryRetained(Rule):
         return combined((self._cell(run, cell) for cell in cells), "no cell has ended")
 
     def _cell(self, run: Run, cell: Cell) -> Outcome:
-        usage, kept = run.usage(cell), kept_bytes(run, cell)
-        start, end = usage.rss_start_bytes, usage.rss_end_bytes
-        if start is None or end is None or kept is None:
-            return unknown(usage.unknown.get("rss_start_bytes", "too few samples in this cell"))
-        mapped = readings_of(run, MAPPED, "process", cell)
+        if None in levels(run, cell):
+            return unknown(run.usage(cell).unknown.get("rss_start_bytes", "too few samples in this cell"))
+        holds = holding(run)
+        held = holds.of(cell)
+        if held is None:
+            return CLEAR
         limit = run.limits.get("memory_bytes")
+        end = held.end.resident
         relative = relative_bound(self.base_share, end, self.limit_share, limit.value if limit else None)
         threshold = max(self.least_bytes, relative)
-        if kept < threshold:
+        if held.taken < threshold:
             return CLEAR
-        own = end - (float(mapped[-1]) if len(mapped) else 0.0)
-        full = limit is not None and len(mapped) > 0 and own > self.warning_share * limit.value
-        of_limit = (
-            f", {percent_text(100 * own / limit.value)} of the {bytes_text(limit.value)} there are" if limit else ""
+        if holds.last is None or holds.last[0] is cell:
+            return not_applicable("nothing ran after the cell that took much memory")
+        if held.still < threshold:
+            return Outcome("clear", f"{cell.title} kept {bytes_text(held.taken)}, and it was given back")
+        return found(self._finding(run, held, holds.last, threshold))
+
+    def _finding(self, run: Run, held: Held, last: tuple[Cell, Level], threshold: float) -> Finding:
+        cell, limit, amount = held.cell, run.limits.get("memory_bytes"), _still(held)
+        known_share = limit is not None and len(readings_of(run, MAPPED, "process", cell)) > 0
+        full = known_share and limit is not None and held.end.own > self.warning_share * limit.value
+        level = last[1].resident
+        share = f", {percent_text(100 * level / limit.value)} of all there is" if limit else ""
+        when = "in" if last[0].end is None else "after"
+        part = "" if amount == held.taken else f" It gave the rest of {bytes_text(held.taken)} back later."
+        return Finding(
+            rule=self.id,
+            severity="warning" if full else "info",
+            cells=(cell.seq,),
+            subject="process",
+            cause=None,
+            start=cell.start,
+            end=cell_end(run, cell),
+            fact=f"{cell.title} kept {bytes_text(amount)}: the kernel had {bytes_text(held.start.resident)} before it and "
+            f"{bytes_text(held.end.resident)} after it{_with_mapped(held)}.{part}",
+            consequence=f"No later cell gave that back: the kernel had {bytes_text(level)} {when} {last[0].title}{share}.",
+            advice="If it is no longer needed, del it, and mind that Out[n] and _ keep results; if it is, use smaller "
+            "dtypes (category, float32), fewer columns, or a file that is read in parts.",
+            evidence=Evidence(RSS, float(amount), float(threshold), "By"),
         )
-        return found(
-            Finding(
-                rule=self.id,
-                severity="warning" if full else "info",
-                cells=(cell.seq,),
-                subject="process",
-                cause=None,
-                start=cell.start,
-                end=cell_end(run, cell),
-                fact=f"{cell.title} kept {bytes_text(kept)}: the kernel had {bytes_text(start)} before it and "
-                f"{bytes_text(end)} after it.",
-                consequence=f"All later cells run with {bytes_text(own)} taken{of_limit}.",
-                advice="If it is no longer needed, del it, and mind that Out[n] and _ keep results; if it is, use smaller "
-                "dtypes (category, float32), fewer columns, or a file that is read in parts.",
-                evidence=Evidence(RSS, float(kept), float(threshold), "By"),
-            )
-        )
+
+
+def _still(held: Held) -> float:
+    """What is still held; all that was taken where the difference is what any cell's allocator gives and takes."""
+    return held.taken if held.still >= 0.95 * held.taken else held.still
+
+
+def _with_mapped(held: Held) -> str:
+    """Why the two levels differ by something else than what was kept."""
+    mapped = held.end.mapped - held.start.mapped
+    if abs(mapped) < max(MIB, 0.005 * held.taken):
+        return ""
+    return f", with {bytes_text(abs(mapped))} {'more' if mapped > 0 else 'less'} in mapped files, which do not count"
 
 
 def memory_under_limit(run: Run) -> tuple[str, str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
-from cellmeter.rules.memory import MAPPED, RSS, TREE, kept_bytes
+from cellmeter.rules.held import MAPPED, holding
+from cellmeter.rules.memory import RSS, TREE, kept_bytes
 from cellmeter.rules.observed import Observed, at_times, cell_end, observed, titles, top_cells
 from cellmeter.rules.ownership import reason_for
 from cellmeter.rules.rule import CLEAR, Evidence, Finding, Outcome, Rule, combined, found, not_applicable, unknown
@@ -255,6 +256,6 @@ def _pressure(run: Run, full: Observed) -> str:
 
 
 def _keepers(run: Run, last: Cell) -> list[tuple[float, Cell]]:
-    """The two cells that kept most up to a cell, and how much; they are part of the problem."""
-    kept = [(kept_bytes(run, cell) or 0.0, cell) for cell in top_cells(run) if cell.start <= last.start]
-    return [(amount, cell) for amount, cell in sorted(kept, key=lambda pair: -pair[0])[:2] if amount >= 256 * MIB]
+    """The two cells that held most when a cell ran, and how much; they are part of the problem."""
+    held = sorted(holding(run, last.start).cells, key=lambda held: -held.still)
+    return [(one.still, one.cell) for one in held[:2] if one.still >= 256 * MIB]
