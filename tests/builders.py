@@ -66,6 +66,8 @@ class CellPlan:
     throttled: Signal = 0.0
     cpu_pressure: Signal = 0.0
     runnable: Signal = 1.0
+    machine: Signal = 0.0
+    """Cores busy on the whole machine, which has 16."""
     free: Signal = float(500 * GIB)
     hash: str = ""
     gpu: Mapping[str, GpuWork] = field(default_factory=dict)
@@ -140,6 +142,7 @@ def _columns(devices: Sequence[Device]) -> dict[Column, Callable[[_Moment], floa
         Column("cgroup.cpu.throttled.periods", "cgroup", "1"): lambda m: 10.0 * _value(m.plan.throttled, m.since),
         Column("cgroup.cpu.throttled.time", "cgroup", "s"): lambda m: _value(m.plan.throttled, m.since),
         Column("cgroup.pressure.cpu.time", "cgroup", "s"): lambda m: _value(m.plan.cpu_pressure, m.since),
+        Column("host.cpu.time", "host", "s"): lambda m: _value(m.plan.machine, m.since),
         Column("host.tasks.runnable", "host", "1"): lambda m: _value(m.plan.runnable, m.since),
         Column("recorder.cpu.time", "recorder", "s"): lambda m: 0.004,
     }
@@ -170,6 +173,7 @@ def _of_gpu(gpu: str, name: str) -> Callable[[_Moment], float]:
 
 COUNTERS = {
     "process.cpu.time",
+    "host.cpu.time",
     "process.disk.read",
     "process.disk.written",
     "host.disk.read",

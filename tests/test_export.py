@@ -173,7 +173,7 @@ def test_the_text_report_says_what_to_fix_first_and_fits_the_terminal(busy: Run)
     text = export.render(busy, "text")
     assert "Fix first: load needed 39.0 GiB" in text
     assert text.index("CRITICAL") < text.index("WARNING")
-    assert "not applicable: the run is shorter than 30 min" in text
+    assert "did not apply: the run is shorter than 30 min" in text
     assert "% of one core" in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -182,7 +182,7 @@ def test_the_text_report_says_what_was_not_judged_and_why() -> None:
     blind = without(a_run(a_cell(60), devices=[a_device(mine=True)]), "gpu.utilization", "gpu0", "MIG: not supported")
     text = export.render(blind, "text")
     assert re.search(r"gpu-underused, gpu-hollow, gpu-throttled\s+unknown: gpu0: MIG: not supported", text)
-    assert re.search(r"gpu-unused +not applicable: less than 5 min of cells", text)
+    assert re.search(r"gpu-unused +did not apply: less than 5 min of cells", text)
 
 
 def test_no_more_than_ten_findings_are_shown_and_the_rest_is_counted() -> None:
@@ -193,7 +193,9 @@ def test_no_more_than_ten_findings_are_shown_and_the_rest_is_counted() -> None:
 
 
 def test_a_clean_run_is_said_to_be_clean_as_far_as_could_be_seen() -> None:
-    assert "Nothing found by the 5 rules that apply." in export.render(a_run(a_cell(5)), "text")
+    text = export.render(a_run(a_cell(5)), "text")
+    assert "No warnings: 5 rules found nothing, 11 did not apply." in text
+    assert "Not judged: 11 did not apply" in text
     assert "There was nothing to judge." in export.render(a_run(), "text")
     nothing = Judgement((), (Checked("memory-spike", "error", "ZeroDivisionError"),))
     assert "Nothing could be judged." in export.render(a_run(), "text", nothing)

@@ -45,7 +45,9 @@ def level(gib: float, mapped: float = 0.0) -> CellPlan:
         pytest.param((rise(9, 1), level(1)), None, id="given back at once"),
         pytest.param((rise(1, 3), rise(3, 1), level(1)), None, id="given back by a later cell"),
         pytest.param((rise(1, 3), level(1)), None, id="given back between the cells"),
-        pytest.param((rise(1, 3), rise(3, 1), rise(1, 1.2), level(1.2)), None, id="given back, and a little taken anew"),
+        pytest.param(
+            (rise(1, 3), rise(3, 1), rise(1, 1.2), level(1.2)), None, id="given back, and a little taken anew"
+        ),
         pytest.param((rise(1, 3),), None, id="nothing ran after it"),
     ],
 )
@@ -75,7 +77,7 @@ def test_a_retained_finding_speaks_of_one_measure() -> None:
         "In [1] kept 2.0 GiB: the kernel had 1.0 GiB before it and 3.5 GiB after it, "
         "with 512 MiB more in mapped files, which do not count."
     )
-    assert finding.consequence == "No later cell gave that back: the kernel had 4.0 GiB after In [2], 6 % of all there is."
+    assert finding.consequence == "No later cell gave that back: the kernel had 4.0 GiB after In [2], 6 % of the limit."
     part = the_finding(a_run(rise(1, 11), rise(11, 9), level(9)), "memory-retained")
     assert part.fact.startswith("In [1] kept 8.0 GiB")
     assert part.fact.endswith("It gave the rest of 10.0 GiB back later.")

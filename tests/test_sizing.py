@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from cellmeter.costs import Cost, Costs, costs
 from cellmeter.errors import BadUsage
-from cellmeter.export.summary import costs_line, money, size_advice
+from cellmeter.export.summary import costs_line, money, size_advice, size_line
 from cellmeter.rules.observed import Observed
 from cellmeter.run import Run
 from cellmeter.settings import Prices, load_settings
@@ -76,15 +77,15 @@ def readings(values: list[float], step: float = 1.0) -> Observed:
 
 
 def test_a_peak_is_sustained_over_a_minute_and_not_a_moment() -> None:
-    assert sustained(readings([0.0] * 100 + [8.0] + [0.0] * 100)) == pytest.approx(8 / 60)
-    assert sustained(readings([1.0] * 100 + [6.0] * 60 + [1.0] * 100)) == pytest.approx(6)
-    assert sustained(readings([5.0] * 20)) is None
-    assert sustained(readings([])) is None
+    assert sustained(readings([0.0] * 100 + [8.0] + [0.0] * 100), 60) == pytest.approx(8 / 60)
+    assert sustained(readings([1.0] * 100 + [6.0] * 60 + [1.0] * 100), 60) == pytest.approx(6)
+    assert sustained(readings([5.0] * 20), 60) is None
+    assert sustained(readings([]), 60) is None
 
 
 @given(st.lists(st.floats(0, 100), min_size=60, max_size=300))
 def test_a_sustained_peak_lies_between_mean_and_maximum(values: list[float]) -> None:
-    peak = sustained(readings(values))
+    peak = sustained(readings(values), 60)
     assert peak is not None
     assert min(values) - 1e-6 <= peak <= max(values) + 1e-6
 
@@ -139,6 +140,41 @@ def test_no_gpu_of_ones_own_is_no_advice_about_gpus() -> None:
     assert [size.resource for size in sizes(run)] == ["cpu", "memory"]
 
 
+def test_a_peak_is_that_of_a_tenth_of_the_cells_time_and_the_highest_moment_stands_beside_it() -> None:
+    burst = size_of(a_run(a_cell(120, cores=hump(0.4, 3.5, 40, 52))), "cpu")  # 12 of 120 s
+    assert (burst.sustained_seconds, burst.needed) == (12, 5)
+    assert burst.peak == pytest.approx(3.5, abs=0.05)
+    assert burst.highest == pytest.approx(3.5, abs=0.05)
+    assert size_of(a_run(a_cell(900, cores=1.0)), "cpu").sustained_seconds == 60
+    moment = size_of(a_run(a_cell(120, cores=hump(0.4, 6.0, 40, 42))), "cpu")
+    assert moment.highest == pytest.approx(6.0, abs=0.05)
+    assert moment.peak == pytest.approx((2 * 6.0 + 10 * 0.4) / 12, abs=0.1)
+    line = size_line(moment)
+    assert re.search(
+        r"8 there; used 1\.\d+ over the busiest 12 s, 6(\.0\d)? at the highest moment: 2 cores would do", line
+    )
+
+
+def test_a_burst_that_takes_all_cores_for_seconds_is_not_tight() -> None:
+    burst = a_run(a_cell(120, cores=hump(0.5, 8.0, 40, 60)))
+    assert size_of(burst, "cpu").verdict == "right"
+    assert size_of(a_run(a_cell(120, cores=7.5)), "cpu").verdict == "larger"
+
+
+def test_nobody_is_told_to_take_less_while_others_fill_the_machine() -> None:
+    alone = a_run(a_cell(120, cores=1.6, machine=1.8))
+    assert size_of(alone, "cpu").verdict == "smaller"
+    crowded = a_run(a_cell(120, cores=1.6, machine=15.9, cpu_pressure=0.4))
+    for resource in ("cpu", "memory"):
+        assert size_of(crowded, resource).verdict is None
+        assert "no advice, as other processes used 14.3 of the 16 cores meanwhile" in size_line(
+            size_of(crowded, resource)
+        )
+    assert size_of(crowded, "cpu").needed == 3  # what it used stays said
+    tight = a_run(a_cell(120, rss=60 * GIB, cores=1.6, machine=15.9, cpu_pressure=0.4))
+    assert size_of(tight, "memory").verdict == "larger"
+
+
 # ── costs ──
 
 PRICES = Prices(gpu_hour=3.6, cpu_hour=0.36, memory_gb_hour=0.036)
@@ -179,6 +215,16 @@ def test_cores_and_memory_are_held_to_their_limit() -> None:
     assert cpu.used / cpu.held == pytest.approx(0.25, abs=0.01)
     assert memory.held == pytest.approx(64 * GIB / 1e9 * 1000 / 3600)
     assert memory.used / memory.held == pytest.approx(0.25, abs=0.01)
+
+
+def test_what_others_used_meanwhile_did_not_lie_idle() -> None:
+    crowded = a_run(a_cell(996, cores=2.0, rss=16.0 * GIB, machine=15.9, cpu_pressure=0.4))
+    spent = costs(crowded, PRICES)
+    assert spent is not None
+    cpu = cost_of(crowded, "cpu")
+    assert (cpu.unused, spent.unused) == (0, 0)
+    assert cpu.unknown == pytest.approx(cpu.held - cpu.used) > 0
+    assert "not counted: unused cores and memory: other processes used 13.9" in costs_line(spent)
 
 
 def test_what_was_not_read_is_unknown_and_neither_used_nor_unused() -> None:

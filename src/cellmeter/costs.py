@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from cellmeter.rules.neighbours import crowd
 from cellmeter.rules.observed import Observed, observed
 from cellmeter.rules.ownership import ownership
 
@@ -75,7 +76,19 @@ def costs(run: Run, prices: Prices) -> Costs | None:
     if prices.memory_gb_hour is not None:
         used_by = ("process.tree.memory.rss", "process.memory.rss")
         items += _limited(run, "memory", "memory_bytes", GB, used_by, prices.memory_gb_hour, unknown)
-    return Costs(prices.currency, tuple(items), tuple(unknown)) if items or unknown else None
+    if not items and not unknown:
+        return None
+    return _without_others(run, Costs(prices.currency, tuple(items), tuple(unknown)))
+
+
+def _without_others(run: Run, spent: Costs) -> Costs:
+    """While others fill the machine, what this run does not use does not lie idle."""
+    full = crowd(run)
+    if full is None:
+        return spent
+    items = tuple(item if item.resource == "gpu" else replace(item, unused=0.0) for item in spent.items)
+    why = f"unused cores and memory: other processes used {full.others:.2f} of the {full.cores} cores meanwhile"
+    return replace(spent, items=items, unknown=(*spent.unknown, why) if items != spent.items else spent.unknown)
 
 
 def _gpus(run: Run, price: float, unknown: list[str]) -> list[Cost]:

@@ -1,14 +1,16 @@
 """Right-sizing: how much of each resource the recorded work needs, so that it is used to 70 % and not to 7.
 
 Needed is the sustained peak over the target, rounded up. What fits between the targets of 70 % and 80 % is the right size.
+While others fill the machine, what is used says little of what is needed: then nobody is told to take less.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from cellmeter.rules.neighbours import crowd
 from cellmeter.rules.observed import ENOUGH, Observed, at_times, cell_seconds, observed
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.units import bytes_text, cores_text, seconds_text
@@ -27,7 +29,11 @@ Verdict = Literal["smaller", "right", "larger"]
 
 TARGET = 0.7
 HIGHEST_TARGET = 0.8
-SUSTAINED_SECONDS = 60.0
+LEAST_CELL_SECONDS = 60.0  # of cells: of less nothing can be said
+SUSTAINED_SECONDS = (
+    10.0,
+    60.0,
+)  # a peak is sustained over a tenth of the cells' time, but no less and no more than this
 WORTH_CHANGING = 0.9  # of what there is: to save less than a tenth is not worth the change
 GIB = 2**30
 
@@ -46,14 +52,20 @@ class Size:
     basis: str
     """What ``peak`` is."""
     unknown: str | None = None
+    highest: float | None = None
+    """Of any moment, where ``peak`` is a mean ..."""
+    sustained_seconds: float | None = None
+    """... over so long."""
+    doubt: str | None = None
+    """Why it may need more than it used here, so that nobody should be told to take less."""
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether less would do, or more is called for; None where that is unknown."""
+        """Whether less would do, or more is called for; None where that is unknown or in doubt."""
         if self.available is None or self.needed is None or self.needed_at_least is None:
             return None
         if self.needed <= WORTH_CHANGING * self.available:
-            return "smaller"
+            return None if self.doubt else "smaller"
         return "larger" if self.needed_at_least > self.available else "right"
 
 
@@ -73,17 +85,27 @@ def sizes(run: Run) -> tuple[Size, ...]:
     devices = [device for device in run.devices if ownership(run, device, 0.0, run.duration).whose == "mine"]
     shared = [device for device in run.devices if ownership(run, device, 0.0, run.duration).whose == "shared"]
     recorded = cell_seconds(run)
-    if recorded < SUSTAINED_SECONDS:
-        why = f"only {seconds_text(recorded)} of cells were recorded, and a peak is sustained for a minute"
+    if recorded < LEAST_CELL_SECONDS:
+        why = f"only {seconds_text(recorded)} of work were recorded, and it takes {seconds_text(LEAST_CELL_SECONDS)}"
         resources: tuple[Resource, ...] = ("cpu", "memory", *(("gpu",) if devices else ()))
         return tuple(Size(resource, None, None, None, None, "", why) for resource in resources)
-    found = [_cores(run), _memory(run)]
+    least, most = SUSTAINED_SECONDS
+    seconds = float(round(min(max(recorded / 10, least), most)))
+    found = [_cores(run, seconds), _memory(run)]
     if devices or shared:
-        found.append(_gpus(run, devices, shared))
-    return tuple(found)
+        found.append(_gpus(run, devices, shared, seconds))
+    return tuple(replace(size, doubt=_doubt(run)) for size in found)
 
 
-def sustained(readings: Observed, seconds: float = SUSTAINED_SECONDS) -> float | None:
+def _doubt(run: Run) -> str | None:
+    """Who is kept waiting uses less than he would."""
+    full = crowd(run)
+    if full is None:
+        return None
+    return f"other processes used {cores_text(full.others)} of the {full.cores} cores meanwhile"
+
+
+def sustained(readings: Observed, seconds: float) -> float | None:
     """The highest mean over any ``seconds`` of which enough was observed; None if there is no such time."""
     import numpy as np
 
@@ -100,17 +122,22 @@ def sustained(readings: Observed, seconds: float = SUSTAINED_SECONDS) -> float |
     return float(((sums[last] - sums[first])[enough] / weight[enough]).max())
 
 
-def _cores(run: Run) -> Size:
+def _cores(run: Run, seconds: float) -> Size:
     limit = run.limits.get("cpu_cores")
     available = limit.value if limit else None
-    peak = sustained(observed(run, "process.cpu.usage", "process", 0.0, run.duration))
-    basis = "the most cores in use over a minute, children included"
+    usage = observed(run, "process.cpu.usage", "process", 0.0, run.duration)
+    peak = sustained(usage, seconds)
+    basis = f"the most cores in use over {seconds_text(seconds)}, worker processes included"
     if peak is None:
         return Size("cpu", available, None, None, None, basis, reason_for(run, "process.cpu.time", "process"))
     if available is not None and peak >= 0.95 * available:
         basis += f"; it used all {cores_text(available)} there were, so more may be of use than this says"
-    least, most = (max(1, needed(peak, target=target)) for target in (HIGHEST_TARGET, TARGET))
-    return Size("cpu", available, peak, most, least, basis)
+    least, most = (float(max(1, needed(peak, target=target))) for target in (HIGHEST_TARGET, TARGET))
+    minute = sustained(usage, SUSTAINED_SECONDS[1]) or 0.0
+    if available is not None and least > available >= needed(minute, target=HIGHEST_TARGET):
+        least = most = available  # a burst of seconds may well use all there is
+        basis += "; over no minute it used more than 80 % of what there is"
+    return Size("cpu", available, peak, most, least, basis, None, float(usage.values.max()), seconds)
 
 
 def _memory(run: Run) -> Size:
@@ -120,7 +147,7 @@ def _memory(run: Run) -> Size:
     for metric in ("process.tree.memory.rss", "process.memory.rss"):
         values = known(run.series(metric, "process").values)
         peaks += [float(values.max())] if len(values) else []
-    basis = "the highest peak of any moment, for memory has no second chance"
+    basis = "the highest of any moment, worker processes included, for memory has no second chance"
     if not peaks:
         return Size("memory", available, None, None, None, basis, reason_for(run, "process.memory.rss", "process"))
     peak = max(peaks)
@@ -128,13 +155,15 @@ def _memory(run: Run) -> Size:
     return Size("memory", available, peak, most, least, basis)
 
 
-def _gpus(run: Run, devices: list[Device], shared: list[Device]) -> Size:
+def _gpus(run: Run, devices: list[Device], shared: list[Device], seconds: float) -> Size:
     count = len(devices) + len(shared)
-    basis = "the most GPUs at work over a minute, by utilisation, which is an upper bound of what they did"
+    window = seconds_text(seconds)
+    basis = f"the most GPUs at work over {window}, by utilisation, which is an upper bound of what they did"
     if shared:
         names = ", ".join(device.id for device in shared)
         return Size("gpu", count, None, None, None, basis, f"{names}: shared, others work on it too")
-    use = sustained(_together(run, "gpu.utilization", devices))
+    together = _together(run, "gpu.utilization", devices)
+    use = sustained(together, seconds)
     if use is None:
         return Size("gpu", count, None, None, None, basis, reason_for(run, "gpu.utilization", devices[0].id))
     peak = use / 100
@@ -146,9 +175,9 @@ def _gpus(run: Run, devices: list[Device], shared: list[Device]) -> Size:
         least, most = (min(count, needed(held, capacity, target)) for target in (HIGHEST_TARGET, TARGET))
         basis = (
             f"their memory, of which {bytes_text(held)} were held at most: fewer would do if each holds a copy of the same, "
-            f"or if the framework took it in advance. At work over a minute: {peak:.1f} GPUs at most"
+            f"or if the framework took it in advance. At work over {window}: {peak:.1f} GPUs at most"
         )
-    return Size("gpu", count, peak, most, least, basis)
+    return Size("gpu", count, peak, most, least, basis, None, float(together.values.max()) / 100, seconds)
 
 
 def _together(run: Run, metric: str, devices: list[Device]) -> Observed:

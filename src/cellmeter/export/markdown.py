@@ -11,15 +11,17 @@ from cellmeter.costs import costs
 from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
+    SIZE_NAMES,
     cell_columns,
     cell_rows,
     costs_line,
     counts,
     facts,
     lead,
+    mute_counts,
     notable,
     plain,
-    size_advice,
+    size_line,
     unchecked,
     where,
 )
@@ -44,6 +46,7 @@ def markdown_report(run: Run, judgement: Judgement | None = None, prices: Prices
     parts = [
         "## cellmeter report",
         f"**{escaped(lead(run, judgement))}**",
+        "\n\n".join(f"🔹 {escaped(note.text)}" for note in judgement.notes),
         _findings(run, judgement),
         "### Cells\n\n" + _cells(run, judgement.findings),
         *_said(run),
@@ -88,9 +91,9 @@ def _cells(run: Run, findings: Sequence[Finding]) -> str:
 
 
 def _sizes(run: Run, spent: Costs | None) -> str:
-    lines = [f"- {size.resource}: {size_advice(size)}" for size in sizes(run) if size.verdict is not None]
+    lines = [f"- {SIZE_NAMES[size.resource]}: {size_line(size)}" for size in sizes(run) if size.peak is not None]
     if spent is not None:
-        lines.append(f"- cost: {escaped(costs_line(spent))}")
+        lines.append(f"- Cost: {escaped(costs_line(spent))}")
     return "### Right size\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -112,11 +115,12 @@ def _said(run: Run) -> list[str]:
 
 
 def _unchecked(judgement: Judgement) -> str:
+    words = {"unknown": "unknown", "not-applicable": "did not apply", "error": "failed"}
     lines = [
-        f"- `{checked.rule}`: {checked.outcome.replace('-', ' ')}, {escaped(checked.reason or 'no reason given')}"
+        f"- `{checked.rule}`: {words[checked.outcome]}, {escaped(checked.reason or 'no reason given')}"
         for checked in unchecked(judgement)
     ]
-    return "### Not judged\n\n" + "\n".join(lines) if lines else ""
+    return f"### Not judged: {mute_counts(judgement)}\n\n" + "\n".join(lines) if lines else ""
 
 
 def _facts(run: Run) -> str:

@@ -40,7 +40,7 @@ def report(run: Run, judgement: Judgement | None = None, prices: Prices | None =
     fields = {
         "version": VERSION,
         "generator": {"name": "cellmeter", "version": cellmeter.__version__},
-        "run": _run(run),
+        "run": _run(run) | {"notes": [note._asdict() for note in judgement.notes]},
         "devices": [_device(run, device) for device in run.devices],
         "cells": [_cell(run, cell) for cell in run.cells],
         "plugins": plugged.fields(run),

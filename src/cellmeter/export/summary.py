@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.charts import format_of
 from cellmeter.rules.memory import RSS, memory_under_limit
+from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import UNKNOWN, bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.run import known
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 FINDINGS_SHOWN = 10
 CELLS_SHOWN = 40
 ROUTINE_SECONDS = 1.0
+
+NOTES_TITLE = "Worth knowing"
+SIZES_TITLE = "Right size, so that the work fills 70 % of it"
 
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 
@@ -160,24 +164,41 @@ def _energy(devices: Sequence[Device], usage: CellUsage) -> float | None:
 
 
 def headline(run: Run, judgement: Judgement) -> str:
-    """How it ended if it ended badly; else what to fix first, or that nothing was found as far as could be seen."""
+    """How it ended if it ended badly; else what to fix first, or that there is no warning, as far as could be seen."""
     if failure := failed(run):
         return failure
-    if judgement.findings:
+    if warned(judgement):
         return SENTENCE_END.split(plain(judgement.findings[0].fact))[0]
-    clear = sum(checked.outcome == "clear" for checked in judgement.checked)
-    blind = sum(checked.outcome in ("unknown", "error") for checked in judgement.checked)
-    if not clear:
+    if remarks := len(judgement.findings) + len(judgement.notes):
+        blind = sum(checked.outcome in ("unknown", "error") for checked in judgement.checked)
+        unseen = f"; {counted(blind, 'rule')} could not be judged" if blind else ""
+        return f"No warnings, {counted(remarks, 'note')}{unseen}."
+    verdicts = Counter(checked.outcome for checked in judgement.checked)
+    blind = verdicts["unknown"] + verdicts["error"]
+    if not verdicts["clear"]:
         return "Nothing could be judged." if blind else "There was nothing to judge."
-    sentence = f"Nothing found by the {counted(clear, 'rule')} that {'applies' if clear == 1 else 'apply'}"
-    return f"{sentence}; {blind} could not be judged." if blind else f"{sentence}."
+    rest = mute_counts(judgement)
+    return f"No warnings: {counted(verdicts['clear'], 'rule')} found nothing{', ' + rest if rest else ''}."
+
+
+def mute_counts(judgement: Judgement) -> str:
+    """``8 did not apply, 1 could not be judged``: the rules that :func:`unchecked` lists."""
+    verdicts = Counter(checked.outcome for checked in judgement.checked)
+    parts = [
+        (verdicts["not-applicable"], "did not apply"),
+        (verdicts["unknown"] + verdicts["error"], "could not be judged"),
+    ]
+    return ", ".join(f"{number} {what}" for number, what in parts if number)
+
+
+def warned(judgement: Judgement) -> bool:
+    """Whether anything was found that is more than a note."""
+    return bool(judgement.findings) and judgement.findings[0].severity != "info"
 
 
 def overline(run: Run, judgement: Judgement) -> str:
-    """What the headline is: empty for an ending, and no alarm for what is only worth a look."""
-    if failed(run) or not judgement.findings:
-        return ""
-    return "Worth a look" if judgement.findings[0].severity == "info" else "Fix first"
+    """What the headline is: empty for an ending, and where there is no warning."""
+    return "" if failed(run) or not warned(judgement) else "Fix first"
 
 
 def lead(run: Run, judgement: Judgement) -> str:
@@ -189,14 +210,25 @@ def lead(run: Run, judgement: Judgement) -> str:
 def failed(run: Run) -> str | None:
     """A run that the kernel did not survive, or whose last cell failed, in one sentence."""
     if run.ending in ("killed", "crashed", "out-of-memory") and run.cells:
-        return plain(f"The kernel died: {ending(run)}.")
+        return plain(f"The {process_of(run)} died: {ending(run)}.")
     if run.ending == "unknown" and run.cells:
-        return plain(f"How the kernel ended is not known{_died_in(run)}.")
+        return plain(f"How the {process_of(run)} ended is not known{_died_in(run)}.")
     top = [cell for cell in run.cells if cell.parent is None]
     if run.ending is not None and top and top[-1].status in ("error", "interrupted"):
         how = "failed" if top[-1].status == "error" else "was interrupted"
-        return plain(f"{_title(top[-1])} {how}, and nothing ran after it.")
+        after = "" if is_script(run) else ", and nothing ran after it"
+        return plain(f"{_title(top[-1])} {how}{after}.")
     return None
+
+
+def process_of(run: Run) -> str:
+    """What was recorded: ``kernel`` or ``script``."""
+    return "script" if is_script(run) else "kernel"
+
+
+def contents(run: Run) -> str:
+    """What a run consists of: ``12 cells``, or a script by its name."""
+    return plain(run.cells[0].title) if is_script(run) else counted(len(run.cells), "cell")
 
 
 def counts(findings: Sequence[Finding]) -> str:
@@ -241,7 +273,7 @@ def facts(run: Run) -> list[Fact]:
     limit = ", ".join(f"{names.get(name, name)} {limits[name]} ({run.limits[name].source})" for name in run.limits)
     found = [
         Fact("Run", run.id),
-        Fact("Notebook", run.notebook or "none known"),
+        Fact("Script" if is_script(run) else "Notebook", run.notebook or "none known"),
         Fact("Recorded", f"{run.started:%Y-%m-%d %H:%M:%S %Z}, {seconds_text(run.duration)}"),
         Fact("Ending", ending(run)),
         Fact(
@@ -249,7 +281,7 @@ def facts(run: Run) -> list[Fact]:
         ),
         Fact("Limits", limit or "unknown"),
         Fact("GPUs", gpus(run)),
-        Fact("Samples", f"{run.sample_count}, {run.rate_hz:g} a second inside cells"),
+        Fact("Samples", f"{run.sample_count}, {run.rate_hz:g} a second{'' if is_script(run) else ' inside cells'}"),
         Fact("Gaps", gaps(run)),
         Fact("Recorder's own cost", recorder_cost(run)),
     ]
@@ -363,13 +395,34 @@ def amount(size: Size, value: float | None) -> str:
     """So much of a resource: ``8``, ``12.0 GiB``."""
     if size.resource == "memory":
         return bytes_text(value)
-    return UNKNOWN if value is None else f"{value:g}" if float(value).is_integer() else f"{value:.1f}"
+    return UNKNOWN if value is None else f"{value:g}" if float(value).is_integer() else f"{value:.2f}"
+
+
+SIZE_NAMES = {"cpu": "CPU cores", "memory": "Memory", "gpu": "GPUs"}
+
+
+def size_use(size: Size) -> str:
+    """What a run used of a resource: ``0.48 over the busiest 11 s, 1.43 at the highest moment``."""
+    used = amount(size, size.peak)
+    if size.resource == "memory":
+        return f"{used} at its peak, with workers"
+    if size.sustained_seconds is None:
+        return used
+    highest = "" if size.highest is None else f", {amount(size, size.highest)} at the highest moment"
+    return f"{used} over the busiest {seconds_text(size.sustained_seconds)}{highest}"
+
+
+def size_line(size: Size) -> str:
+    """What there is, what was used and what to do about it."""
+    return f"{amount(size, size.available)} there; used {size_use(size)}: {size_advice(size)}"
 
 
 def size_advice(size: Size) -> str:
     """What to do about the size of a resource."""
     words = {"cpu": "core", "memory": "memory", "gpu": "GPU"}
     if size.verdict is None:
+        if size.doubt and size.needed is not None and size.available is not None:
+            return f"no advice, as {size.doubt}"
         return f"unknown: {size.unknown or 'how much there is is not known'}"
     if size.verdict == "right":
         return "the right size"

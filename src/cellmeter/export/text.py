@@ -12,10 +12,13 @@ from cellmeter.costs import costs
 from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
+    NOTES_TITLE,
+    SIZE_NAMES,
+    SIZES_TITLE,
     CellRow,
-    amount,
     cell_columns,
     cell_rows,
+    contents,
     costs_line,
     counted,
     counts,
@@ -23,18 +26,19 @@ from cellmeter.export.summary import (
     facts,
     gpus,
     lead,
+    mute_counts,
     notable,
     plain,
     plugins,
     recorder_cost,
-    size_advice,
+    size_line,
     unchecked,
     where,
 )
 from cellmeter.rules import judge
 from cellmeter.rules.units import bytes_text, seconds_text
 from cellmeter.settings import load_settings
-from cellmeter.sizing import TARGET, sizes
+from cellmeter.sizing import sizes
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding, Judgement
@@ -58,10 +62,11 @@ def text_report(run: Run, judgement: Judgement | None = None, prices: Prices | N
     """Headline, findings, cells, the right size, what was not checked and why, and the facts of the run."""
     judgement = judge(run) if judgement is None else judgement
     spent = costs(run, load_settings().prices if prices is None else prices)
-    title = f"cellmeter report · {counted(len(run.cells), 'cell')} in {seconds_text(run.duration)}"
+    title = f"cellmeter report · {contents(run)} in {seconds_text(run.duration)}"
     parts = [
         f"{title}\n{'═' * terminal_width()}",
         _paragraph(lead(run, judgement), ""),
+        _notes(judgement),
         _findings(run, judgement.findings),
         _cells(run, judgement.findings),
         *_said(run),
@@ -119,16 +124,8 @@ def _fitted(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, rig
 
 
 def _sizes(run: Run) -> str:
-    names = {"cpu": "CPU cores", "memory": "Memory", "gpu": "GPUs"}
-    lines = [
-        _fact(
-            names[size.resource],
-            f"{amount(size, size.available)} there, {amount(size, size.peak)} used at most: {size_advice(size)}",
-        )
-        for size in sizes(run)
-        if size.verdict is not None
-    ]
-    return f"Right size, used to {TARGET:.0%} of it\n".replace("%", " %") + "\n".join(lines) if lines else ""
+    lines = [_fact(SIZE_NAMES[size.resource], size_line(size)) for size in sizes(run) if size.peak is not None]
+    return "\n".join([SIZES_TITLE, *lines]) if lines else ""
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -171,6 +168,11 @@ def status_text(run: Run) -> str:
     return "\n".join(["cellmeter", *(_fact(plain(name), plain(value)) for name, value in lines)])
 
 
+def _notes(judgement: Judgement) -> str:
+    lines = [_paragraph(f"● {plain(note.text)}", "  ", "    ") for note in judgement.notes]
+    return f"{NOTES_TITLE}\n" + "\n".join(lines) if lines else ""
+
+
 def _findings(run: Run, findings: Sequence[Finding]) -> str:
     if not findings:
         return ""
@@ -193,12 +195,12 @@ def _finding(run: Run, finding: Finding) -> str:
 
 
 def _unchecked(judgement: Judgement) -> str:
-    words = {"unknown": "unknown", "not-applicable": "not applicable", "error": "failed"}
+    words = {"unknown": "unknown", "not-applicable": "did not apply", "error": "failed"}
     lines = [
         _fact(checked.rule, f"{words[checked.outcome]}: {plain(checked.reason or 'no reason given')}")
         for checked in unchecked(judgement)
     ]
-    return "Not judged\n" + "\n".join(lines) if lines else ""
+    return f"Not judged: {mute_counts(judgement)}\n" + "\n".join(lines) if lines else ""
 
 
 def _fact(name: str, value: str) -> str:

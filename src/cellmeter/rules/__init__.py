@@ -21,7 +21,9 @@ from cellmeter.rules.gpu_memory import GpuMemoryHeld, GpuMemoryNearLimit
 from cellmeter.rules.io import DiskFilling, IoBound
 from cellmeter.rules.memory import MemoryRetained, MemorySpike, OutOfMemory
 from cellmeter.rules.memory_limit import MemoryGrowth, MemoryNearLimit
+from cellmeter.rules.notes import Note, notes
 from cellmeter.rules.rule import Evidence, Finding, Outcome, Rule, Severity, Verdict, Waste
+from cellmeter.rules.scripts import for_script, is_script
 from cellmeter.rules.together import explained_by, merged, priced
 from cellmeter.settings import Prices, load_settings
 
@@ -36,6 +38,7 @@ __all__ = [
     "Evidence",
     "Finding",
     "Judgement",
+    "Note",
     "Outcome",
     "Rule",
     "Severity",
@@ -114,10 +117,11 @@ class Checked:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What all rules say of a run: the findings, worst first, and what became of each rule."""
+    """What all rules say of a run: the findings, worst first, what became of each rule, and what else is worth knowing."""
 
     findings: tuple[Finding, ...]
     checked: tuple[Checked, ...]
+    notes: tuple[Note, ...] = ()
 
 
 def configured(thresholds: Mapping[str, Mapping[str, float]]) -> tuple[Rule, ...]:
@@ -158,7 +162,24 @@ def judge(run: Run, rules: Sequence[Rule] | None = None, prices: Prices | None =
     told = [f for rule in found for f, by in zip(found[rule], told_by[rule], strict=True) if by is None]
     findings = [priced(finding, prices) for finding in merged(run, told)]
     checked = [Checked(rule, outcome.outcome, _reason(outcome, told_by[rule])) for rule, outcome in outcomes.items()]
-    return Judgement(tuple(sorted(findings, key=lambda finding: finding.badness)), tuple(checked))
+    judgement = Judgement(
+        tuple(sorted(findings, key=lambda finding: finding.badness)), tuple(checked), notes(run, findings)
+    )
+    return _of_script(run, judgement) if is_script(run) else judgement
+
+
+def _of_script(run: Run, judgement: Judgement) -> Judgement:
+    """The same in words that fit a plain script."""
+
+    def worded(text: str) -> str:
+        return for_script(run, text)
+
+    findings = (
+        replace(one, fact=worded(one.fact), consequence=worded(one.consequence), advice=worded(one.advice))
+        for one in judgement.findings
+    )
+    checked = (replace(one, reason=worded(one.reason) if one.reason else None) for one in judgement.checked)
+    return replace(judgement, findings=tuple(findings), checked=tuple(checked))
 
 
 def _reason(outcome: Outcome, told_by: Sequence[str | None]) -> str | None:

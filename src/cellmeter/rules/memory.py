@@ -155,7 +155,7 @@ def _consequence(hump: Hump) -> str:
         return "The limit is unknown; a machine sized for the peak is larger than the rest of the cell needs."
     share = percent_text(100 * hump.peak / hump.limit)
     end = "would kill the kernel" if hump.subject == "process" else "would fail (CUDA out of memory)"
-    return f"The peak was {share} of {bytes_text(hump.limit)}, which is all there is; a peak above that {end}."
+    return f"The peak was {share} of the limit, {bytes_text(hump.limit)}; a peak beyond it {end}."
 
 
 def _advice(hump: Hump) -> str:
@@ -240,7 +240,7 @@ class MemoryRetained(Rule):
         known_share = limit is not None and len(readings_of(run, MAPPED, "process", cell)) > 0
         full = known_share and limit is not None and held.end.own > self.warning_share * limit.value
         level = last[1].resident
-        share = f", {percent_text(100 * level / limit.value)} of all there is" if limit else ""
+        share = f", {percent_text(100 * level / limit.value)} of the limit" if limit else ""
         when = "in" if last[0].end is None else "after"
         part = "" if amount == held.taken else f" It gave the rest of {bytes_text(held.taken)} back later."
         return Finding(

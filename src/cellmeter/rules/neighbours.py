@@ -53,5 +53,5 @@ def _crowd(run: Run) -> Crowd | None:
     waited = at_times(run, "cgroup.pressure.cpu", "cgroup", machine.time[full])
     if (~np.isnan(waited)).any() and float(np.nanmean(waited)) < LEAST_WAIT:
         return None
-    means = (float(np.average(values, weights=machine.seconds)) for values in (others, own))
-    return Crowd(machine.total, seconds / machine.total, *means, cores)
+    taken, used = (float(np.average(values, weights=machine.seconds)) for values in (others, own))
+    return Crowd(machine.total, seconds / machine.total, taken, used, cores)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cellmeter.export.html.pieces import definitions, meter, table, text
-from cellmeter.export.summary import amount, money, size_advice
+from cellmeter.export.summary import SIZE_NAMES, amount, money, size_advice
 from cellmeter.rules.units import seconds_text
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from cellmeter.run import Run
     from cellmeter.sizing import Size
 
-NAMES = {"cpu": "CPU cores", "memory": "Memory", "gpu": "GPUs"}
 HOURS = {"cpu": "core-hours", "memory": "GB-hours", "gpu": "GPU-hours"}
 
 
@@ -23,21 +22,26 @@ def sizing_section(sizes: Sequence[Size]) -> str:
     if all(size.peak is None for size in sizes):
         reasons = dict.fromkeys(size.unknown or "" for size in sizes)
         return f'<p class="panel none">Unknown: {text("; ".join(reasons))}.</p>'
-    heads = ("Resource", "Advice", "There is", "Peak", "Needed at 70 %", "at 80 %")
+    heads = ("Resource", "Advice", "There is", "Used", "Highest moment", "Needed at 70 %", "at 80 %")
     rows = [
         (
-            NAMES[size.resource],
+            SIZE_NAMES[size.resource],
             f'<span class="verdict-{size.verdict}">{text(size_advice(size))}</span>',
             amount(size, size.available),
             _peak(size),
+            amount(size, size.highest if size.sustained_seconds else size.peak),
             amount(size, size.needed),
             amount(size, size.needed_at_least),
         )
         for size in sizes
     ]
-    notes = definitions((NAMES[size.resource], size.unknown or f"{size.basis}.") for size in sizes)
-    shown = table("Needed is the sustained peak over the target, rounded up", heads, rows, left=2)
-    return f"{shown}<details><summary>What the peaks are</summary>{notes}</details>"
+    notes = definitions((SIZE_NAMES[size.resource], size.unknown or f"{size.basis}.") for size in sizes)
+    caption = "Needed is what was used, over the target, rounded up"
+    seconds = next((size.sustained_seconds for size in sizes if size.sustained_seconds), None)
+    if seconds:
+        caption += f"; used is the mean of the busiest {seconds_text(seconds)}, of memory the highest moment"
+    shown = table(caption, heads, rows, left=2)
+    return f"{shown}<details><summary>What was used</summary>{notes}</details>"
 
 
 def _peak(size: Size) -> str:
@@ -61,7 +65,7 @@ def costs_section(run: Run, costs: Costs | None) -> str:
 def _cost(costs: Costs, item: Cost) -> tuple[str, ...]:
     share = item.used / item.held if item.held else 0.0
     return (
-        NAMES[item.resource],
+        SIZE_NAMES[item.resource],
         text(money(costs.currency, item.cost)),
         text(money(costs.currency, item.unused_cost)),
         f"{_hours(item.held)} {HOURS[item.resource]}",

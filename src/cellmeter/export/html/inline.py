@@ -10,13 +10,14 @@ from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.html.pieces import SEVERITY_WORDS, packaged, text
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
+    SIZE_NAMES,
     cell_columns,
     cell_rows,
     costs_line,
     facts,
     lead,
     notable,
-    size_advice,
+    size_line,
     unchecked,
     where,
 )
@@ -39,6 +40,7 @@ def inline(run: Run, judgement: Judgement, sizes: tuple[Size, ...], costs: Costs
     parts = [
         f"<style>{packaged('inline.css')}</style>",
         f"<p>{text(lead(run, judgement))}</p>",
+        *(f'<div class="finding info">{text(note.text)}</div>' for note in judgement.notes),
         *(_finding(run, finding, number < CHARTS) for number, finding in enumerate(shown)),
         f'<div class="soft">and {more} more: %monitor report report.html shows all</div>' if more > 0 else "",
         _cells(run, judgement),
@@ -99,9 +101,9 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _advice(sizes: tuple[Size, ...], costs: Costs | None) -> str:
-    lines = [(f"{size.resource}", size_advice(size)) for size in sizes if size.verdict is not None]
+    lines = [(SIZE_NAMES[size.resource], size_line(size)) for size in sizes if size.peak is not None]
     if costs is not None:
-        lines.append(("cost", costs_line(costs)))
+        lines.append(("Cost", costs_line(costs)))
     body = "".join(f"<div><b>{text(name)}</b> {text(words)}</div>" for name, words in lines)
     return f"<details><summary>Right size{' and cost' if costs else ''}</summary>{body}</details>" if body else ""
 

@@ -21,13 +21,16 @@ from cellmeter.export.html.inline import inline
 from cellmeter.export.html.memory import memory_section
 from cellmeter.export.html.pieces import definitions, name_of, packaged, section, table, text
 from cellmeter.export.summary import (
+    NOTES_TITLE,
     CellRow,
     cell_rows,
+    contents,
     counted,
     counts,
     facts,
     headline,
     money,
+    mute_counts,
     overline,
     plain,
     unchecked,
@@ -83,6 +86,7 @@ def _page(title: str, body: str, scripts: Sequence[str]) -> str:
 def _body(run: Run, judgement: Judgement, spent: Costs | None, drawn: Timeline | None) -> str:
     rows = cell_rows(run)
     sections = [
+        section(NOTES_TITLE, "".join(f'<p class="panel note info">{text(note.text)}</p>' for note in judgement.notes)),
         section("Findings", findings_section(run, judgement.findings), counts(judgement.findings)),
         section("Timeline", f'<div class="panel timeline">{drawn.element}</div>' if drawn else ""),
         section("Cells", cells_section(run, rows, judgement.findings), counted(len(rows), "cell")),
@@ -96,7 +100,7 @@ def _body(run: Run, judgement: Judgement, spent: Costs | None, drawn: Timeline |
         if rows
         else "",
         section("Cost", costs_section(run, spent), "by the prices in your settings"),
-        section("Not judged", _unchecked(judgement)),
+        section("Not judged", _unchecked(judgement), mute_counts(judgement)),
         section("This recording", definitions((fact.name, fact.value) for fact in (*facts(run), *elsewhere.fact(run)))),
     ]
     return (
@@ -112,7 +116,7 @@ def _tiles(run: Run, rows: Sequence[CellRow], judgement: Judgement, spent: Costs
     peaks = [row.peak_bytes for row in rows if row.peak_bytes is not None]
     limit = run.limits.get("memory_bytes")
     tiles = [
-        ("Recorded", seconds_text(run.duration), counted(len(rows), "cell")),
+        ("Recorded", seconds_text(run.duration), contents(run)),
         (
             "Peak memory",
             bytes_text(max(peaks, default=None)),
@@ -156,7 +160,7 @@ def _table(one: said.Table, source: str) -> str:
 
 
 def _unchecked(judgement: Judgement) -> str:
-    words = {"unknown": "Unknown", "not-applicable": "Not applicable", "error": "The rule failed"}
+    words = {"unknown": "Unknown", "not-applicable": "Did not apply", "error": "The rule failed"}
     return definitions(
         (checked.rule, f"{words[checked.outcome]}: {checked.reason or 'no reason given'}")
         for checked in unchecked(judgement)
