@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -69,7 +70,7 @@ def test_the_note_has_its_figures_in_every_format_and_changes_no_finding() -> No
 
 
 def climb(*levels: float, hash: str = "") -> list[CellPlan]:
-    pairs = zip(levels, levels[1:], strict=False)
+    pairs = itertools.pairwise(levels)
     return [replace(rise(low, high), hash=hash or f"h{index}") for index, (low, high) in enumerate(pairs)]
 
 

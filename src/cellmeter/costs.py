@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from cellmeter.rules.neighbours import crowd
 from cellmeter.rules.observed import Observed, observed
 from cellmeter.rules.ownership import ownership
+from cellmeter.rules.units import cores_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
@@ -87,7 +88,7 @@ def _without_others(run: Run, spent: Costs) -> Costs:
     if full is None:
         return spent
     items = tuple(item if item.resource == "gpu" else replace(item, unused=0.0) for item in spent.items)
-    why = f"unused cores and memory: other processes used {full.others:.2f} of the {full.cores} cores meanwhile"
+    why = f"unused cores and memory: other processes used {cores_text(full.others)} of the {full.cores} cores meanwhile"
     return replace(spent, items=items, unknown=(*spent.unknown, why) if items != spent.items else spent.unknown)
 
 
