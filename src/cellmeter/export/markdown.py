@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cellmeter.settings import Prices
 
 SIGNS = {"critical": "🟥 **Critical**", "warning": "🔶 **Warning**", "info": "🔹 **Note**"}
+NAME_LENGTH = 60
 SPECIAL = re.compile(r"([\\`*_{}\[\]|#~!$])")
 
 
@@ -84,9 +85,9 @@ def _cells(run: Run, findings: Sequence[Finding]) -> str:
     shown, note = notable(cell_rows(run), findings)
     if not shown:
         return "No cell was run."
-    columns = cell_columns(run)
-    rows = [[row.texts()[index] for _, index in columns] for row in shown]
-    table = _table([name for name, _ in columns], ["---", *["---:"] * (len(columns) - 2), "---"], rows)
+    columns = cell_columns(run, shown)
+    rows = [[row.name[:NAME_LENGTH], *(row.text(name) for name in columns[1:])] for row in shown]
+    table = _table(columns, ["---", *["---:"] * (len(columns) - 2), "---"], rows)
     return f"{table}\n\n{note}" if note else table
 
 

@@ -16,6 +16,7 @@ import cellmeter
 from cellmeter.costs import Costs, costs
 from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.devices import Spread, statistics_of
+from cellmeter.export.summary import disk_bytes, tree_peak
 from cellmeter.rules import judge
 from cellmeter.settings import load_settings
 from cellmeter.sizing import HIGHEST_TARGET, TARGET, sizes
@@ -80,6 +81,8 @@ def _run(run: Run) -> dict[str, Any]:
         "limits": {name: _limit(run.limits.get(name)) for name in dict.fromkeys([*LIMITS, *run.limits])},
         "rate_hz": run.rate_hz,
         "samples": run.sample_count,
+        "read_bytes": disk_bytes(run, "read"),
+        "written_bytes": disk_bytes(run, "written"),
         "gaps": [gap._asdict() for gap in run.gaps],
         "unknown": dict(run.unavailable),
         "notices": list(run.notices),
@@ -138,6 +141,7 @@ def _cell(run: Run, cell: Cell) -> dict[str, Any]:
         "peak_rss_bytes": usage.peak_rss_bytes,
         "peak_exact": usage.peak_exact,
         "workers_peak_rss_bytes": cell.workers_peak_bytes,
+        "tree_peak_rss_bytes": tree_peak(run, cell),
         "cgroup_peak_bytes": cell.cgroup_peak_bytes,
         "rss_start_bytes": usage.rss_start_bytes,
         "rss_end_bytes": usage.rss_end_bytes,

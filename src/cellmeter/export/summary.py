@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.charts import format_of
-from cellmeter.rules.memory import RSS, memory_under_limit
+from cellmeter.rules.memory import RSS, TREE, memory_under_limit
+from cellmeter.rules.observed import readings_of
 from cellmeter.rules.scripts import is_script
-from cellmeter.rules.units import UNKNOWN, bytes_text, cores_text, joules_text, percent_text, seconds_text
+from cellmeter.rules.units import MIB, UNKNOWN, bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.run import known
 
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ ROUTINE_SECONDS = 1.0
 NOTES_TITLE = "Worth knowing"
 SIZES_TITLE = "Right size, so that the work fills 70 % of it"
 
+NUMBERED = re.compile(r"In \[\d+\]|cell #\d+")
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 
 CELL_HEADERS = ("Cell", "Duration", "CPU", "Peak memory", "Growth", "GPU", "Energy", "Status")
+WITH_WORKERS = "With workers"
+NOTABLE_SHARE, NOTABLE_BYTES = 1.05, 32 * MIB  # what workers add to the kernel's own memory, to be worth a word
+NOTABLE_DISK = 10 * MIB
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,27 @@ class CellRow:
     growth_bytes: int | None
     gpu_percent: float | None
     energy_joules: float | None
+    tree_bytes: float | None = None
+    """The highest sample of the kernel and its workers, and no less than the kernel's own peak."""
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called, and what stands in it where that is only a number."""
+        return f"{self.title}  {self.first_line}" if NUMBERED.fullmatch(self.title) else self.title
+
+    def text(self, column: str) -> str:
+        """One of the columns of :func:`cell_columns` in words."""
+        if column == WITH_WORKERS:
+            return "" if self.workers_bytes is None else bytes_text(self.workers_bytes)
+        disk = {"Read": self.read_bytes, "Written": self.written_bytes}
+        return bytes_text(disk[column]) if column in disk else self.texts()[CELL_HEADERS.index(column)]
+
+    @property
+    def workers_bytes(self) -> float | None:
+        """The peak with workers; None where they add too little to be said, or that is unknown."""
+        return self.tree_bytes if notably_more(self.tree_bytes, self.peak_bytes) else None
 
     def texts(self) -> tuple[str, ...]:
         """The row in words, in the order of ``CELL_HEADERS``."""
@@ -67,10 +93,20 @@ class CellRow:
         )
 
 
-def cell_columns(run: Run) -> list[tuple[str, int]]:
-    """The columns worth showing and where they are in ``CellRow.texts()``: without a GPU, none about GPUs."""
-    about_gpus = () if run.devices else ("GPU", "Energy")
-    return [(name, index) for index, name in enumerate(CELL_HEADERS) if name not in about_gpus]
+def cell_columns(run: Run, rows: Sequence[CellRow]) -> list[str]:
+    """The columns worth showing: none about GPUs without one, about workers and disks only where they did something."""
+    idle = set() if run.devices else {"GPU", "Energy"}
+    columns = [name for name in CELL_HEADERS if name not in idle]
+    if any(row.workers_bytes is not None for row in rows):
+        columns.insert(columns.index("Peak memory") + 1, WITH_WORKERS)
+    disk = {"Read": [row.read_bytes for row in rows], "Written": [row.written_bytes for row in rows]}
+    done = [name for name, counts in disk.items() if any((count or 0) >= NOTABLE_DISK for count in counts)]
+    return [*columns[:-1], *done, columns[-1]]
+
+
+def notably_more(tree: float | None, kernel: float | None) -> bool:
+    """Whether workers add so much to the kernel's own memory that it is to be said."""
+    return tree is not None and kernel is not None and tree > max(NOTABLE_SHARE * kernel, kernel + NOTABLE_BYTES)
 
 
 def routine(rows: Sequence[CellRow], findings: Sequence[Finding]) -> frozenset[int]:
@@ -136,7 +172,18 @@ def cell_row(run: Run, cell: Cell) -> CellRow:
         growth_bytes=None if start is None or end is None else end - start,
         gpu_percent=_gpu_percent(there, usage),
         energy_joules=_energy(there, usage),
+        tree_bytes=tree_peak(run, cell),
+        read_bytes=usage.read_bytes,
+        written_bytes=usage.written_bytes,
     )
+
+
+def tree_peak(run: Run, cell: Cell) -> float | None:
+    """The peak of the kernel and its workers together as the samples saw it, and no less than the kernel's own."""
+    sampled = readings_of(run, TREE, "process", cell)
+    own = run.usage(cell).peak_rss_bytes
+    seen = [float(sampled.max())] if len(sampled) else []
+    return max([*seen, float(own)] if own is not None else seen, default=None)
 
 
 def _title(cell: Cell) -> str:
@@ -282,6 +329,7 @@ def facts(run: Run) -> list[Fact]:
         Fact("Limits", limit or "unknown"),
         Fact("GPUs", gpus(run)),
         Fact("Samples", f"{run.sample_count}, {run.rate_hz:g} a second{'' if is_script(run) else ' inside cells'}"),
+        Fact("Disk", disk(run)),
         Fact("Gaps", gaps(run)),
         Fact("Recorder's own cost", recorder_cost(run)),
     ]
@@ -352,6 +400,47 @@ def last_kernel(run: Run) -> str | None:
     if run.ending in (None, "stopped", "exited", "restarted") or not run.cells:
         return None
     return f"the last kernel of this notebook ended: {ending(run)}; cellmeter report {run.id} tells more"
+
+
+class Peaks(NamedTuple):
+    """The highest memory of a run: of the kernel alone, exact where its cells' marks are, and with its workers."""
+
+    kernel: float | None
+    tree: float | None
+
+    @property
+    def most(self) -> float | None:
+        """The greater of both."""
+        return max((peak for peak in self if peak is not None), default=None)
+
+    @property
+    def workers_tell(self) -> bool:
+        """Whether workers add so much that both are to be said."""
+        return notably_more(self.tree, self.kernel)
+
+
+def memory_peaks(run: Run) -> Peaks:
+    """Of all moments, in cells and between them."""
+
+    def highest(metric: str) -> list[float]:
+        values = known(run.series(metric, "process").values)
+        return [float(values.max())] if len(values) else []
+
+    marks = [float(cell.peak_rss_bytes) for cell in run.cells if cell.peak_rss_bytes is not None]
+    kernel = max([*marks, *highest(RSS)], default=None)
+    return Peaks(kernel, max([*marks, *highest(TREE), *highest(RSS)], default=None))
+
+
+def disk(run: Run) -> str:
+    """What the run made the disks read and write in all."""
+    amounts = {name: disk_bytes(run, name) for name in ("read", "written")}
+    return ", ".join(f"{bytes_text(count)} {name}" for name, count in amounts.items() if count is not None) or "unknown"
+
+
+def disk_bytes(run: Run, name: str) -> float | None:
+    """Bytes ``read`` or ``written`` by the kernel and its workers from the first sample to the last."""
+    counted_bytes = known(run.series(f"process.disk.{name}", "process").values)
+    return float(counted_bytes[-1] - counted_bytes[0]) if len(counted_bytes) > 1 else None
 
 
 def gaps(run: Run) -> str:

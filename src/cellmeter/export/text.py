@@ -48,8 +48,17 @@ if TYPE_CHECKING:
 WIDTH = 92  # where there is no terminal
 LEAST_WIDTH, MOST_WIDTH = 60, 120  # lines longer than that are hard to read
 NAME_WIDTH = 20
-LEAST_TITLE, MOST_TITLE = 14, 26
-DISPENSABLE = ("Energy", "p90", "Growth", "First", "CPU", "Throughput")  # columns that go first where it is narrow
+LEAST_TITLE, MOST_TITLE = 14, 44
+DISPENSABLE = (
+    "Read",
+    "Written",
+    "Energy",
+    "p90",
+    "Growth",
+    "First",
+    "CPU",
+    "Throughput",
+)  # columns that go first where it is narrow
 SIGNS = {"critical": "■ CRITICAL", "warning": "▲ WARNING", "info": "● NOTE"}
 
 
@@ -104,9 +113,9 @@ def _cells(run: Run, findings: Sequence[Finding]) -> str:
 def _cells_table(run: Run, rows: Sequence[CellRow], width: int) -> str:
     if not rows:
         return "no cell has been run"
-    columns = cell_columns(run)
-    texts = [[words[index] for _, index in columns] for words in (row.texts() for row in rows)]
-    return _fitted([name for name, _ in columns], texts, width, right=range(1, len(columns) - 1))
+    columns = cell_columns(run, rows)
+    texts = [[row.name, *(row.text(name) for name in columns[1:])] for row in rows]
+    return _fitted(columns, texts, width, right=range(1, len(columns) - 1))
 
 
 def _fitted(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, right: Iterable[int]) -> str:

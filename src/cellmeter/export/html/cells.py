@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cellmeter.export.html.pieces import SEVERITY_WORDS, scrollable, text
-from cellmeter.export.summary import CellRow, cell_columns, counted, routine
+from cellmeter.export.summary import WITH_WORKERS, CellRow, cell_columns, counted, routine
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PAGE = 50
 MARKS = 4  # of findings, beside a cell's name
 CODE = 72
-BARS = {"Duration": "", "Peak memory": "memory", "GPU": "gpu"}
+BARS = {"Duration": "", "Peak memory": "memory", WITH_WORKERS: "memory", "GPU": "gpu"}
 
 Mark = tuple[str, int, str]
 
@@ -25,9 +25,8 @@ def cells_section(run: Run, rows: Sequence[CellRow], findings: Sequence[Finding]
     """The first page and the data of all rows."""
     if not rows:
         return '<p class="panel none">No cell was run.</p>'
-    columns = cell_columns(run)
-    names = [name for name, _ in columns]
-    texts = [[words[index] for _, index in columns] for words in (row.texts() for row in rows)]
+    names = cell_columns(run, rows)
+    texts = [[row.text(name) for name in names] for row in rows]
     quiet, marks, tops = routine(rows, findings), _marks(rows, findings), _tops(run, rows, names)
     heads = "".join(f'<th scope="col"{_left(name)}><button type="button">{name}</button></th>' for name in names)
     body = "".join(
@@ -80,10 +79,12 @@ def _marks(rows: Sequence[CellRow], findings: Sequence[Finding]) -> dict[int, li
 def _tops(run: Run, rows: Sequence[CellRow], names: Sequence[str]) -> dict[str, float]:
     """What fills a bar of each column that has bars."""
     limit = run.limits.get("memory_bytes")
-    peak = max((row.peak_bytes or 0 for row in rows), default=0)
+    peak = max((row.tree_bytes or row.peak_bytes or 0 for row in rows), default=0)
+    memory = min(limit.value, 4.0 * peak) if limit else float(peak)
     tops = {
         "Duration": max(row.seconds for row in rows),
-        "Peak memory": min(limit.value, 4.0 * peak) if limit else float(peak),
+        "Peak memory": memory,
+        WITH_WORKERS: memory,
         "GPU": 100.0,
     }
     return {name: top for name, top in tops.items() if name in names and top > 0}
@@ -96,7 +97,10 @@ def _values(row: CellRow, names: Sequence[str]) -> list[float | str | None]:
         "Duration": row.seconds,
         "CPU": row.cores,
         "Peak memory": row.peak_bytes,
+        WITH_WORKERS: row.workers_bytes,
         "Growth": row.growth_bytes,
+        "Read": row.read_bytes,
+        "Written": row.written_bytes,
         "GPU": row.gpu_percent,
         "Energy": row.energy_joules,
         "Status": row.status,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cellmeter.run import Run
     from cellmeter.sizing import Size
 
+NAME_LENGTH = 44
 CHARTS = 3  # some kB each, which are kept in the notebook
 
 
@@ -88,10 +89,10 @@ def _cells(run: Run, judgement: Judgement) -> str:
     if not rows:
         return ""
     shown, note = notable(rows, judgement.findings)
-    columns = cell_columns(run)
-    texts = [[row.texts()[index] for _, index in columns] for row in shown]
+    columns = cell_columns(run, shown)
+    texts = [[row.name[:NAME_LENGTH], *(row.text(name) for name in columns[1:])] for row in shown]
     below = f'<div class="soft">{text(note)}</div>' if note else ""
-    return _table([name for name, _ in columns], texts) + below
+    return _table(columns, texts) + below
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 from cellmeter.export.html.pieces import meter, table, text
 from cellmeter.export.html.plot import Curve, Level, Mark, Plot, drawn, top_of
-from cellmeter.export.summary import CellRow, counted
+from cellmeter.export.summary import WITH_WORKERS, CellRow, counted, memory_peaks, process_of, tree_peak
+from cellmeter.rules.held import holding
+from cellmeter.rules.memory import RSS, TREE
 from cellmeter.rules.observed import cell_end, top_cells
+from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import MIB, bytes_text
-from cellmeter.run import Series, known
+from cellmeter.run import known
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
 
 PEAKS = 3
+LEAST_RISE = 16 * MIB  # above what was there at the cell's start
 RETAINERS = 6
 LEAST_RETAINED = 32 * MIB  # allocators keep some MiB of whatever was there
 
@@ -27,36 +31,40 @@ def memory_section(run: Run, rows: Sequence[CellRow]) -> str:
 
 
 def _chart(run: Run) -> str:
-    named = {"kernel": "process.memory.rss", "with children": "process.tree.memory.rss"}
+    """Lines and colours as in the timeline: with workers, and the kernel alone where that is less."""
+    who = process_of(run)
+    named = {WITH_WORKERS.lower(): TREE, f"{who} alone": RSS}
     series = {name: run.series(metric, "process") for name, metric in named.items()}
-    peaks = {name: float(known(one.values).max()) for name, one in series.items() if len(known(one.values))}
-    if not peaks or run.duration <= 0:
+    series = {name: one for name, one in series.items() if len(known(one.values))}
+    if not series or run.duration <= 0:
         return ""
-    if peaks.get("with children", 0.0) <= 1.01 * peaks.get("kernel", 0.0):
-        peaks.pop("with children", None)  # it would only be drawn over the other
+    if len(series) > 1 and not memory_peaks(run).workers_tell:
+        series = {who: series[f"{who} alone"]}  # the same, but for what nobody would see
     marks = _marks(run)
-    top = top_of([*peaks.values(), *(mark.value for mark in marks)], "By")
+    top = top_of([*(float(known(one.values).max()) for one in series.values()), *(mark.value for mark in marks)], "By")
     limit, levels = run.limits.get("memory_bytes"), ()
     if limit and limit.value <= 2 * top:
         levels, top = (Level(limit.value, f"limit {bytes_text(limit.value)}"),), max(top, 1.06 * limit.value)  # type: ignore[assignment]
-    curves = tuple(Curve(name, "memory" if name == "kernel" else "soft", series[name]) for name in peaks)
-    label = f"Resident memory over the run, at most {bytes_text(max(peaks.values()))}"
+    kinds = ("memory", "soft")
+    curves = tuple(Curve(name, kind, one) for (name, one), kind in zip(series.items(), kinds, strict=False))
+    label = f"Resident memory over the run, at most {bytes_text(memory_peaks(run).most)}"
     plot = Plot(label, 0.0, run.duration, top, "By", curves, 190, levels, marks, top_cells(run))
     return drawn(run, plot)
 
 
 def _marks(run: Run) -> tuple[Mark, ...]:
-    """The highest peaks, one a cell and far enough apart for their names; exact where they are known to be."""
+    """The highest peaks that a cell itself set, far enough apart for their names; exact where they are known to be."""
     import numpy as np
 
-    rss: Series = run.series("process.memory.rss", "process")
+    tree = run.series(TREE if run.subjects(TREE) else RSS, "process")
     found = []
     for cell in top_cells(run):
-        inside = rss.between(cell.start, cell_end(run, cell))
-        if cell.peak_rss_bytes is None or not len(known(inside.values)):
-            continue
+        inside = tree.between(cell.start, cell_end(run, cell))
+        values, peak = known(inside.values), tree_peak(run, cell)
+        if peak is None or not len(values) or peak < float(values[0]) + LEAST_RISE:
+            continue  # what stood there when it began is none of its peaks
         at = float(inside.time[int(np.nanargmax(inside.values))])
-        found.append(Mark(at, cell.peak_rss_bytes, f"{cell.title[:24]} {bytes_text(cell.peak_rss_bytes)}"))
+        found.append(Mark(at, peak, f"{cell.title[:24]} {bytes_text(peak)}"))
     chosen: list[Mark] = []
     for mark in sorted(found, key=lambda mark: -mark.value):
         if len(chosen) < PEAKS and all(abs(mark.time - other.time) > 0.16 * run.duration for other in chosen):
@@ -65,22 +73,27 @@ def _marks(run: Run) -> tuple[Mark, ...]:
 
 
 def _retainers(run: Run, rows: Sequence[CellRow]) -> str:
-    grown = [row for row in rows if row.growth_bytes is not None and row.growth_bytes >= LEAST_RETAINED]
-    grown.sort(key=lambda row: -(row.growth_bytes or 0))
+    """What cells took and nobody gave back. A script gives all back at its end."""
+    if is_script(run):
+        return ""
+    holds = {held.cell.seq: held for held in holding(run).cells}
+    grown = [(row, holds[row.seq]) for row in rows if row.seq in holds and holds[row.seq].still >= LEAST_RETAINED]
+    grown.sort(key=lambda pair: -pair[1].still)
     if not grown:
         return '<p class="panel none">No cell kept more than a little of what it took.</p>' if rows else ""
-    most = grown[0].growth_bytes or 1
+    most = grown[0][1].still
     lines = [
         (
             f"{text(row.title)} <code>{text(row.first_line[:60])}</code>",
-            meter(f"+{bytes_text(row.growth_bytes)}", (row.growth_bytes or 0) / most, "memory"),
-            bytes_text(row.peak_bytes),
+            meter(bytes_text(held.still), held.still / most, "memory"),
+            f"+{bytes_text(held.end.resident - held.start.resident)}",
         )
-        for row in grown[:RETAINERS]
+        for row, held in grown[:RETAINERS]
     ]
-    shown = table("What stayed after a cell's end, most first", ("Who retained memory", "Kept", "Peak"), lines)
+    caption = "What no later cell gave back, most first; files that are only mapped do not count"
+    shown = table(caption, ("Who keeps memory", "Still held", "Growth in the cell"), lines)
     rest = grown[RETAINERS:]
     if not rest:
         return shown
-    kept = bytes_text(sum(row.growth_bytes or 0 for row in rest))
-    return f'{shown}<p class="none">{counted(len(rest), "other cell")} kept {kept} together.</p>'
+    kept = bytes_text(sum(held.still for _, held in rest))
+    return f'{shown}<p class="none">{counted(len(rest), "other cell")} hold {kept} together.</p>'

@@ -21,22 +21,27 @@ from cellmeter.export.html.inline import inline
 from cellmeter.export.html.memory import memory_section
 from cellmeter.export.html.pieces import definitions, name_of, packaged, section, table, text
 from cellmeter.export.summary import (
+    NOTABLE_DISK,
     NOTES_TITLE,
     CellRow,
     cell_rows,
     contents,
     counted,
     counts,
+    disk_bytes,
     facts,
     headline,
+    memory_peaks,
     money,
     mute_counts,
     overline,
     plain,
+    process_of,
     unchecked,
 )
 from cellmeter.rules import judge
-from cellmeter.rules.units import bytes_text, joules_text, percent_text, seconds_text
+from cellmeter.rules.observed import observed
+from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.settings import load_settings
 from cellmeter.sizing import sizes
 
@@ -113,16 +118,11 @@ def _body(run: Run, judgement: Judgement, spent: Costs | None, drawn: Timeline |
 
 
 def _tiles(run: Run, rows: Sequence[CellRow], judgement: Judgement, spent: Costs | None) -> str:
-    peaks = [row.peak_bytes for row in rows if row.peak_bytes is not None]
-    limit = run.limits.get("memory_bytes")
-    tiles = [
-        ("Recorded", seconds_text(run.duration), contents(run)),
-        (
-            "Peak memory",
-            bytes_text(max(peaks, default=None)),
-            f"of {bytes_text(limit.value)}" if limit else "limit unknown",
-        ),
-    ]
+    tiles = [("Recorded", seconds_text(run.duration), contents(run)), _cpu_tile(run), _memory_tile(run)]
+    if max(disk_bytes(run, "read") or 0, disk_bytes(run, "written") or 0) >= NOTABLE_DISK:
+        tiles.append(
+            ("Disk", bytes_text(disk_bytes(run, "written")), f"written; {bytes_text(disk_bytes(run, 'read'))} read")
+        )
     if run.devices:
         tiles.append(_gpu_tile(run))
         wasted = sum(finding.waste.gpu_seconds for finding in judgement.findings)
@@ -139,6 +139,22 @@ def _tiles(run: Run, rows: Sequence[CellRow], judgement: Judgement, spent: Costs
 
 def _tile(name: str, value: str, note: str) -> str:
     return f"<div><dt>{name}</dt><dd>{text(value)}<small>{text(note)}</small></dd></div>"
+
+
+def _cpu_tile(run: Run) -> tuple[str, str, str]:
+    limit = run.limits.get("cpu_cores")
+    usage = observed(run, "process.cpu.usage", "process", 0.0, run.duration)
+    usage = usage.where(usage.seq > 0)
+    there = f"of {cores_text(limit.value)} cores, " if limit else "cores, "
+    highest = f"at most {cores_text(float(usage.values.max()))}" if len(usage.values) else "not measured"
+    return "CPU use in cells", cores_text(usage.mean() if len(usage.values) else None), there + highest
+
+
+def _memory_tile(run: Run) -> tuple[str, str, str]:
+    limit, peaks = run.limits.get("memory_bytes"), memory_peaks(run)
+    of = f"of {bytes_text(limit.value)}" if limit else "limit unknown"
+    workers = f" with workers; {process_of(run)} alone {bytes_text(peaks.kernel)}" if peaks.workers_tell else ""
+    return "Peak memory", bytes_text(peaks.most), of + workers
 
 
 def _gpu_tile(run: Run) -> tuple[str, str, str]:
