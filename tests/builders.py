@@ -314,6 +314,18 @@ def without(run: Run, metric: str, subject: str, reason: str) -> Run:
     return replace(run, segments=tuple(segments), unavailable=unavailable)
 
 
+def with_workers(run: Run, seq: int, more: float) -> Run:
+    """The same run with workers in one cell that hold ``more`` bytes together."""
+    segments = []
+    for segment in run.segments:
+        records = segment.records.copy()
+        for index, column in enumerate(segment.columns):
+            if column.metric == "process.tree.memory.rss":
+                records["v"][records["seq"] == seq, index] += more
+        segments.append(replace(segment, records=records))
+    return replace(run, segments=tuple(segments))
+
+
 def come_late(run: Run, gpu: str, since: float) -> Run:
     """The same run on a machine to which a GPU came only ``since`` seconds after its start."""
     segments = []

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from builders import GIB, MIB, GpuWork, a_cell, a_device, a_run, bursts, hump, own_words, without
+from builders import GIB, MIB, GpuWork, a_cell, a_device, a_run, bursts, hump, own_words, with_workers, without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellmeter import export
 from cellmeter.errors import BadUsage, MissingExtra
 from cellmeter.export import markdown, report_json, table
-from cellmeter.export.summary import cell_rows, plain, routine
+from cellmeter.export.summary import cell_columns, cell_rows, plain, routine
 from cellmeter.rules import Checked, Judgement, judge
+from cellmeter.rules.units import count_text, moment_text, short_text
 from cellmeter.run import AlertFired, Gap, OverBudget, Run
 from cellmeter.settings import Prices
 
@@ -296,6 +297,61 @@ def test_the_table_of_runs_has_a_row_each_and_says_what_cannot_be_read() -> None
         "n.ipynb",
     ]
     assert lines[3].split() == ["b", "unreadable", "10", "B", "run.json", "is", "damaged"]
+
+
+def test_workers_disks_and_what_an_unlabelled_cell_holds_are_in_every_table() -> None:
+    work = a_cell(20, rss=GIB, first_line="pool.map(work, parts)", disk_written=lambda t: 10.0 * MIB)
+    run = with_workers(a_run(a_cell(5, label="load", first_line="x = 1"), work), 2, 3 * GIB)
+    rows = cell_rows(run)
+    assert [row.workers_bytes for row in rows] == [None, 4 * GIB]
+    assert cell_columns(run, rows) == [
+        "Cell",
+        "Duration",
+        "CPU",
+        "Peak memory",
+        "With workers",
+        "Growth",
+        "Written",
+        "Status",
+    ]
+    text = export.cells_table(run)
+    assert re.search(r"In \[2\]  pool.map\(work.* 1.0 GiB +4.0 GiB ", text)
+    assert "x = 1" not in text  # a label tells more
+    assert "In \\[2\\]  pool.map(work, parts) |" in export.render(run, "md")
+    for page in (export.html_report(run), export.inline_html(run)):
+        assert "With workers" in page
+        assert "pool.map(work, parts)" in page
+    fields = report_json.report(run)
+    assert_valid(fields)
+    assert [cell["tree_peak_rss_bytes"] for cell in fields["cells"]] == [GIB, 4 * GIB]
+    assert fields["run"]["written_bytes"] == pytest.approx(200 * MIB, rel=0.02)
+    assert re.search(r"Disk +0 B read, \d+ MiB written", export.render(run, "text"))
+    plain_run = a_run(a_cell(5))
+    assert "With workers" not in export.cells_table(plain_run)
+
+
+def test_all_that_speaks_of_memory_says_whose_it_is() -> None:
+    run = with_workers(a_run(a_cell(70, rss=GIB), a_cell(20, rss=GIB)), 1, 3 * GIB)
+    page = re.sub(r"<script>.*?</script>", "", export.html_report(run, prices=Prices()), flags=re.DOTALL)
+    assert "4.0 GiB<small>of 64.0 GiB with workers; kernel alone 1.0 GiB</small>" in page
+    assert ">with workers</span>" in page
+    assert ">kernel alone</span>" in page
+    assert "4.0 GiB at its peak, with workers" in export.render(run, "text")
+    alone = re.sub(r"<script>.*?</script>", "", export.html_report(a_run(a_cell(20))), flags=re.DOTALL)
+    assert "kernel alone" not in alone
+
+
+def test_numbers_and_moments_have_one_form() -> None:
+    assert [count_text(x) for x in (39, 622.2, 4096.0, 4085918.2, 1e9, 0.03279)] == (
+        ["39", "622.2", "4,096", "4,085,918", "1e+09", "0.03279"]
+    )
+    assert [short_text(x) for x in (0, 500, 5e3, 1.5e6, -2e9)] == ["0", "500", "5k", "1.5M", "-2G"]
+    assert [moment_text(x, 80) for x in (0.6, 75, 3725)] == ["0:00:01", "0:01:15", "1:02:05"]
+    assert moment_text(5.83, 59) == "5.8 s"
+    run = replace(
+        a_run(a_cell(80)), alerts=(AlertFired("process.memory.rss > 500MiB for 0s", "process", 1, 75.0, 6e8),)
+    )
+    assert "at 0:01:15 of the run: process at 572 MiB" in export.render(run, "text")
 
 
 # ── hostile strings ──
@@ -577,13 +633,13 @@ def test_a_judgement_can_be_handed_in(busy: Run) -> None:
 def test_what_was_said_is_in_every_report(busy: Run) -> None:
     text = export.render(busy, "text")
     assert re.search(r"inference +59 \(1 failed\) +500 ms +500 ms +500 ms +16 items/s", text)
-    assert re.search(r"tokenize +1000 +≈ 493 µs +≈ 493 µs +≈ 2.6 ms", text)
+    assert re.search(r"tokenize +1,000 +≈ 493 µs +≈ 493 µs +≈ 2.6 ms", text)
     assert "≈ summed up as they came too fast to be kept one by one, within 1 %" in text
     assert re.search(r"loss +236 +0.3333 +0.03279 +0.01475 +0.7333", text)
-    assert re.search(r"tokens +241664 +4096/s", text)
-    assert "memory budget 0.5 · load, at 8.0 s of the run: 40.0 GiB in use of 32.0 GiB" in text
+    assert re.search(r"tokens +241,664 +4,096/s", text)
+    assert "memory budget 0.5 · load, at 0:00:08 of the run: 40.0 GiB in use of 32.0 GiB" in text
     assert "the cell was interrupted" not in text  # it had ended by then
-    assert "gpu.utilization < 30 for 5s · In [2], at 30 s of the run, until 40 s: gpu0 at 12.5 %" in " ".join(
+    assert "gpu.utilization < 30 for 5s · In [2], at 0:00:30 of the run, until 0:00:40: gpu0 at 12.5 %" in " ".join(
         text.split()
     )
     marked = export.render(busy, "md")

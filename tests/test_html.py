@@ -133,7 +133,7 @@ def test_a_finding_has_a_chart_of_its_evidence_with_the_threshold() -> None:
 def test_the_chart_is_of_the_evidence_and_a_little_around_it() -> None:
     run = a_run(a_cell(500, gpu={"gpu0": GpuWork(50)}), devices=[a_device(mine=True)])
     figure = evidence(run, a_finding(start=200.0, end=300.0))
-    assert "from 3 min 8 s to 5 min 12 s of the run" in figure
+    assert "from 0:03:08 to 0:05:12 of the run" in figure
 
 
 def test_a_peak_between_two_samples_is_drawn_and_named() -> None:

@@ -41,7 +41,7 @@ def test_a_run_without_samples_has_no_figures() -> None:
 def test_the_title_has_the_exact_peak_that_the_samples_missed() -> None:
     layout = timeline.run_figures(a_run(a_cell(30, rss=GIB, peak=9 * GIB)))
     memory = next(fig for fig in layout.children if fig.name == "memory")
-    assert memory.title.text == "Memory · peak 9.00 of 64 GiB"
+    assert memory.title.text == "Memory with workers · peak 9.00 of 64 GiB"
 
 
 def test_a_spike_of_one_sample_in_hours_is_drawn() -> None:

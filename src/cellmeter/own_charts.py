@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts, timeline
+from cellmeter.rules.units import count_text, short_text
 from cellmeter.span_stats import Interval, stretches
-from cellmeter.spans import STEP, Logged, Steps, number_text
+from cellmeter.spans import STEP, Logged, Steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +29,7 @@ INKS = (charts.PURPLE, charts.BLUE, charts.VERMILLION, charts.GREEN, charts.AMBE
 NAME_LENGTH = 40
 HEIGHT = 118
 LANE_HEIGHT = 20
+LEAST_LETTER = 1e4  # from here on an axis counts in thousands
 
 
 def _models() -> Any:
@@ -99,8 +102,9 @@ def _rate(name: str, steps: Steps, start: float, end: float, x_range: Any) -> An
     fig = _figure("steps", HEIGHT, x_range)
     fig.step(edges, np.append(rate, rate[-1:]), mode="after", line_color=charts.GREEN.light, line_width=1.6)
     unit = "Steps" if name == STEP else _shortened(name)
-    timeline.label(fig, f"{unit}/s · peak {number_text(float(rate.max()))}")
+    timeline.label(fig, f"{unit}/s · peak {count_text(float(rate.max()))}")
     fig.y_range.start = 0
+    _scale(fig, 0.0, float(rate.max()))
     return fig
 
 
@@ -110,15 +114,27 @@ def _figure(name: str, height: int, x_range: Any) -> Any:
     return fig
 
 
+def _scale(fig: Any, low: float, high: float) -> None:
+    """Round values beside the axis, with a letter for thousands and millions: Bokeh would write powers of ten."""
+    if max(abs(low), abs(high)) < LEAST_LETTER:
+        return
+    step = charts.value_ticks(high - low, "1")[1] if high > low else abs(high)
+    ticks = [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    fig.yaxis.ticker = _models().FixedTicker(ticks=ticks)
+    fig.yaxis.major_label_overrides = {tick: short_text(tick) for tick in ticks}
+
+
 def _values(name: str, logged: Logged, x_range: Any) -> Any:
     import numpy as np
 
     models = _models()
     fig = _figure("logged", HEIGHT, x_range)
     known = logged.value[np.isfinite(logged.value)]
-    ends = f"last {number_text(float(logged.value[-1]))}" + (
-        f", {number_text(float(known.min()))} to {number_text(float(known.max()))}" if len(known) else ""
+    ends = f"last {count_text(float(logged.value[-1]))}" + (
+        f", {count_text(float(known.min()))} to {count_text(float(known.max()))}" if len(known) else ""
     )
+    if len(known):
+        _scale(fig, float(known.min()), float(known.max()))
     timeline.label(fig, f"{_shortened(name)} · {ends}")
     sayers = np.unique(logged.pid)
     for pid, hue in zip(sayers, INKS, strict=False):
@@ -133,7 +149,7 @@ def _values(name: str, logged: Logged, x_range: Any) -> Any:
         if len(time) < FEW_POINTS:
             fig.scatter("t", "value", source=source, color=ink, size=4)
         who = f"worker {pid}" if pid else "kernel"
-        tips = [("time", "@t{0.0} s"), (who if len(sayers) > 1 else "value", "@value{0.[000000]}")]
+        tips = [("time", timeline.time_form(fig)), (who if len(sayers) > 1 else "value", "@value{0.[000000]}")]
         fig.add_tools(models.HoverTool(renderers=[line], tooltips=tips, mode="vline"))
     return fig
 

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 MOST_POINTS = 2000  # of a line that is drawn as it is
 MOST_STEPS = 900  # of means with what lies around them: one per pixel or so
 MOST_BANDS = 800  # a cell narrower than a pixel and a half has no band
+MOST_NAMES = 40  # of bands: each is an annotation
+FRAME_WIDTH = 900.0  # CSS pixels of a plot area where the page is wide
+CHARACTER_WIDTH = 5.8  # of a name
+LEAST_NAME, MOST_NAME = 4, 40  # characters
 HOVER_FORMS = {
     "By": ("0.00 ib", ""),
     "By/s": ("0.00 ib", "/s"),
@@ -229,22 +233,26 @@ def _dress(fig: Any, spec: PanelSpec, readings: Thinned, names: Sequence[str], *
     ticks, labels = axis_of(spec, fig.y_range.end)
     fig.yaxis.ticker.ticks = ticks
     fig.yaxis.major_label_overrides = dict(zip(ticks, labels, strict=True))
-    label(fig, f"{spec.title} · {format_peak(highest(spec, peaks), spec)}")
+    who = f" {spec.lines[0].label}" if spec.lines[0].about else ""
+    label(fig, f"{spec.title}{who} · {format_peak(highest(spec, peaks), spec)}")
     fig.height = spec.height + (84 if first else 66)
     _name_lines(fig, spec, names)
     shown = [renderer for renderer in fig.renderers if renderer.name == names[0]]
-    tips = [("time", "@t{00:00:00}"), *_tips(spec, readings, names)]
+    tips = [("time", time_form(fig)), *_tips(spec, readings, names)]
     fig.add_tools(models.HoverTool(renderers=shown, tooltips=tips, mode="vline", point_policy="snap_to_data"))
 
 
 def label(fig: Any, title: str) -> None:
     """Title, time axis and the quiet colours of a report's figure."""
     models = _models()
-    short = fig.x_range.end - fig.x_range.start < 60
-    clock = models.PrintfTickFormatter(format="%.1f s") if short else models.NumeralTickFormatter(format="00:00:00")
-    fig.xaxis.formatter = clock
+    span = fig.x_range.end - fig.x_range.start
+    fig.xaxis.formatter = (
+        models.PrintfTickFormatter(format="%.1f s" if span < 6 else "%d s")
+        if span < 60
+        else models.NumeralTickFormatter(format="00:00:00")
+    )
     fig.xaxis.ticker = models.AdaptiveTicker(
-        base=60, mantissas=[1, 2, 5, 10, 15, 30], min_interval=0.1 if short else 1.0
+        base=60, mantissas=[1, 2, 5, 10, 15, 30], min_interval=0.1 if span < 6 else 1.0
     )
     fig.title.text = title
     fig.title.text_font_size = "12px"
@@ -252,6 +260,11 @@ def label(fig: Any, title: str) -> None:
     fig.axis.major_label_text_color = "#767D83"
     fig.grid.grid_line_color = "#808080"
     fig.grid.grid_line_alpha = 0.22
+
+
+def time_form(fig: Any) -> str:
+    """How the mouse tells a moment: as the time axis does."""
+    return "@t{0.0} s" if fig.x_range.end - fig.x_range.start < 60 else "@t{00:00:00}"
 
 
 def _tips(spec: PanelSpec, readings: Thinned, names: Sequence[str]) -> list[tuple[str, str]]:
@@ -323,9 +336,16 @@ def band(fig: Any, bands: Bands, start: float, end: float, *, titled: bool) -> N
         line_color=None,
         level="underlay",
     )
-    for cell, stop in bands.seen:
-        if titled and stop - cell.start >= 0.06 * (end - start):
-            x, y = max(cell.start, start), fig.y_range.end
-            name = models.Label(x=x, y=y, text=cell.title[:24], text_font_size="10px", x_offset=3, text_baseline="top")
-            name.text_color = "#6E757B"
-            fig.add_layout(name)
+    widest = sorted(bands.seen, key=lambda seen: seen[0].start - seen[1])[:MOST_NAMES] if titled else []
+    for cell, stop in widest:
+        left, right = max(cell.start, start), min(stop, end)
+        name = models.Label(x=left, y=fig.y_range.end, text_font_size="10px", x_offset=3, text_baseline="top")
+        name.text = fitted(cell.title, (right - left) / max(end - start, 1e-9) * FRAME_WIDTH)
+        name.name, name.tags, name.text_color = "band", [cell.title[:MOST_NAME], right], "#6E757B"
+        fig.add_layout(name)
+
+
+def fitted(title: str, width: float) -> str:
+    """As much of a name as a band of so many CSS pixels holds; ``report.js`` does the same for the page's true width."""
+    most = min(int((width - 4) / CHARACTER_WIDTH), MOST_NAME)
+    return title if len(title) <= most else f"{title[: most - 1]}…" if most >= LEAST_NAME else ""

@@ -145,6 +145,40 @@ def test_a_row_drawn_by_the_script_is_the_row_in_the_file(open_report: Callable[
     assert markup() == before
 
 
+NAMES = """() => Bokeh.documents.flatMap(d => d.roots()).flatMap(r => r.children).flatMap(fig =>
+  fig.center.filter(one => one.name === "band").map(({ text, tags: [title, right], x }) => {
+    const { start, end } = fig.x_range;
+    return [title, text, (Math.min(right, end) - Math.max(x, start)) / (end - start) * fig.inner_width];
+  }))"""
+
+
+def test_the_names_of_bands_fit_them_at_any_width(open_report: Callable[..., Report]) -> None:
+    cells = [a_cell(seconds, label="nearest pick-up, all at once") for seconds in (4, 60, 2, 14, 30)]
+    shown = {}
+    for width in (500, 1400):
+        report = open_report(a_run(*cells), width=width)
+        report.view.wait_for_function(f"({NAMES})().some(([, text]) => text)")
+        names = report.view.evaluate(f"({NAMES})()")
+        assert len(names) == 5
+        assert all(len(text) * 5.8 <= room for _, text, room in names), names
+        assert all(not text or title.startswith(text.rstrip("…")) for title, text, _ in names)
+        shown[width] = [text for _, text, _ in names]
+        assert report.trouble == []
+    assert "nearest pick-up, all at once" in shown[1400]
+    assert sum(map(len, shown[500])) < sum(map(len, shown[1400]))
+
+
+def test_on_a_phone_no_column_is_cut_off(open_report: Callable[..., Report]) -> None:
+    report = open_report(busy_run(), width=400)
+    wide = "[...document.querySelectorAll('.wide')].filter(one => one.scrollWidth > one.clientWidth + 1).length"
+    assert report.view.evaluate(wide) == 0
+    assert report.view.locator("#cells tbody tr").first.locator("td[data-name='Growth']").is_visible()
+    report.heading("Peak memory").click()
+    assert report.column(4)[0].startswith("40.0 GiB")
+    assert report.fits()
+    report.screenshot("report-phone")
+
+
 def test_print_is_black_on_white_with_what_was_folded_away(open_report: Callable[..., Report]) -> None:
     report = open_report(busy_run(), dark=True)
     assert report.view.locator("main details[open]").count() == 0

@@ -26,6 +26,7 @@ from cellmeter.export.summary import (
     where,
 )
 from cellmeter.rules import judge
+from cellmeter.rules.scripts import is_script
 from cellmeter.settings import load_settings
 from cellmeter.sizing import sizes
 
@@ -49,7 +50,7 @@ def markdown_report(run: Run, judgement: Judgement | None = None, prices: Prices
         f"**{escaped(lead(run, judgement))}**",
         "\n\n".join(f"🔹 {escaped(note.text)}" for note in judgement.notes),
         _findings(run, judgement),
-        "### Cells\n\n" + _cells(run, judgement.findings),
+        f"### {'Script' if is_script(run) else 'Cells'}\n\n" + _cells(run, judgement.findings),
         *_said(run),
         _sizes(run, spent),
         _unchecked(judgement),

@@ -73,3 +73,32 @@
     if (list) list.open = true;
   });
 }
+
+// The names of the cells above the timeline: as much of each as its band holds, at any width and zoom. Python has fitted them
+// to a wide page, by the same figures.
+{
+  const [character, least] = [5.8, 4];
+  const fit = (figure, names) => {
+    const { start, end } = figure.x_range;
+    for (const name of names) {
+      const [title, right] = name.tags;
+      const share = (Math.min(right, end) - Math.max(name.x, start)) / Math.max(end - start, 1e-9);
+      const most = Math.floor((share * figure.inner_width - 4) / character);
+      name.text = title.length <= most ? title : most >= least ? `${title.slice(0, most - 1)}…` : "";
+    }
+  };
+  const watch = () => {
+    for (const document of globalThis.Bokeh?.documents ?? []) {
+      for (const figure of document.roots().flatMap((root) => root.children ?? [])) {
+        const names = (figure.center ?? []).filter((one) => one.name === "band");
+        if (!names.length) continue;
+        const again = () => fit(figure, names);
+        for (const part of [figure.properties.inner_width, figure.x_range.properties.start, figure.x_range.properties.end]) {
+          part.change.connect(again);
+        }
+        again();
+      }
+    }
+  };
+  addEventListener("load", () => setTimeout(watch));
+}

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cellmeter.alerts import metric_of
 from cellmeter.charts import format_held
 from cellmeter.export.summary import Fact, counted, maybe_mine, plain
-from cellmeter.rules.units import UNKNOWN, bytes_text, joules_text, latency_text, percent_text, seconds_text
+from cellmeter.rules.units import (
+    UNKNOWN,
+    bytes_text,
+    count_text,
+    joules_text,
+    latency_text,
+    moment_text,
+    percent_text,
+)
 from cellmeter.run import known
-from cellmeter.spans import number_text
 
 if TYPE_CHECKING:
     from cellmeter.run import AlertFired, Run
@@ -51,7 +58,7 @@ def tables(run: Run) -> list[Table]:
             "Steps",
             "",
             ("Counted", "In all", "Per second"),
-            tuple((plain(n), number_text(float(s.amount.sum())), _rate(overall_rate(s))) for n, s in run.steps.items()),
+            tuple((plain(n), count_text(float(s.amount.sum())), _rate(overall_rate(s))) for n, s in run.steps.items()),
         ),
     ]
     return [table for table in found if table.rows]
@@ -65,10 +72,10 @@ def _span(run: Run, stats: SpanStats) -> tuple[str, ...]:
     failed = f" ({stats.errors} failed)" if stats.errors else ""
     per_second = _rate(stats.per_second)
     if stats.items_per_second is not None:
-        per_second = f"{number_text(stats.items_per_second)} items/s"
+        per_second = f"{count_text(stats.items_per_second)} items/s"
     return (
         plain(stats.name),
-        f"{stats.count}{failed}",
+        f"{stats.count:,}{failed}",
         *(about + latency_text(quantile) for quantile in (stats.p50, stats.p90, stats.p99)),
         per_second,
         percent_text(sum(means) / len(means) if means else None),
@@ -79,7 +86,7 @@ def _span(run: Run, stats: SpanStats) -> tuple[str, ...]:
 def _value(name: str, logged: Logged) -> tuple[str, ...]:
     low, high = _bounds(logged)
     ends = (float(logged.value[0]), float(logged.value[-1]), low, high)
-    return (plain(name), str(int(logged.count.sum())), *(UNKNOWN if x is None else number_text(x) for x in ends))
+    return (plain(name), f"{int(logged.count.sum()):,}", *(UNKNOWN if x is None else count_text(x) for x in ends))
 
 
 def _bounds(logged: Logged) -> tuple[float | None, float | None]:
@@ -88,7 +95,7 @@ def _bounds(logged: Logged) -> tuple[float | None, float | None]:
 
 
 def _rate(per_second: float | None) -> str:
-    return UNKNOWN if per_second is None else f"{number_text(per_second)}/s"
+    return UNKNOWN if per_second is None else f"{count_text(per_second)}/s"
 
 
 def overall_rate(steps: Steps) -> float | None:
@@ -109,9 +116,11 @@ def alarms(run: Run) -> list[Fact]:
         lines.append((over.time, f"memory budget {over.budget}", how, over.cell, None))
     found = []
     for time, what, how, seq, cleared in sorted(lines, key=lambda line: line[0]):
-        until = f", until {seconds_text(cleared)}" if cleared is not None else ""
+        until = f", until {moment_text(cleared, run.duration)}" if cleared is not None else ""
         where = titles.get(seq, f"cell #{seq}")
-        found.append(Fact(plain(what), plain(f"{where}, at {seconds_text(time)} of the run{until}: {how}")))
+        found.append(
+            Fact(plain(what), plain(f"{where}, at {moment_text(time, run.duration)} of the run{until}: {how}"))
+        )
     more = len(found) - FACTS_SHOWN
     return [*found[:FACTS_SHOWN], Fact("More", counted(more, "alarm"))] if more > 0 else found
 
@@ -119,7 +128,7 @@ def alarms(run: Run) -> list[Fact]:
 def _reading(run: Run, fired: AlertFired) -> str:
     """As the line under the cell has it."""
     metric = run.metrics.get(metric_of(fired.alert))
-    return number_text(fired.value) if metric is None else format_held(fired.value, metric.unit)
+    return count_text(fired.value) if metric is None else format_held(fired.value, metric.unit)
 
 
 def fields(run: Run) -> dict[str, Any]:

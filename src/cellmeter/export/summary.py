@@ -328,7 +328,7 @@ def facts(run: Run) -> list[Fact]:
         ),
         Fact("Limits", limit or "unknown"),
         Fact("GPUs", gpus(run)),
-        Fact("Samples", f"{run.sample_count}, {run.rate_hz:g} a second{'' if is_script(run) else ' inside cells'}"),
+        Fact("Samples", f"{run.sample_count:,}, {run.rate_hz:g} a second{'' if is_script(run) else ' inside cells'}"),
         Fact("Disk", disk(run)),
         Fact("Gaps", gaps(run)),
         Fact("Recorder's own cost", recorder_cost(run)),

@@ -36,6 +36,7 @@ from cellmeter.export.summary import (
     where,
 )
 from cellmeter.rules import judge
+from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import bytes_text, seconds_text
 from cellmeter.settings import load_settings
 from cellmeter.sizing import sizes
@@ -107,7 +108,7 @@ def _cells(run: Run, findings: Sequence[Finding]) -> str:
     """The cells that matter, for a notebook has thousands."""
     rows, note = notable(cell_rows(run), findings)
     table = _cells_table(run, rows, terminal_width() - 2)
-    return "Cells\n" + _indented(f"{table}\n{note}" if note else table)
+    return ("Script\n" if is_script(run) else "Cells\n") + _indented(f"{table}\n{note}" if note else table)
 
 
 def _cells_table(run: Run, rows: Sequence[CellRow], width: int) -> str:

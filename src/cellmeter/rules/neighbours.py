@@ -18,7 +18,7 @@ LEAST_WAIT = 0.05  # share of the time in which tasks of the own control group w
 
 
 class Crowd(NamedTuple):
-    """Means over the time that cells worked, in cores, and the share of that time in which the machine was full."""
+    """Seconds in cells, the share of them in which others left no core free, and means over them in cores."""
 
     seconds: float
     share: float
@@ -40,18 +40,17 @@ def _crowd(run: Run) -> Crowd | None:
 
     cores = run.host.cpu_count
     machine = observed(run, "host.cpu.usage", "host", 0.0, run.duration)
+    machine = machine.where(machine.seq > 0)
     own = at_times(run, "process.cpu.usage", "process", machine.time)
-    worked = (machine.seq > 0) & (own >= LEAST_CORES)
-    machine, own = machine.where(worked), own[worked]
-    if cores < 1 or machine.total < LEAST_SECONDS:
-        return None
+    machine, own = machine.where(~np.isnan(own)), own[~np.isnan(own)]
+    worked = own >= LEAST_CORES
     others = np.clip(machine.values - own, 0.0, None)
     full = (machine.values >= FULL_SHARE * cores) & (others >= OTHERS_SHARE * cores)
-    seconds = float(machine.seconds[full].sum())
-    if seconds < LEAST_SECONDS or seconds < TIME_SHARE * machine.total:
+    slowed = float(machine.seconds[full & worked].sum())
+    if cores < 1 or slowed < LEAST_SECONDS or slowed < TIME_SHARE * float(machine.seconds[worked].sum()):
         return None
-    waited = at_times(run, "cgroup.pressure.cpu", "cgroup", machine.time[full])
+    waited = at_times(run, "cgroup.pressure.cpu", "cgroup", machine.time[full & worked])
     if (~np.isnan(waited)).any() and float(np.nanmean(waited)) < LEAST_WAIT:
         return None
     taken, used = (float(np.average(values, weights=machine.seconds)) for values in (others, own))
-    return Crowd(machine.total, seconds / machine.total, taken, used, cores)
+    return Crowd(machine.total, float(machine.seconds[full].sum()) / machine.total, taken, used, cores)

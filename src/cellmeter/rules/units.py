@@ -34,6 +34,27 @@ def seconds_text(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
+def moment_text(seconds: float, whole: float) -> str:
+    """A moment of a run that takes ``whole`` seconds: ``12.5 s`` in one of less than a minute, else ``0:01:15``."""
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def count_text(value: float) -> str:
+    """A number of the user's for people: ``4,085,918``, ``0.0312``; very large and very small ones with a power of ten."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def short_text(value: float) -> str:
+    """A round number beside an axis: ``500k``, ``1.5M``."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size <= abs(value) < 1e15:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
 def latency_text(seconds: float) -> str:
     """A duration down to microseconds, three digits: ``4.21 ms``."""
     if seconds >= 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cellmeter.export.html.pieces import SEVERITY_WORDS, scrollable, text
 from cellmeter.export.summary import WITH_WORKERS, CellRow, cell_columns, counted, routine
+from cellmeter.rules.scripts import is_script
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding
@@ -42,13 +43,17 @@ def cells_section(run: Run, rows: Sequence[CellRow], findings: Sequence[Finding]
         ],
     }
     table = (
-        '<table id="cells"><caption>Cells in the order they ran; press a heading to sort</caption>'
+        f'<table id="cells"><caption>{_caption(run)}</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     )
     return (
         f"{scrollable('Cells', table)}{_pages(len(rows))}{_dimmed(len(quiet))}"
         f'<script type="application/json" id="cells-data">{_data(data)}</script>'
     )
+
+
+def _caption(run: Run) -> str:
+    return "From its start to its end" if is_script(run) else "Cells in the order they ran; press a heading to sort"
 
 
 def _pages(rows: int) -> str:
@@ -124,12 +129,13 @@ def _row(
     cells = [f"{title}<span>{links}</span><code>{text(row.first_line[:CODE])}</code></th>"]
     for name, words, value in zip(names[1:-1], texts[1:-1], _values(row, names)[1:-1], strict=True):
         if name not in BARS:
-            cells.append(f"<td><span>{text(words)}</span></td>")
+            cells.append(f'<td data-name="{name}"><span>{text(words)}</span></td>')
             continue
         share = float(value or 0.0) / tops[name] if name in tops else 0.0
         width = 100 * min(max(share, 0.0), 1.0)
         cells.append(
-            f'<td class="meter {BARS[name]}"><span>{text(words)}</span><i style="width:{width:.1f}%"></i></td>'
+            f'<td class="meter {BARS[name]}" data-name="{name}"><span>{text(words)}</span>'
+            f'<i style="width:{width:.1f}%"></i></td>'
         )
     status = text(row.status)
     cells.append(f'<td class="left"><span class="chip status {status}">{status}</span></td>')

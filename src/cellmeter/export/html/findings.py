@@ -10,7 +10,7 @@ from cellmeter.export.html.pieces import SEVERITY_WORDS, text, with_unit
 from cellmeter.export.html.plot import Curve, Level, Mark, Plot, drawn, top_of
 from cellmeter.export.summary import counted, where
 from cellmeter.rules.observed import top_cells
-from cellmeter.rules.units import bytes_text, seconds_text
+from cellmeter.rules.units import bytes_text, moment_text
 from cellmeter.run import Series, known
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def _finding(run: Run, finding: Finding, number: int) -> str:
         f'<div><p>{text(finding.fact)}</p><p class="consequence">{text(finding.consequence)}</p>'
         f'<p class="advice"><b>What to do</b>{text(finding.advice)}</p></div>{evidence(run, finding)}'
         f"<footer>Rests on <code>{text(rests.metric)}</code>: {text(with_unit(rests.value, rests.unit))}, "
-        f"threshold {text(with_unit(rests.threshold, rests.unit))}, from {seconds_text(finding.start)} to "
-        f"{seconds_text(finding.end)} of the run</footer></article>"
+        f"threshold {text(with_unit(rests.threshold, rests.unit))}, from {moment_text(finding.start, run.duration)} to "
+        f"{moment_text(finding.end, run.duration)} of the run</footer></article>"
     )
 
 
@@ -88,7 +88,8 @@ def evidence(run: Run, finding: Finding, height: int = 132) -> str:
     return drawn(
         run,
         Plot(
-            label=f"{about.meaning}{of}, from {seconds_text(start)} to {seconds_text(end)} of the run",
+            label=f"{about.meaning}{of}, from {moment_text(start, run.duration)} to "
+            f"{moment_text(end, run.duration)} of the run",
             start=start,
             end=end,
             top=top,

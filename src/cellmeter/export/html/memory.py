@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cellmeter.run import Run
 
 PEAKS = 3
-LEAST_RISE = 16 * MIB  # above what was there at the cell's start
+LEAST_RISE = 0.05  # of the highest peak, above what was there at the cell's start
 RETAINERS = 6
 LEAST_RETAINED = 32 * MIB  # allocators keep some MiB of whatever was there
 
@@ -39,7 +39,7 @@ def _chart(run: Run) -> str:
     if not series or run.duration <= 0:
         return ""
     if len(series) > 1 and not memory_peaks(run).workers_tell:
-        series = {who: series[f"{who} alone"]}  # the same, but for what nobody would see
+        series.pop(f"{who} alone")  # it would only be drawn over the other
     marks = _marks(run)
     top = top_of([*(float(known(one.values).max()) for one in series.values()), *(mark.value for mark in marks)], "By")
     limit, levels = run.limits.get("memory_bytes"), ()
@@ -57,11 +57,12 @@ def _marks(run: Run) -> tuple[Mark, ...]:
     import numpy as np
 
     tree = run.series(TREE if run.subjects(TREE) else RSS, "process")
+    least = LEAST_RISE * (memory_peaks(run).most or 0.0)
     found = []
     for cell in top_cells(run):
         inside = tree.between(cell.start, cell_end(run, cell))
         values, peak = known(inside.values), tree_peak(run, cell)
-        if peak is None or not len(values) or peak < float(values[0]) + LEAST_RISE:
+        if peak is None or not len(values) or peak < float(values[0]) + least:
             continue  # what stood there when it began is none of its peaks
         at = float(inside.time[int(np.nanargmax(inside.values))])
         found.append(Mark(at, peak, f"{cell.title[:24]} {bytes_text(peak)}"))

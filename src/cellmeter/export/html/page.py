@@ -41,6 +41,7 @@ from cellmeter.export.summary import (
 )
 from cellmeter.rules import judge
 from cellmeter.rules.observed import observed
+from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.settings import load_settings
 from cellmeter.sizing import sizes
@@ -89,19 +90,27 @@ def _page(title: str, body: str, scripts: Sequence[str]) -> str:
 
 
 def _body(run: Run, judgement: Judgement, spent: Costs | None, drawn: Timeline | None) -> str:
-    rows = cell_rows(run)
+    rows, script = cell_rows(run), is_script(run)
     sections = [
-        section(NOTES_TITLE, "".join(f'<p class="panel note info">{text(note.text)}</p>' for note in judgement.notes)),
+        section(NOTES_TITLE, "".join(f'<p class="note info">{text(note.text)}</p>' for note in judgement.notes)),
         section("Findings", findings_section(run, judgement.findings), counts(judgement.findings)),
         section("Timeline", f'<div class="panel timeline">{drawn.element}</div>' if drawn else ""),
-        section("Cells", cells_section(run, rows, judgement.findings), counted(len(rows), "cell")),
+        section(
+            "Script" if script else "Cells",
+            cells_section(run, rows, judgement.findings),
+            "" if script else contents(run),
+        ),
         *(section(one.title, _table(one, "as plugins measured them"), one.note) for one in plugged.tables(run)),
         *(section(one.title, _table(one, "as the code told them"), one.note) for one in said.tables(run)),
         *(section(one.title, _table(one, "as Prometheus told it"), one.note) for one in elsewhere.tables(run)),
         section("Alerts", definitions(said.alarms(run))),
-        section("Memory", memory_section(run, rows) if rows else "", "bands are cells, dots their peaks"),
+        section(
+            "Memory", memory_section(run, rows) if rows else "", "" if script else "bands are cells, dots their peaks"
+        ),
         section("GPUs", gpus_section(run, device_statistics(run)), "inside cells"),
-        section("Right size", sizing_section(sizes(run)), "for what was recorded here, used to 70 to 80 %")
+        section(
+            "Right size", sizing_section(sizes(run)), "for what was recorded here, so that it fills 70 to 80 % of it"
+        )
         if rows
         else "",
         section("Cost", costs_section(run, spent), "by the prices in your settings"),
@@ -145,9 +154,13 @@ def _cpu_tile(run: Run) -> tuple[str, str, str]:
     limit = run.limits.get("cpu_cores")
     usage = observed(run, "process.cpu.usage", "process", 0.0, run.duration)
     usage = usage.where(usage.seq > 0)
-    there = f"of {cores_text(limit.value)} cores, " if limit else "cores, "
+    there = f"of {limit.value:g} cores, " if limit else "cores, "
     highest = f"at most {cores_text(float(usage.values.max()))}" if len(usage.values) else "not measured"
-    return "CPU use in cells", cores_text(usage.mean() if len(usage.values) else None), there + highest
+    return (
+        "CPU use" if is_script(run) else "CPU use in cells",
+        cores_text(usage.mean() if len(usage.values) else None),
+        there + highest,
+    )
 
 
 def _memory_tile(run: Run) -> tuple[str, str, str]:

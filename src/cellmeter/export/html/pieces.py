@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -41,8 +41,9 @@ def definitions(pairs: Iterable[tuple[str, str]]) -> str:
 
 def table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
     """A table of ready markup, one string a row's cell; the first ``left`` columns are names, all else is numbers."""
-    head = "".join(f"<th scope=col{_left(i < left)}>{name}</th>" for i, name in enumerate(heads))
-    body = "".join(f"<tr>{_row(row, left)}</tr>" for row in rows)
+    names = list(heads)
+    head = "".join(f"<th scope=col{_left(i < left)}>{name}</th>" for i, name in enumerate(names))
+    body = "".join(f"<tr>{_row(names, row, left)}</tr>" for row in rows)
     words = text(caption)
     return scrollable(
         caption, f"<table><caption>{words}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -50,14 +51,17 @@ def table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[str]], lef
 
 
 def scrollable(name: str, table: str) -> str:
-    """A table in a panel that scrolls sideways where the page is narrow, by keyboard too."""
+    """A table in a panel that scrolls sideways where it is too wide, by keyboard too; on a phone each row is a block."""
     return f'<div class="panel wide" tabindex="0" role="region" aria-label="{text(name)}">{table}</div>'
 
 
-def _row(cells: Iterable[str], left: int) -> str:
+def _row(names: Sequence[str], cells: Iterable[str], left: int) -> str:
+    """The columns' names are with the cells too: on a phone there are no columns."""
     return "".join(
-        f"<th scope=row{_left(True)}>{cell}</th>" if i == 0 else f"<td{_left(i < left)}>{cell}</td>"
-        for i, cell in enumerate(cells)
+        f"<th scope=row{_left(True)}>{cell}</th>"
+        if i == 0
+        else f'<td{_left(i < left)} data-name="{text(name)}">{cell}</td>'
+        for i, (name, cell) in enumerate(zip(names, cells, strict=True))
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.charts import axis_label, decimate, time_ticks, value_ticks
 from cellmeter.export.html.pieces import text
+from cellmeter.rules.units import moment_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,7 @@ POINTS = 600  # of a curve: a minimum and a maximum for each 300th of the width
 BREAK_SECONDS = 5.0  # the line is not drawn across time without samples
 LEAST_BAND = 1 / 400  # of the width: a cell narrower than that is not seen
 LEAST_NAMED = 0.07
+MOST_TIMES = 5
 
 
 class Curve(NamedTuple):
@@ -84,7 +86,7 @@ def drawn(run: Run, plot: Plot) -> str:
     svg = f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{grid}{curves}{levels}</svg>'
     words = [
         *(f'<u style="top:{plot.y(tick):.1f}%">{text(axis_label(tick, plot.unit))}</u>' for tick in ticks),
-        *(f'<s style="left:{plot.x(at):.2f}%">{text(label)}</s>' for at, label in time_ticks(plot.start, plot.end)),
+        *(f'<s style="left:{plot.x(at):.2f}%">{text(label)}</s>' for at, label in _times(run, plot)),
         *(_mark(plot, mark) for mark in plot.marks),
     ]
     legend = "".join(f'<span class="key {curve.kind}">{text(curve.label)}</span>' for curve in plot.curves)
@@ -94,6 +96,13 @@ def drawn(run: Run, plot: Plot) -> str:
         f'<figure class="plot" role="img" aria-label="{text(plot.label)}"><figcaption>{legend}</figcaption>'
         f'<div class="area" style="height:{plot.height}px">{inside}</div></figure>'
     )
+
+
+def _times(run: Run, plot: Plot) -> list[tuple[float, str]]:
+    """Where times are written, in the one form that moments have on the page."""
+    ticks = [at for at, _ in time_ticks(plot.start, plot.end, MOST_TIMES)]
+    whole = all(at == round(at) for at in ticks)
+    return [(at, f"{at:.0f} s" if run.duration < 60 and whole else moment_text(at, run.duration)) for at in ticks]
 
 
 def _mark(plot: Plot, mark: Mark) -> str:
