@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from builders import GIB, CellPlan, GpuWork, a_cell, a_device, a_run, bursts, hump, without
+from labelled.keep import unpacked
 from test_export import assert_valid, busy_run
 from test_rules_machine import level, rise
 
@@ -163,3 +164,14 @@ def test_a_script_retains_nothing_and_its_report_speaks_of_it() -> None:
         for_script(script, "no cell of 10 s; no cell held two GPUs")
         == "it ran for less than 10 s; it did not hold two GPUs"
     )
+
+
+# ── recorded runs ──
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("inference-cpu", True), ("pandas", True), ("two-cores", False), ("slow-disk", False)]
+)
+def test_neighbours_on_recorded_machines(name: str, said: bool) -> None:
+    with unpacked(name) as run:
+        assert ("cpu-taken-by-others" in notes(run)) is said

@@ -114,6 +114,11 @@ def test_what_another_cell_gives_back_in_between_has_not_grown() -> None:
     assert outcome(run, "memory-growth").outcome == "clear"
 
 
+def test_what_a_later_cell_gave_back_is_no_leak() -> None:
+    assert outcome(a_run(*steps(1, 2, 3, 4), level(4)), "memory-growth").outcome == "found"
+    assert outcome(a_run(*steps(1, 2, 3, 4), rise(4, 1), level(1)), "memory-growth").outcome == "clear"
+
+
 def test_different_cells_that_each_keep_something_are_no_leak() -> None:
     cells = [replace(cell, hash=f"cell {n}") for n, cell in enumerate(steps(1, 2, 3, 4))]
     assert outcome(a_run(*cells), "memory-growth").outcome == "not-applicable"

@@ -72,9 +72,10 @@ class MemoryGrowth(Rule):
         first, last = streak[0][0], streak[-1][0]
         total = sum(bytes_kept for _, bytes_kept in streak)
         stayed = (run.usage(last).rss_end_bytes or 0) - (run.usage(first).rss_start_bytes or 0)
-        if stayed < 0.5 * total:  # something else gave it back in between
-            return CLEAR
         grown = [cell for cell, _ in streak]
+        still = sum(held.still for cell in grown if (held := holding(run).of(cell)))
+        if min(stayed, still) < 0.5 * total:  # something else gave it back, in between or since
+            return CLEAR
         each = total / len(streak)
         own = run.usage(last).rss_end_bytes or 0
         more = (limit.value - own) / each
