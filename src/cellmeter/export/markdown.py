@@ -87,7 +87,7 @@ def _cells(run: Run, findings: Sequence[Finding]) -> str:
     if not shown:
         return "No cell was run."
     columns = cell_columns(run, shown)
-    rows = [[row.name[:NAME_LENGTH], *(row.text(name) for name in columns[1:])] for row in shown]
+    rows = [[row.short_name(NAME_LENGTH), *(row.text(name) for name in columns[1:])] for row in shown]
     table = _table(columns, ["---", *["---:"] * (len(columns) - 2), "---"], rows)
     return f"{table}\n\n{note}" if note else table
 

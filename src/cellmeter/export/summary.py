@@ -65,6 +65,10 @@ class CellRow:
         """What it is called, and what stands in it where that is only a number."""
         return f"{self.title}  {self.first_line}" if NUMBERED.fullmatch(self.title) else self.title
 
+    def short_name(self, most: int) -> str:
+        """The name in at most so many characters."""
+        return self.name if len(self.name) <= most else f"{self.name[: most - 1]}…"
+
     def text(self, column: str) -> str:
         """One of the columns of :func:`cell_columns` in words."""
         if column == WITH_WORKERS:

@@ -90,7 +90,7 @@ def _cells(run: Run, judgement: Judgement) -> str:
         return ""
     shown, note = notable(rows, judgement.findings)
     columns = cell_columns(run, shown)
-    texts = [[row.name[:NAME_LENGTH], *(row.text(name) for name in columns[1:])] for row in shown]
+    texts = [[row.short_name(NAME_LENGTH), *(row.text(name) for name in columns[1:])] for row in shown]
     below = f'<div class="soft">{text(note)}</div>' if note else ""
     return _table(columns, texts) + below
 
@@ -111,7 +111,8 @@ def _advice(sizes: tuple[Size, ...], costs: Costs | None) -> str:
 
 def _details(run: Run, judgement: Judgement) -> str:
     mute = unchecked(judgement)
-    lines = [(checked.rule, f"{checked.outcome}: {checked.reason}") for checked in mute]
+    words = {"unknown": "unknown", "not-applicable": "did not apply", "error": "failed"}
+    lines = [(checked.rule, f"{words[checked.outcome]}: {checked.reason}") for checked in mute]
     lines += [(fact.name, fact.value) for fact in (*facts(run), *elsewhere.fact(run))]
     body = "".join(f"<div><b>{text(name)}</b> {text(value)}</div>" for name, value in lines)
     title = "What was not judged, and this recording" if mute else "This recording"
