@@ -39,6 +39,7 @@ def level(gib: float, mapped: float = 0.0) -> CellPlan:
     [
         pytest.param((rise(1, 3), level(3)), "info", id="kept 2 GiB"),
         pytest.param((rise(1, 40), level(40)), "warning", id="over half of the limit"),
+        pytest.param((rise(1, 40), rise(40, 20), level(20)), "info", id="over half of it for a time"),
         pytest.param((rise(0.3, 0.54), level(0.54)), None, id="under 256 MiB"),
         pytest.param((rise(10, 14), level(14)), None, id="small beside what is there"),
         pytest.param((rise(1, 9, mapped=8), level(9, mapped=8)), None, id="a mapped file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.rules.observed import readings_of, top_cells
@@ -45,12 +46,17 @@ class Held(NamedTuple):
 class Holding(NamedTuple):
     """All cells that took memory, in the order they ran, and the last edge that was seen, with its cell."""
 
-    cells: tuple[Held, ...]
+    by_seq: Mapping[int, Held]
     last: tuple[Cell, Level] | None
+
+    @property
+    def cells(self) -> tuple[Held, ...]:
+        """Without their numbers."""
+        return tuple(self.by_seq.values())
 
     def of(self, cell: Cell) -> Held | None:
         """What there is to say of one cell; None if it took nothing or that is not known."""
-        return next((held for held in self.cells if held.cell.seq == cell.seq), None)
+        return self.by_seq.get(cell.seq)
 
 
 def levels(run: Run, cell: Cell) -> tuple[Level | None, Level | None]:
@@ -74,32 +80,36 @@ def holding(run: Run, until: float = math.inf) -> Holding:
 
 def _holding(run: Run, until: float) -> Holding:
     taken: list[Held] = []
+    holders: list[int] = []  # of those that still hold something, the newest last
     last: tuple[Cell, Level] | None = None
     for cell in sorted(top_cells(run), key=lambda cell: cell.start):
         start, end = levels(run, cell)
         if start is None or cell.start > until:
             continue
         if last is not None:
-            _give_back(taken, last[1].own - start.own)
+            _give_back(taken, holders, last[1].own - start.own)
         last = (cell, start)
         if end is None:
             continue
-        _give_back(taken, start.own - end.own)
+        _give_back(taken, holders, start.own - end.own)
         if end.own > start.own:
+            holders.append(len(taken))
             taken.append(Held(cell, start, end, end.own - start.own))
         last = (cell, end)
-    return Holding(tuple(taken), last)
+    return Holding({held.cell.seq: held for held in taken}, last)
 
 
-def _give_back(taken: list[Held], amount: float) -> None:
+def _give_back(taken: list[Held], holders: list[int], amount: float) -> None:
     """Takes what was given back from the cell that had kept just as much, else from the newest first."""
-    order = list(range(len(taken) - 1, -1, -1))
-    like = [index for index in order if abs(taken[index].still - amount) <= SAME_SHARE * amount]
-    if amount >= LEAST_SAME and like:
-        order = [like[0], *(index for index in order if index != like[0])]
-    for index in order:
-        if amount <= 0:
-            return
-        part = min(amount, taken[index].still)
-        taken[index] = taken[index]._replace(still=taken[index].still - part)
+    if amount >= LEAST_SAME:
+        like = (index for index in reversed(holders) if abs(taken[index].still - amount) <= SAME_SHARE * amount)
+        if (same := next(like, None)) is not None:
+            holders.remove(same)
+            holders.append(same)
+    while amount > 0 and holders:
+        newest = holders[-1]
+        part = min(amount, taken[newest].still)
         amount -= part
+        taken[newest] = taken[newest]._replace(still=taken[newest].still - part)
+        if taken[newest].still <= 0:
+            holders.pop()

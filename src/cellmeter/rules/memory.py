@@ -238,7 +238,8 @@ class MemoryRetained(Rule):
     def _finding(self, run: Run, held: Held, last: tuple[Cell, Level], threshold: float) -> Finding:
         cell, limit, amount = held.cell, run.limits.get("memory_bytes"), _still(held)
         known_share = limit is not None and len(readings_of(run, MAPPED, "process", cell)) > 0
-        full = known_share and limit is not None and held.end.own > self.warning_share * limit.value
+        most = min(held.end.own, last[1].own)  # at its end, and still now
+        full = known_share and limit is not None and most > self.warning_share * limit.value
         level = last[1].resident
         share = f", {percent_text(100 * level / limit.value)} of the limit" if limit else ""
         when = "in" if last[0].end is None else "after"

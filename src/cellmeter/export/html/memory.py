@@ -77,7 +77,7 @@ def _retainers(run: Run, rows: Sequence[CellRow]) -> str:
     """What cells took and nobody gave back. A script gives all back at its end."""
     if is_script(run):
         return ""
-    holds = {held.cell.seq: held for held in holding(run).cells}
+    holds = holding(run).by_seq
     grown = [(row, holds[row.seq]) for row in rows if row.seq in holds and holds[row.seq].still >= LEAST_RETAINED]
     grown.sort(key=lambda pair: -pair[1].still)
     if not grown:
