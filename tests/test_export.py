@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from cellmeter import export
 from cellmeter.errors import BadUsage, MissingExtra
 from cellmeter.export import markdown, report_json, table
-from cellmeter.export.summary import cell_columns, cell_rows, plain, routine
+from cellmeter.export.rows import cell_columns, cell_rows, routine
+from cellmeter.export.summary import plain
 from cellmeter.rules import Checked, Judgement, judge
 from cellmeter.rules.units import count_text, moment_text, short_text
 from cellmeter.run import AlertFired, Gap, OverBudget, Run
@@ -299,7 +300,8 @@ def test_the_table_of_runs_has_a_row_each_and_says_what_cannot_be_read() -> None
     assert lines[3].split() == ["b", "unreadable", "10", "B", "run.json", "is", "damaged"]
 
 
-def test_workers_disks_and_what_an_unlabelled_cell_holds_are_in_every_table() -> None:
+def test_workers_disks_and_what_an_unlabelled_cell_holds_are_in_every_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
     work = a_cell(20, rss=GIB, first_line="pool.map(work, parts)", disk_written=lambda t: 10.0 * MIB)
     run = with_workers(a_run(a_cell(5, label="load", first_line="x = 1"), work), 2, 3 * GIB)
     rows = cell_rows(run)
@@ -351,7 +353,7 @@ def test_numbers_and_moments_have_one_form() -> None:
     run = replace(
         a_run(a_cell(80)), alerts=(AlertFired("process.memory.rss > 500MiB for 0s", "process", 1, 75.0, 6e8),)
     )
-    assert "at 0:01:15 of the run: process at 572 MiB" in export.render(run, "text")
+    assert "at 0:01:15 of the run: process at 572 MiB" in " ".join(export.render(run, "text").split())
 
 
 # ── hostile strings ──

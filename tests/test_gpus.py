@@ -17,7 +17,7 @@ from conftest import has_ended, wait_until
 from cellmeter import judge
 from cellmeter.export import render
 from cellmeter.export.report_json import schema
-from cellmeter.export.summary import cell_rows
+from cellmeter.export.rows import cell_rows
 from cellmeter.run import GpuUsage, Run
 from cellmeter.store import read_run, run_folders
 

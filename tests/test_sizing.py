@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cellmeter.costs import Cost, Costs, costs
 from cellmeter.errors import BadUsage
-from cellmeter.export.summary import costs_line, money, size_advice, size_line
+from cellmeter.export.sized import costs_line, money, size_advice, size_line
 from cellmeter.rules.observed import Observed
 from cellmeter.run import Run
 from cellmeter.settings import Prices, load_settings

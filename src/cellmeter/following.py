@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cellmeter import charts
 from cellmeter.assemble import cells_from
 from cellmeter.errors import CellmeterError
-from cellmeter.export.summary import CellRow, cell_row, ending
+from cellmeter.export.rows import CellRow, cell_row
+from cellmeter.export.summary import ending
 from cellmeter.layouts import rates_of
 from cellmeter.rules import Finding, judge
 from cellmeter.run import Cell, Column, Device, Limit

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter import charts
 from cellmeter.errors import MissingExtra
-from cellmeter.export.summary import CELL_HEADERS, SENTENCE_END, plain
+from cellmeter.export.rows import CELL_HEADERS
+from cellmeter.export.summary import SENTENCE_END, plain
 from cellmeter.following import WINDOW_SECONDS, Followed
 from cellmeter.run import LONGEST_READING_SECONDS
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cellmeter.export.summary import CellRow
+    from cellmeter.export.rows import CellRow
 
     Floats = NDArray[np.float64]
 

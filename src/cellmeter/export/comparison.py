@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from cellmeter.export.summary import CellRow, cell_rows
+from cellmeter.export.rows import CellRow, cell_rows
 from cellmeter.run import known
 
 if TYPE_CHECKING:

@@ -9,22 +9,9 @@ from typing import TYPE_CHECKING
 
 from cellmeter.costs import costs
 from cellmeter.export import elsewhere, plugged, said
-from cellmeter.export.summary import (
-    FINDINGS_SHOWN,
-    SIZE_NAMES,
-    cell_columns,
-    cell_rows,
-    costs_line,
-    counts,
-    facts,
-    lead,
-    mute_counts,
-    notable,
-    plain,
-    size_line,
-    unchecked,
-    where,
-)
+from cellmeter.export.rows import cell_columns, cell_rows, notable
+from cellmeter.export.sized import SIZE_NAMES, costs_line, size_line
+from cellmeter.export.summary import FINDINGS_SHOWN, counts, facts, lead, mute_counts, plain, unchecked, where
 from cellmeter.rules import judge
 from cellmeter.rules.scripts import is_script
 from cellmeter.settings import load_settings

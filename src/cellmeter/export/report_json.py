@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import cellmeter
 from cellmeter.costs import Costs, costs
 from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export.amounts import disk_bytes, tree_peak
 from cellmeter.export.devices import Spread, statistics_of
-from cellmeter.export.summary import disk_bytes, tree_peak
 from cellmeter.rules import judge
 from cellmeter.settings import load_settings
 from cellmeter.sizing import HIGHEST_TARGET, TARGET, sizes

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.alerts import metric_of
 from cellmeter.charts import format_held
-from cellmeter.export.summary import Fact, counted, maybe_mine, plain
+from cellmeter.export.rows import maybe_mine
+from cellmeter.export.summary import Fact, counted, plain
 from cellmeter.rules.units import (
     UNKNOWN,
     bytes_text,

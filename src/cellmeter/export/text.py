@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter.costs import costs
 from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export.rows import CellRow, cell_columns, cell_rows, notable
+from cellmeter.export.sized import SIZE_NAMES, SIZES_TITLE, costs_line, size_line
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
     NOTES_TITLE,
-    SIZE_NAMES,
-    SIZES_TITLE,
-    CellRow,
-    cell_columns,
-    cell_rows,
     contents,
-    costs_line,
     counted,
     counts,
     ending,
@@ -27,11 +23,9 @@ from cellmeter.export.summary import (
     gpus,
     lead,
     mute_counts,
-    notable,
     plain,
     plugins,
     recorder_cost,
-    size_line,
     unchecked,
     where,
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cellmeter.export.html.pieces import definitions, meter, table, text
-from cellmeter.export.summary import SIZE_NAMES, amount, money, size_advice
+from cellmeter.export.sized import SIZE_NAMES, amount, money, size_advice
 from cellmeter.rules.units import seconds_text
 
 if TYPE_CHECKING:

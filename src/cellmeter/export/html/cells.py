@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cellmeter.export.html.pieces import SEVERITY_WORDS, scrollable, text
-from cellmeter.export.summary import WITH_WORKERS, CellRow, cell_columns, counted, routine
+from cellmeter.export.rows import WITH_WORKERS, CellRow, cell_columns, routine
+from cellmeter.export.summary import counted
 from cellmeter.rules.scripts import is_script
 
 if TYPE_CHECKING:

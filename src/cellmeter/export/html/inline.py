@@ -8,19 +8,9 @@ from typing import TYPE_CHECKING
 
 from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.html.pieces import SEVERITY_WORDS, packaged, text
-from cellmeter.export.summary import (
-    FINDINGS_SHOWN,
-    SIZE_NAMES,
-    cell_columns,
-    cell_rows,
-    costs_line,
-    facts,
-    lead,
-    notable,
-    size_line,
-    unchecked,
-    where,
-)
+from cellmeter.export.rows import cell_columns, cell_rows, notable
+from cellmeter.export.sized import SIZE_NAMES, costs_line, size_line
+from cellmeter.export.summary import FINDINGS_SHOWN, facts, lead, unchecked, where
 from cellmeter.rules.units import seconds_text
 
 if TYPE_CHECKING:

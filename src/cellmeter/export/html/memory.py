@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cellmeter.export.amounts import memory_peaks, tree_peak
 from cellmeter.export.html.pieces import meter, table, text
 from cellmeter.export.html.plot import Curve, Level, Mark, Plot, drawn, top_of
-from cellmeter.export.summary import WITH_WORKERS, CellRow, counted, memory_peaks, process_of, tree_peak
+from cellmeter.export.rows import WITH_WORKERS, CellRow
+from cellmeter.export.summary import counted, process_of
 from cellmeter.rules.held import holding
 from cellmeter.rules.memory import RSS, TREE
 from cellmeter.rules.observed import cell_end, top_cells

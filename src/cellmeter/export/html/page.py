@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cellmeter import timeline
 from cellmeter.costs import Costs, costs
 from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export.amounts import NOTABLE_DISK, disk_bytes, memory_peaks
 from cellmeter.export.devices import device_statistics
 from cellmeter.export.html.advice import costs_section, sizing_section
 from cellmeter.export.html.cells import cells_section
@@ -20,19 +21,15 @@ from cellmeter.export.html.gpus import gpus_section
 from cellmeter.export.html.inline import inline
 from cellmeter.export.html.memory import memory_section
 from cellmeter.export.html.pieces import definitions, name_of, packaged, section, table, text
+from cellmeter.export.rows import CellRow, cell_rows
+from cellmeter.export.sized import money
 from cellmeter.export.summary import (
-    NOTABLE_DISK,
     NOTES_TITLE,
-    CellRow,
-    cell_rows,
     contents,
     counted,
     counts,
-    disk_bytes,
     facts,
     headline,
-    memory_peaks,
-    money,
     mute_counts,
     overline,
     plain,

@@ -1,0 +1,70 @@
+"""What a cell and a run come to: memory with and without workers, bytes of disks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cellmeter.rules.memory import RSS, TREE
+from cellmeter.rules.observed import readings_of
+from cellmeter.rules.units import MIB, bytes_text
+from cellmeter.run import known
+
+if TYPE_CHECKING:
+    from cellmeter.run import Cell, Run
+
+NOTABLE_SHARE, NOTABLE_BYTES = 1.05, 32 * MIB  # what workers add to the kernel's own memory, to be worth a word
+NOTABLE_DISK = 10 * MIB
+
+
+def tree_peak(run: Run, cell: Cell) -> float | None:
+    """The peak of the kernel and its workers together as the samples saw it, and no less than the kernel's own."""
+    sampled = readings_of(run, TREE, "process", cell)
+    own = run.usage(cell).peak_rss_bytes
+    seen = [float(sampled.max())] if len(sampled) else []
+    return max([*seen, float(own)] if own is not None else seen, default=None)
+
+
+def notably_more(tree: float | None, kernel: float | None) -> bool:
+    """Whether workers add so much to the kernel's own memory that it is to be said."""
+    return tree is not None and kernel is not None and tree > max(NOTABLE_SHARE * kernel, kernel + NOTABLE_BYTES)
+
+
+class Peaks(NamedTuple):
+    """The highest memory of a run: of the kernel alone, exact where its cells' marks are, and with its workers."""
+
+    kernel: float | None
+    tree: float | None
+
+    @property
+    def most(self) -> float | None:
+        """The greater of both."""
+        return max((peak for peak in self if peak is not None), default=None)
+
+    @property
+    def workers_tell(self) -> bool:
+        """Whether workers add so much that both are to be said."""
+        return notably_more(self.tree, self.kernel)
+
+
+def memory_peaks(run: Run) -> Peaks:
+    """Of all moments, in cells and between them."""
+
+    def highest(metric: str) -> list[float]:
+        values = known(run.series(metric, "process").values)
+        return [float(values.max())] if len(values) else []
+
+    marks = [float(cell.peak_rss_bytes) for cell in run.cells if cell.peak_rss_bytes is not None]
+    kernel = max([*marks, *highest(RSS)], default=None)
+    return Peaks(kernel, max([*marks, *highest(TREE), *highest(RSS)], default=None))
+
+
+def disk(run: Run) -> str:
+    """What the run made the disks read and write in all."""
+    amounts = {name: disk_bytes(run, name) for name in ("read", "written")}
+    return ", ".join(f"{bytes_text(count)} {name}" for name, count in amounts.items() if count is not None) or "unknown"
+
+
+def disk_bytes(run: Run, name: str) -> float | None:
+    """Bytes ``read`` or ``written`` by the kernel and its workers from the first sample to the last."""
+    counted_bytes = known(run.series(f"process.disk.{name}", "process").values)
+    return float(counted_bytes[-1] - counted_bytes[0]) if len(counted_bytes) > 1 else None

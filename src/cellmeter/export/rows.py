@@ -1,0 +1,172 @@
+"""A row a cell, as all tables of cells have it, and which rows matter where there is no room for all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cellmeter.export.amounts import NOTABLE_DISK, notably_more, tree_peak
+from cellmeter.export.summary import counted, plain, title_of
+from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from cellmeter.rules import Finding
+    from cellmeter.run import Cell, CellUsage, Device, Run
+
+CELLS_SHOWN = 40
+ROUTINE_SECONDS = 1.0
+
+CELL_HEADERS = ("Cell", "Duration", "CPU", "Peak memory", "Growth", "GPU", "Energy", "Status")
+WITH_WORKERS = "With workers"
+NUMBERED = re.compile(r"In \[\d+\]|cell #\d+")
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """One cell in numbers. None: unknown. ``gpu_percent`` is the mean over the GPUs that may be the kernel's."""
+
+    seq: int
+    title: str
+    first_line: str
+    status: str
+    seconds: float
+    cpu_seconds: float | None
+    cores: float | None
+    peak_bytes: int | None
+    peak_exact: bool
+    growth_bytes: int | None
+    gpu_percent: float | None
+    energy_joules: float | None
+    tree_bytes: float | None = None
+    """The highest sample of the kernel and its workers, and no less than the kernel's own peak."""
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called, and what stands in it where that is only a number."""
+        return f"{self.title}  {self.first_line}" if NUMBERED.fullmatch(self.title) else self.title
+
+    def short_name(self, most: int) -> str:
+        """The name in at most so many characters."""
+        return self.name if len(self.name) <= most else f"{self.name[: most - 1]}…"
+
+    def text(self, column: str) -> str:
+        """One of the columns of :func:`cell_columns` in words."""
+        if column == WITH_WORKERS:
+            return "" if self.workers_bytes is None else bytes_text(self.workers_bytes)
+        disk = {"Read": self.read_bytes, "Written": self.written_bytes}
+        return bytes_text(disk[column]) if column in disk else self.texts()[CELL_HEADERS.index(column)]
+
+    @property
+    def workers_bytes(self) -> float | None:
+        """The peak with workers; None where they add too little to be said, or that is unknown."""
+        return self.tree_bytes if notably_more(self.tree_bytes, self.peak_bytes) else None
+
+    def texts(self) -> tuple[str, ...]:
+        """The row in words, in the order of ``CELL_HEADERS``."""
+        at_least = "" if self.peak_exact or self.peak_bytes is None else "≥ "
+        growth = bytes_text(self.growth_bytes)
+        return (
+            self.title,
+            seconds_text(self.seconds),
+            cores_text(self.cores),
+            at_least + bytes_text(self.peak_bytes),
+            f"+{growth}" if self.growth_bytes and self.growth_bytes > 0 else growth,
+            percent_text(self.gpu_percent),
+            joules_text(self.energy_joules),
+            self.status,
+        )
+
+
+def cell_columns(run: Run, rows: Sequence[CellRow]) -> list[str]:
+    """The columns worth showing: none about GPUs without one, about workers and disks only where they did something."""
+    idle = set() if run.devices else {"GPU", "Energy"}
+    columns = [name for name in CELL_HEADERS if name not in idle]
+    if any(row.workers_bytes is not None for row in rows):
+        columns.insert(columns.index("Peak memory") + 1, WITH_WORKERS)
+    disk = {"Read": [row.read_bytes for row in rows], "Written": [row.written_bytes for row in rows]}
+    done = [name for name, counts in disk.items() if any((count or 0) >= NOTABLE_DISK for count in counts)]
+    return [*columns[:-1], *done, columns[-1]]
+
+
+def routine(rows: Sequence[CellRow], findings: Sequence[Finding]) -> frozenset[int]:
+    """Cells that nobody looks for: short ones that begin with a line magic, ended well and that no finding names.
+
+    Only a cell's first line is known, so one that took a while may hold more than the magic.
+    """
+    named = {seq for finding in findings for seq in finding.cells}
+    return frozenset(
+        row.seq
+        for row in rows
+        if row.first_line.startswith("%")
+        and not row.first_line.startswith("%%")
+        and row.seconds < ROUTINE_SECONDS
+        and row.status == "ok"
+        and row.seq not in named
+    )
+
+
+def notable(rows: Sequence[CellRow], findings: Sequence[Finding]) -> tuple[list[CellRow], str]:
+    """At most ``CELLS_SHOWN`` rows for where there is no room for all, in the order they ran, and a line on the others.
+
+    Routine cells go first, then those that are neither named by a finding nor failed, the shortest first.
+    """
+    quiet = routine(rows, findings)
+    named = {seq for finding in findings for seq in finding.cells}
+    left = [row for row in rows if row.seq not in quiet] or list(rows)
+    ranked = sorted(left, key=lambda row: (row.status == "ok", row.seq not in named, -row.seconds))
+    chosen = sorted(ranked[:CELLS_SHOWN], key=lambda row: row.seq)
+    parts = [f"{counted(len(left) - len(chosen), 'shorter cell')}"] if len(left) > len(chosen) else []
+    parts += [f"{counted(len(quiet), 'line magic')}"] if len(left) < len(rows) else []
+    return chosen, f"Left out: {' and '.join(parts)}." if parts else ""
+
+
+def cell_rows(run: Run) -> list[CellRow]:
+    """A row a cell, in the order they ran."""
+    return [cell_row(run, cell) for cell in run.cells]
+
+
+def cell_row(run: Run, cell: Cell) -> CellRow:
+    """One cell in numbers."""
+    usage = run.usage(cell)
+    until = run.duration if cell.end is None else cell.end
+    seconds, there = until - cell.start, [device for device in run.devices if device.since < until]
+    start, end = usage.rss_start_bytes, usage.rss_end_bytes
+    return CellRow(
+        seq=cell.seq,
+        title=plain(title_of(cell)),
+        first_line=plain(cell.first_line),
+        status=cell.status,
+        seconds=seconds,
+        cpu_seconds=usage.cpu_seconds,
+        cores=usage.cores,
+        peak_bytes=usage.peak_rss_bytes,
+        peak_exact=usage.peak_exact,
+        growth_bytes=None if start is None or end is None else end - start,
+        gpu_percent=_gpu_percent(there, usage),
+        energy_joules=_energy(there, usage),
+        tree_bytes=tree_peak(run, cell),
+        read_bytes=usage.read_bytes,
+        written_bytes=usage.written_bytes,
+    )
+
+
+def maybe_mine(devices: Sequence[Device]) -> list[Device]:
+    """The GPUs that are the kernel's, or may be."""
+    return [device for device in devices if device.mine is not False]
+
+
+def _gpu_percent(devices: Sequence[Device], usage: CellUsage) -> float | None:
+    means = [usage.gpu[device.id].utilization_mean for device in maybe_mine(devices)]
+    known = [mean for mean in means if mean is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _energy(devices: Sequence[Device], usage: CellUsage) -> float | None:
+    """Of all GPUs that may be the kernel's; a sum without one of them would be too small, so it is unknown."""
+    parts = [usage.gpu[device.id].energy_joules for device in maybe_mine(devices)]
+    known = [part for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else None
