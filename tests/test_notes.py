@@ -12,7 +12,7 @@ from labelled.keep import unpacked
 from test_export import assert_valid, busy_run
 from test_rules_machine import level, rise
 
-from cellmeter import export
+from cellmeter import export, timeline
 from cellmeter.export import report_json
 from cellmeter.rules import Note, judge
 from cellmeter.rules.scripts import for_script, is_script
@@ -160,6 +160,15 @@ def test_a_script_retains_nothing_and_its_report_speaks_of_it() -> None:
     assert text.startswith("cellmeter report · s.py in 9.0 s\n")
     assert "a script gives all back at its end" in re.sub(r"\s+", " ", text)
     assert "Script               /home/ada/s.py" in text
+    page = re.sub(r"<script>.*?</script>", "", export.html_report(script), flags=re.DOTALL)
+    for told in (text, export.render(script, "md"), page, export.inline_html(script)):
+        words = re.sub(r"<style>.*?</style>|<[^>]*>", " ", told, flags=re.DOTALL)
+        assert not re.search(r"\b[Cc]ells?\b|\b[Kk]ernel\b|[Nn]otebook", words)
+    labels = [
+        x.label["value"] for fig in timeline.run_figures(script).children for legend in fig.legend for x in legend.items
+    ]
+    assert "script" in labels
+    assert "kernel" not in labels
     assert (
         for_script(script, "no cell of 10 s; no cell held two GPUs")
         == "it ran for less than 10 s; it did not hold two GPUs"

@@ -24,6 +24,7 @@ from cellmeter.charts import (
     scale_top,
 )
 from cellmeter.metrics import Group
+from cellmeter.rules.scripts import is_script
 from cellmeter.run import Cell, Run
 
 if TYPE_CHECKING:
@@ -95,6 +96,10 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
     figures: list[Any] = []
     for spec in frame.panels:
         readings = thinned(frame.time, frame.of(spec), by_peaks=spec.unit == "By")
+        if is_script(run):
+            spec = replace(
+                spec, lines=tuple(x._replace(label="script") if x.label == "kernel" else x for x in spec.lines)
+            )
         if spec.key == "memory":
             spec = replace(spec, exact_peak=_exact_peak(run, start, end))
         names = [f"c{index}" for index in range(len(spec.lines))]

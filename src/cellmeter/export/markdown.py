@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cellmeter.costs import costs
 from cellmeter.export import elsewhere, plugged, said
-from cellmeter.export.rows import cell_columns, cell_rows, notable
+from cellmeter.export.rows import cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, costs_line, size_line
 from cellmeter.export.summary import FINDINGS_SHOWN, counts, facts, lead, mute_counts, plain, unchecked, where
 from cellmeter.rules import judge
@@ -75,7 +75,7 @@ def _cells(run: Run, findings: Sequence[Finding]) -> str:
         return "No cell was run."
     columns = cell_columns(run, shown)
     rows = [[row.short_name(NAME_LENGTH), *(row.text(name) for name in columns[1:])] for row in shown]
-    table = _table(columns, ["---", *["---:"] * (len(columns) - 2), "---"], rows)
+    table = _table(heads(run, columns), ["---", *["---:"] * (len(columns) - 2), "---"], rows)
     return f"{table}\n\n{note}" if note else table
 
 

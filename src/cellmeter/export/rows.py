@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cellmeter.export.amounts import NOTABLE_DISK, notably_more, tree_peak
 from cellmeter.export.summary import counted, plain, title_of
+from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
@@ -90,6 +91,11 @@ def cell_columns(run: Run, rows: Sequence[CellRow]) -> list[str]:
     disk = {"Read": [row.read_bytes for row in rows], "Written": [row.written_bytes for row in rows]}
     done = [name for name, counts in disk.items() if any((count or 0) >= NOTABLE_DISK for count in counts)]
     return [*columns[:-1], *done, columns[-1]]
+
+
+def heads(run: Run, columns: Sequence[str]) -> list[str]:
+    """What stands above the columns: a script is no cell."""
+    return ["Script" if is_script(run) else columns[0], *columns[1:]]
 
 
 def routine(rows: Sequence[CellRow], findings: Sequence[Finding]) -> frozenset[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter.costs import costs
 from cellmeter.export import elsewhere, plugged, said
-from cellmeter.export.rows import CellRow, cell_columns, cell_rows, notable
+from cellmeter.export.rows import CellRow, cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, SIZES_TITLE, costs_line, size_line
 from cellmeter.export.summary import (
     FINDINGS_SHOWN,
@@ -110,7 +110,7 @@ def _cells_table(run: Run, rows: Sequence[CellRow], width: int) -> str:
         return "no cell has been run"
     columns = cell_columns(run, rows)
     texts = [[row.name, *(row.text(name) for name in columns[1:])] for row in rows]
-    return _fitted(columns, texts, width, right=range(1, len(columns) - 1))
+    return _fitted(heads(run, columns), texts, width, right=range(1, len(columns) - 1))
 
 
 def _fitted(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, right: Iterable[int]) -> str:

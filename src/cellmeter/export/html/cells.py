@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cellmeter.export.html.pieces import SEVERITY_WORDS, scrollable, text
-from cellmeter.export.rows import WITH_WORKERS, CellRow, cell_columns, routine
+from cellmeter.export.rows import WITH_WORKERS, CellRow, cell_columns, heads, routine
 from cellmeter.export.summary import counted
 from cellmeter.rules.scripts import is_script
 
@@ -30,7 +30,10 @@ def cells_section(run: Run, rows: Sequence[CellRow], findings: Sequence[Finding]
     names = cell_columns(run, rows)
     texts = [[row.text(name) for name in names] for row in rows]
     quiet, marks, tops = routine(rows, findings), _marks(rows, findings), _tops(run, rows, names)
-    heads = "".join(f'<th scope="col"{_left(name)}><button type="button">{name}</button></th>' for name in names)
+    head = "".join(
+        f'<th scope="col"{_left(name)}><button type="button">{shown}</button></th>'
+        for name, shown in zip(names, heads(run, names), strict=True)
+    )
     body = "".join(
         _row(row, names, words, marks[row.seq], tops, row.seq in quiet)
         for row, words in zip(rows[:PAGE], texts, strict=False)
@@ -45,7 +48,7 @@ def cells_section(run: Run, rows: Sequence[CellRow], findings: Sequence[Finding]
     }
     table = (
         f'<table id="cells"><caption>{_caption(run)}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
     return (
         f"{scrollable('Cells', table)}{_pages(len(rows))}{_dimmed(len(quiet))}"

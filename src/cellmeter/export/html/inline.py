@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.html.pieces import SEVERITY_WORDS, packaged, text
-from cellmeter.export.rows import cell_columns, cell_rows, notable
+from cellmeter.export.rows import cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, costs_line, size_line
 from cellmeter.export.summary import FINDINGS_SHOWN, facts, lead, unchecked, where
 from cellmeter.rules.units import seconds_text
@@ -82,7 +82,7 @@ def _cells(run: Run, judgement: Judgement) -> str:
     columns = cell_columns(run, shown)
     texts = [[row.short_name(NAME_LENGTH), *(row.text(name) for name in columns[1:])] for row in shown]
     below = f'<div class="soft">{text(note)}</div>' if note else ""
-    return _table(columns, texts) + below
+    return _table(heads(run, columns), texts) + below
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -35,13 +35,13 @@ def memory_section(run: Run, rows: Sequence[CellRow]) -> str:
 def _chart(run: Run) -> str:
     """Lines and colours as in the timeline: with workers, and the kernel alone where that is less."""
     who = process_of(run)
-    named = {WITH_WORKERS.lower(): TREE, f"{who} alone": RSS}
+    named = {WITH_WORKERS.lower(): TREE, who: RSS}
     series = {name: run.series(metric, "process") for name, metric in named.items()}
     series = {name: one for name, one in series.items() if len(known(one.values))}
     if not series or run.duration <= 0:
         return ""
     if len(series) > 1 and not memory_peaks(run).workers_tell:
-        series.pop(f"{who} alone")  # it would only be drawn over the other
+        series.pop(who)  # it would only be drawn over the other
     marks = _marks(run)
     top = top_of([*(float(known(one.values).max()) for one in series.values()), *(mark.value for mark in marks)], "By")
     limit, levels = run.limits.get("memory_bytes"), ()

@@ -102,7 +102,7 @@ def _times(run: Run, plot: Plot) -> list[tuple[float, str]]:
     """Where times are written, in the one form that moments have on the page."""
     ticks = [at for at, _ in time_ticks(plot.start, plot.end, MOST_TIMES)]
     whole = all(at == round(at) for at in ticks)
-    return [(at, f"{at:.0f} s" if run.duration < 60 and whole else moment_text(at, run.duration)) for at in ticks]
+    return [(at, f"{at:.0f} s" if 6 <= run.duration < 60 and whole else moment_text(at, run.duration)) for at in ticks]
 
 
 def _mark(plot: Plot, mark: Mark) -> str:
