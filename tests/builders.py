@@ -66,7 +66,7 @@ class CellPlan:
     throttled: Signal = 0.0
     cpu_pressure: Signal = 0.0
     runnable: Signal = 1.0
-    machine: Signal = 0.0
+    machine: Signal | None = None
     """Cores busy on the whole machine, which has 16."""
     free: Signal = float(500 * GIB)
     hash: str = ""
@@ -142,7 +142,6 @@ def _columns(devices: Sequence[Device]) -> dict[Column, Callable[[_Moment], floa
         Column("cgroup.cpu.throttled.periods", "cgroup", "1"): lambda m: 10.0 * _value(m.plan.throttled, m.since),
         Column("cgroup.cpu.throttled.time", "cgroup", "s"): lambda m: _value(m.plan.throttled, m.since),
         Column("cgroup.pressure.cpu.time", "cgroup", "s"): lambda m: _value(m.plan.cpu_pressure, m.since),
-        Column("host.cpu.time", "host", "s"): lambda m: _value(m.plan.machine, m.since),
         Column("host.tasks.runnable", "host", "1"): lambda m: _value(m.plan.runnable, m.since),
         Column("recorder.cpu.time", "recorder", "s"): lambda m: 0.004,
     }
@@ -253,7 +252,10 @@ def a_run(
         )
     }
     minutes = [m for i, m in enumerate(moments) if i == 0 or int(m.time / 60) != int(moments[i - 1].time / 60)]
-    segments = [_segment("main", _columns(devices), moments), _segment("filesystems", DISK, minutes)]
+    columns = _columns(devices)
+    if any(plan.machine is not None for plan in plans):
+        columns[Column("host.cpu.time", "host", "s")] = lambda m: _value(m.plan.machine or 0.0, m.since)
+    segments = [_segment("main", columns, moments), _segment("filesystems", DISK, minutes)]
     if lists:
         segments.append(_segment("gpu-processes", lists, listed))
     limits = {"cpu_cores": Limit(cores, "cpuset")}
