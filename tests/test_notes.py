@@ -41,7 +41,7 @@ def notes(run: Run) -> dict[str, Note]:
 )
 def test_neighbours_that_take_the_cores(cell: CellPlan, said: bool) -> None:
     plan = replace(cell, cpu_pressure=0.4)
-    assert ("cpu-taken-by-others" in notes(a_run(plan))) is said
+    assert ("cpu-taken-by-others" in notes(a_run(plan, cores=16.0))) is said
 
 
 def test_nobody_is_slowed_who_did_not_wait() -> None:
