@@ -14,8 +14,8 @@ import psutil
 import pytest
 from conftest import wait_until
 
+from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Limit
-from cellmeter.sources import SHARED_PAGES
 from cellmeter.sources.cgroup import CgroupPart, cpu_quota, find_group, limits, memory_limit
 from cellmeter.sources.death import is_exiting
 from cellmeter.sources.filesystems import Filesystems, mounts, working_folders

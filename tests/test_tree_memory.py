@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import wait_until
 
-from cellmeter.sources import SHARED_PAGES
+from cellmeter.metrics import SHARED_PAGES
 from cellmeter.sources.process import ProcessPart
 from cellmeter.sources.tree_memory import SPARED, Reading, Share, TreeMemory, share_of
 

@@ -107,7 +107,7 @@ def test_it_follows_the_size_of_the_terminal(busy: Kernel, terminal: Callable[..
     watched = terminal(columns=100)
     watched.child.expect(r"of \d+ cores")
     watched.child.setwinsize(20, 60)
-    watched.child.expect(r"Memory\S* +\d+\.\d MiB {2}")
+    watched.child.expect(r"Memory\S* +[\d.]+ MiB {2}")
     watched.child.send("q")
     watched.ended()
 

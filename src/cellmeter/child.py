@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter import __version__
 from cellmeter.alerts import Board, Budget, Guard, guards_of
+from cellmeter.metrics import SHARED_PAGES
 from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, Stream, SystemClock
-from cellmeter.sources import SHARED_PAGES, Source
+from cellmeter.sources import Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, is_exiting, judge_death, wait_status
 from cellmeter.sources.filesystems import Filesystems, working_folders
 from cellmeter.sources.nvidia import open_nvidia

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.alerts import MOST_ALERTS, Alert, Budget, guards_of, message_of, parse, watchable, watches
 from cellmeter.errors import BadUsage, RecorderUnavailable, RunUnreadable
-from cellmeter.metrics import METRICS, Metric
+from cellmeter.metrics import METRICS, SHARED_PAGES, Metric
 from cellmeter.plugins import found
 from cellmeter.run import AlertFired, CellStatus, Column
 from cellmeter.store import Tail, read_header
@@ -166,10 +166,15 @@ class Lookout:
             return f"memory budget {budget.text}: {then} it"
         limit, source = header["limits"].get("memory_bytes", (0.0, ""))
         columns = [Column(*column) for segment in header["segments"] for column in segment["columns"]]
-        guards = guards_of(budget, columns, limit, source)
+        guards = guards_of(budget, columns, limit, source, SHARED_PAGES in header.get("unavailable", {}))
         if not guards:
             return f"memory budget {budget.text} is not watched: its limit or the use is not known here"
-        of = f"{_amount(guards[0].threshold, 'By')} in use by {_WHOSE[guards[0].subject]}"
+        guard = guards[-1]
+        if (
+            guard.upper_bound and budget.interrupt
+        ):  # of workers only "at most" is known: the kernel's own memory is certain
+            then = "interrupts a cell for what the kernel itself has, warns of one that goes beyond"
+        of = f"{_amount(guard.threshold, 'By')} in use by {_WHOSE[guard.subject]}"
         if budget.share is not None:
             of += f", {budget.share:.0%} of {_amount(limit, 'By')} ({source})".replace("%", " %")
         return f"memory budget {budget.text}: {then} {of}"

@@ -14,6 +14,9 @@ SHORT_FOR_CPU_SECONDS = 0.1  # what a cell takes to begin and to end is a good p
 TICKS_SECONDS = 0.25  # CPU time that is counted in ticks of 10 ms tells a core's load to 4 % over that time
 LONGEST_READING_SECONDS = 2.0  # a reading stands for no more time than this: a gap is unknown, not as before
 
+# The key under which it stands why pages that processes share count each time: process.tree.memory.rss is an upper bound then.
+SHARED_PAGES = "process.tree.memory.shared"
+
 Kind = Literal["gauge", "counter", "rate"]
 Scope = Literal["host", "core", "process", "cgroup", "gpu", "recorder"]
 Group = Literal["cpu", "memory", "gpu", "io", "net", "power"]

@@ -4,9 +4,6 @@ from typing import NamedTuple, Protocol
 
 from cellmeter.run import Column, Device
 
-SHARED_PAGES = "process.tree.memory.shared"
-"""Is unavailable where pages that processes share count each time, and ``process.tree.memory.rss`` is an upper bound."""
-
 
 class Notice(NamedTuple):
     """Something a source found out while reading: ``unavailable``, ``lost`` or ``returned``, of what, and why."""

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import psutil
 
+from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column, Device, Host, Limit
-from cellmeter.sources import SHARED_PAGES, Notice
+from cellmeter.sources import Notice
 from cellmeter.sources.tree_time import TreeTime
 
 NAN = float("nan")

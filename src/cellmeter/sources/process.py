@@ -7,8 +7,8 @@ import os
 import time
 from typing import Protocol
 
+from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column
-from cellmeter.sources import SHARED_PAGES
 from cellmeter.sources.cgroup import read_text
 from cellmeter.sources.tree_memory import PAGE, Family, TreeMemory
 from cellmeter.sources.tree_time import TreeTime
