@@ -37,6 +37,8 @@ class Terminal:
 
     def __init__(self, columns: int = 80, rows: int = 24) -> None:
         environ = {**os.environ, "TERM": "xterm-256color"}
+        for fixed in ("COLUMNS", "LINES"):  # which pytest-xdist sets, would be another size than the terminal's
+            environ.pop(fixed, None)
         self.child: Any = pexpect.spawn(
             COMMAND[0], COMMAND[1:], env=environ, dimensions=(rows, columns), encoding="utf-8", timeout=60
         )

@@ -135,10 +135,15 @@ def checked_metrics(plugin: str, metrics: Any) -> tuple[Metric, ...]:
             raise ValueError(f"its metric {metric.name!r} must be named {plugin}.…")
         if not re.fullmatch(r"[\w.-]+", metric.name, re.ASCII):
             raise ValueError(f"its metric {metric.name!r} has other signs than letters, digits, '.', '_' and '-'")
-        described = all(isinstance(text, str) for text in metric[:7])
-        if metric.kind not in KINDS or not described or not all(isinstance(text, str | None) for text in metric[7:]):
+        if not _is_described(metric):
             raise ValueError(f"its metric {metric.name!r} is not well described: {metric!r:.120}")
     return checked
+
+
+def _is_described(metric: Metric) -> bool:
+    *texts, least_seconds = metric
+    named = all(isinstance(text, str) for text in texts[:7]) and all(isinstance(text, str | None) for text in texts[7:])
+    return named and metric.kind in KINDS and isinstance(least_seconds, int | float) and least_seconds >= 0
 
 
 def _line(error: BaseException) -> str:
