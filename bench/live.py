@@ -82,6 +82,7 @@ def _see(browser: Any, server: Server, plot: Plot, effort: Effort) -> Seen:
         with watched(browser, server, plot, f"first-{plot.name}-{number}", [plot.load, *[short] * (later + 1)]) as one:
             _load(one)
             for index in range(1, later + 2):
+                _scroll_to(one, index)  # what is not on the screen is not drawn
                 one.run(index)
                 (seen.first if index == 1 else seen.later).append(one.first_ms())
                 one.book.wait(index)
