@@ -168,7 +168,7 @@ def test_a_signal_reaches_the_script_once_and_ends_us_alike(
     run: Calls, home: Path, tmp_path: Path, number: signal.Signals, status: str
 ) -> None:
     (tmp_path / "waits.py").write_text(
-        "import os\nopen('there', 'w').close()\ntry:\n    os.read(0, 1)\nfinally:\n    print('cleaned up', flush=True)\n"
+        "import os\ntry:\n    open('there', 'w').close()\n    os.read(0, 1)\nfinally:\n    print('cleaned up', flush=True)\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([*RECORD, "waits.py"], cwd=tmp_path, text=True, start_new_session=True, **pipes) as process:

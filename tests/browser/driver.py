@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -89,9 +90,15 @@ class Server:
         return json.loads(body) if body else None
 
     def end_kernels(self) -> None:
-        """Ends all sessions."""
-        for session in self.request("GET", "api/sessions"):
-            self.request("DELETE", f"api/sessions/{session['id']}")
+        """Ends all sessions; asks again where a kernel was just starting again, which Jupyter answers with a 500."""
+        wait_until(self._no_session_is_left, "all sessions to end")
+
+    def _no_session_is_left(self) -> bool:
+        sessions = self.request("GET", "api/sessions")
+        for session in sessions:
+            with suppress(urllib.error.HTTPError):
+                self.request("DELETE", f"api/sessions/{session['id']}")
+        return not sessions
 
 
 @contextmanager
