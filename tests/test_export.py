@@ -236,8 +236,9 @@ def test_reports_name_the_cells_that_matter_and_count_the_others() -> None:
         assert "Left out: 22 shorter cells and 1 line magic." in text
         assert "the spike" in text.split("Cells")[1]
         assert "In [63]" in text.replace("\\", "").split("Cells")[1]
-    assert "Left out" not in export.cells_table(run)
+    assert "Left out" not in export.cells_table(run) + export.inline_cells(run)
     assert len(export.cells_table(run).splitlines()) == 2 + 63
+    assert export.inline_cells(run).count("<tr>") == 1 + 63
 
 
 def test_a_magic_that_took_long_or_failed_or_has_a_finding_is_no_routine() -> None:
@@ -270,6 +271,7 @@ def test_money_is_only_spoken_of_where_prices_are_set(
 
 def test_a_run_without_cells_has_no_table() -> None:
     assert export.cells_table(a_run()) == "no cell has been run"
+    assert "No cell has been run." in export.inline_cells(a_run())
 
 
 def test_status_names_the_run_and_what_is_not_measured() -> None:
@@ -365,7 +367,9 @@ def test_no_control_or_direction_character_reaches_a_terminal() -> None:
     assert "\u202e" not in text
 
 
-@pytest.mark.parametrize(("make", "scripts"), [(export.html_report, 3), (export.inline_html, 0)])
+@pytest.mark.parametrize(
+    ("make", "scripts"), [(export.html_report, 3), (export.inline_html, 0), (export.inline_cells, 0)]
+)
 def test_no_markup_of_the_notebook_reaches_a_page(make: Callable[[Run], str], scripts: int) -> None:
     tags = Tags(make(hostile_run()))
     assert all((image["src"] or "").startswith("data:image/") for image in tags.named("img"))

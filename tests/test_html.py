@@ -12,7 +12,7 @@ from builders import GIB, GpuWork, a_cell, a_device, a_run, bursts, hump, withou
 from test_export import HOSTILE, Tags, busy_run, hostile_run
 
 from bench.long_run import long_run
-from cellmeter.export.html import html_report, inline_html
+from cellmeter.export.html import html_report, inline_cells, inline_html
 from cellmeter.export.html.cells import PAGE
 from cellmeter.export.html.findings import LISTED, SHOWN, evidence
 from cellmeter.rules import Evidence, Finding, Judgement, judge
@@ -93,6 +93,7 @@ def test_the_markup_is_well_formed(make: object) -> None:
     run = make()  # type: ignore[operator]
     Balance(html_report(run, prices=Prices(1, 1, 1)))
     Balance(inline_html(run, prices=Prices(1, 1, 1)))
+    Balance(inline_cells(run))
 
 
 def test_a_name_is_given_once() -> None:

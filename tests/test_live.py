@@ -464,7 +464,7 @@ def test_panel_table_and_picture_say_the_same_of_cpu(kernel: Kernel) -> None:
     said = [kernel.run("%%monitor busy\nsum(pool.map(spin, [1.2, 1.2]))"), kernel.run("%%monitor short\npass")]
     run = kernel.recorded_cells(3)
     shown = kernel.run("%monitor show 3").displays[-1]["data"]["text/plain"]
-    table = kernel.run("%monitor cells").stdout
+    table = kernel.run("%monitor cells").displays[-1]["data"]["text/plain"]
     kernel.run("pool.terminate(); pool.join()")
     busy, short = (reply.updates[-1]["data"]["text/plain"] for reply in said)
     cell, brief = (next(c for c in run.cells if c.label == label) for label in ("busy", "short"))

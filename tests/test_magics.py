@@ -91,8 +91,9 @@ def test_the_status_says_what_is_recorded_what_is_not_and_what_it_costs(kernel: 
 def test_cells_and_report(kernel: Kernel, tmp_path: Path) -> None:
     kernel.run("block = bytearray(400 << 20)\ndel block")
     kernel.recorded_cells(1)
-    table = kernel.run("%monitor cells").stdout
-    assert re.search(r"In \[2\].*ok", table)
+    (table,) = kernel.run("%monitor cells").displays
+    assert re.search(r"In \[2\].*ok", table["data"]["text/plain"])
+    assert re.search(r"<td>In \[2\].*<td>ok</td>", table["data"]["text/html"])
     (shown,) = kernel.run("%monitor report").displays
     assert "In [2]" in shown["data"]["text/plain"]
     assert "<script" not in shown["data"]["text/html"]

@@ -163,10 +163,11 @@ class MonitorMagics(Magics):
             print("\n".join(lookout.status()) or "no alerts")
 
     def _cells(self, options: argparse.Namespace) -> None:
-        from cellmeter.export import cells_table
+        from cellmeter.export import cells_table, inline_cells
         from cellmeter.store import read_run
 
-        print(cells_table(read_run(self._run_folder())))
+        run = read_run(self._run_folder())
+        _publish(cells_table(run), inline_cells(run))
 
     def _report(self, options: argparse.Namespace) -> None:
         from cellmeter import export
@@ -180,14 +181,7 @@ class MonitorMagics(Magics):
                 raise BadUsage(f"{path} cannot be written: {error.strerror}") from None
             print(f"cellmeter: wrote {path}")
             return
-        from IPython.display import publish_display_data
-
-        publish_display_data(
-            {  # type: ignore[no-untyped-call]
-                "text/plain": export.render(run, "text"),
-                "text/html": export.inline_html(run),
-            }
-        )
+        _publish(export.render(run, "text"), export.inline_html(run))
 
     def _dock(self, options: argparse.Namespace) -> None:
         self.session.open_dock()
@@ -250,6 +244,12 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     magics.session.detach()
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("monitor", None)
+
+
+def _publish(text: str, html: str) -> None:
+    from IPython.display import publish_display_data
+
+    publish_display_data({"text/plain": text, "text/html": html})  # type: ignore[no-untyped-call]
 
 
 def alert(expression: str, callback: Callback | None = None) -> Callable[[], None]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from cellmeter.errors import BadUsage
 from cellmeter.export.compared import comparison_html, comparison_json, comparison_markdown, comparison_text
 from cellmeter.export.comparison import compare
-from cellmeter.export.html import html_report, inline_html
+from cellmeter.export.html import html_report, inline_cells, inline_html
 from cellmeter.export.in_notebook import annotate
 from cellmeter.export.markdown import markdown_report
 from cellmeter.export.records import jsonl_report, write_cells_csv, write_cells_parquet
@@ -40,6 +40,7 @@ __all__ = [
     "cells_table",
     "compare",
     "html_report",
+    "inline_cells",
     "inline_html",
     "narrowed",
     "part_of",

@@ -3,6 +3,7 @@
 Everything that comes from the notebook is escaped; the page's own scripts are allowed by their hashes and no other.
 """
 
+from cellmeter.export.html.inline import inline_cells
 from cellmeter.export.html.page import html_report, inline_html
 
-__all__ = ["html_report", "inline_html"]
+__all__ = ["html_report", "inline_cells", "inline_html"]

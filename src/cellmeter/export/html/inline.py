@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.html.pieces import SEVERITY_WORDS, packaged, text
-from cellmeter.export.rows import cell_columns, cell_rows, heads, notable
+from cellmeter.export.rows import CellRow, cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, costs_line, size_line
 from cellmeter.export.summary import FINDINGS_SHOWN, facts, lead, unchecked, where
 from cellmeter.rules.units import seconds_text
@@ -29,7 +29,6 @@ def inline(run: Run, judgement: Judgement, sizes: tuple[Size, ...], costs: Costs
     more = len(judgement.findings) - len(shown)
     tables = (*plugged.tables(run), *said.tables(run), *elsewhere.tables(run))
     parts = [
-        f"<style>{packaged('inline.css')}</style>",
         f"<p>{text(lead(run, judgement))}</p>",
         *(f'<div class="finding info">{text(note.text)}</div>' for note in judgement.notes),
         *(_finding(run, finding, number < CHARTS) for number, finding in enumerate(shown)),
@@ -40,7 +39,19 @@ def inline(run: Run, judgement: Judgement, sizes: tuple[Size, ...], costs: Costs
         _advice(sizes, costs),
         _details(run, judgement),
     ]
-    return f'<div class="cellmeter-report">{"".join(parts)}</div>'
+    return _page(parts)
+
+
+def inline_cells(run: Run) -> str:
+    """The table of all cells, which scrolls within itself where it is wider or longer than there is room."""
+    rows = cell_rows(run)
+    if not rows:
+        return _page(["<p>No cell has been run.</p>"])
+    return _page([f'<div class="all" tabindex="0" role="region" aria-label="Cells">{_rows(run, rows)}</div>'])
+
+
+def _page(parts: Iterable[str]) -> str:
+    return f'<div class="cellmeter-report"><style>{packaged("inline.css")}</style>{"".join(parts)}</div>'
 
 
 def _finding(run: Run, finding: Finding, charted: bool) -> str:
@@ -79,10 +90,13 @@ def _cells(run: Run, judgement: Judgement) -> str:
     if not rows:
         return ""
     shown, note = notable(rows, judgement.findings)
-    columns = cell_columns(run, shown)
-    texts = [[row.short_name(NAME_LENGTH), *(row.text(name) for name in columns[1:])] for row in shown]
-    below = f'<div class="soft">{text(note)}</div>' if note else ""
-    return _table(heads(run, columns), texts) + below
+    return _rows(run, shown) + (f'<div class="soft">{text(note)}</div>' if note else "")
+
+
+def _rows(run: Run, rows: Sequence[CellRow]) -> str:
+    columns = cell_columns(run, rows)
+    texts = [[row.short_name(NAME_LENGTH), *(row.text(name) for name in columns[1:])] for row in rows]
+    return _table(heads(run, columns), texts)
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
