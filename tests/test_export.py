@@ -327,7 +327,9 @@ def test_workers_disks_and_what_an_unlabelled_cell_holds_are_in_every_table(monk
         assert "pool.map(work, parts)" in page
     fields = report_json.report(run)
     assert_valid(fields)
-    assert [cell["tree_peak_rss_bytes"] for cell in fields["cells"]] == [GIB, 4 * GIB]
+    records = [json.loads(line) for line in export.render(run, "jsonl").splitlines()]
+    for cells in (fields["cells"], [record for record in records if record["type"] == "cell"]):
+        assert [cell["tree_peak_rss_bytes"] for cell in cells] == [GIB, 4 * GIB]
     assert fields["run"]["written_bytes"] == pytest.approx(210 * MIB, rel=0.02)
     assert re.search(r"Disk +0 B read, \d+ MiB written", export.render(run, "text"))
     plain_run = a_run(a_cell(5))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cellmeter.errors import MissingExtra
 from cellmeter.export import plugged
+from cellmeter.export.amounts import tree_peak
 from cellmeter.export.table import neutral
 from cellmeter.rules import judge
 
@@ -33,7 +34,7 @@ def cell_records(run: Run) -> list[Record]:
 
 
 def _cell(run: Run, cell: Cell) -> Record:
-    usage = run.usage(cell)
+    usage, tree = run.usage(cell), tree_peak(run, cell)
     record: Record = {
         "timestamp": _iso(run, cell.start),
         "run_id": run.id,
@@ -52,6 +53,7 @@ def _cell(run: Run, cell: Cell) -> Record:
         "cpu_seconds": usage.cpu_seconds,
         "peak_rss_bytes": usage.peak_rss_bytes,
         "peak_exact": usage.peak_exact,
+        "tree_peak_rss_bytes": None if tree is None else int(tree),
         "rss_start_bytes": usage.rss_start_bytes,
         "rss_end_bytes": usage.rss_end_bytes,
         "workers_peak_rss_bytes": cell.workers_peak_bytes,
