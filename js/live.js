@@ -944,7 +944,11 @@ class Chart {
   /** @param {any} Bokeh @param {() => void} dress has it drawn, before Bokeh paints it for the first time */
   async embed(Bokeh, dress) {
     const doc = Bokeh.require("document").Document.from_json(documentOf(this.panel, `${this.id}m`, Bokeh.version));
-    this.forget = () => Bokeh.documents.splice(Bokeh.documents.indexOf(doc), 1);
+    this.forget = () => {
+      doc.clear(); // or a timer of its own would keep it for half a minute
+      const at = Bokeh.documents.indexOf(doc);
+      if (at >= 0) Bokeh.documents.splice(at, 1);
+    };
     const [figure] = doc.roots();
     const { panel } = this;
     const rows = panel.lines.length;
@@ -1930,9 +1934,14 @@ function open(model, early) {
       views.add(view);
       spoken();
       // once, when the kernel's end or restart takes the comm away
-      model.on("comm_live_update", () => view.live && view.become("gone"));
+      const gone = () => view.live && view.become("gone");
+      model.on("comm_live_update", gone);
+      view.life.signal.addEventListener("abort", () => {
+        views.delete(view);
+        model.off("comm_live_update", gone); // the model lives on in the page
+      });
       // gone with its widget, unless the static output that comes in the widget's place takes it over
-      const end = () => setTimeout(() => alike.delete(view) && (views.delete(view), view.close()), ADOPT_MS);
+      const end = () => setTimeout(() => alike.delete(view) && view.close(), ADOPT_MS);
       signal.aborted ? end() : signal.addEventListener("abort", end);
     },
   };
