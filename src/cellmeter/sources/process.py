@@ -11,7 +11,7 @@ from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column
 from cellmeter.sources.cgroup import read_text
 from cellmeter.sources.tree_memory import PAGE, Family, TreeMemory
-from cellmeter.sources.tree_time import TreeTime
+from cellmeter.sources.tree_time import TreeTime, Used
 
 RESCAN_SECONDS = 1.0
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
@@ -44,7 +44,7 @@ class ProcessPart:
         self._io = open_if_there(f"{proc}/{pid}/io")
         self._first_children = open_if_there(f"{proc}/{pid}/task/{pid}/children")
         self._cpu_clock = _process_clock(pid) if proc == "/proc" else None
-        self._known: dict[int, tuple[int, int]] = {}
+        self._known: dict[int, tuple[int, int]] = {}  # each after its parent
         self._io_of: dict[int, tuple[int, int]] = {}
         self._io_offset, self._io_last = [0, 0], [0, 0]
         self._children_text = b""
@@ -111,14 +111,15 @@ class ProcessPart:
             raise ProcessLookupError(errno.ESRCH, "the process has ended")
         file = int(memory[2]) * PAGE
         self._follow_tree((words[23], words[25]))
-        children_cpu, children = self._read_children()
-        own = self._own_cpu(words) + (int(words[13]) + int(words[14])) * TICK
+        used, sizes = self._read_children()
+        children_cpu = sum(one.seconds for one in used.values())
+        own = Used(0, self._own_cpu(words), (int(words[13]) + int(words[14])) * TICK)
         row = [
-            self._tree_time.add(own, children_cpu),
+            self._tree_time.add({self.pid: own, **used}),
             children_cpu,
             float(rss),
             float(file),
-            float(rss + self._tree_memory.added(children, rss, file)),
+            float(rss + self._tree_memory.added(sizes, rss, file)),
             float(int(words[17])),
             float(len(self._known)),
             float(int(words[7])),
@@ -146,7 +147,7 @@ class ProcessPart:
         if now < self._rescan_at and text == self._children_text:
             return
         self._rescan_at, self._children_text = now + RESCAN_SECONDS, text
-        seen = descendants(self.pid, self._proc)
+        seen = dict.fromkeys(descendants(self.pid, self._proc))
         for pid in [pid for pid in self._known if pid not in seen]:
             self._forget(pid)
         for pid in seen:
@@ -162,9 +163,9 @@ class ProcessPart:
                 os.close(fd)
         self._io_of.pop(pid, None)
 
-    def _read_children(self) -> tuple[float, list[tuple[int, int, int]]]:
-        """Their CPU seconds together; pid, resident bytes and minor page faults of each."""
-        ticks, found = 0, []
+    def _read_children(self) -> tuple[dict[int, Used], list[tuple[int, int, int]]]:
+        """Their CPU time by pid; pid, resident bytes and minor page faults of each."""
+        used, sizes = {}, []
         for pid, (fd, _) in list(self._known.items()):
             try:
                 stat = os.pread(fd, 1024, 0)
@@ -172,9 +173,19 @@ class ProcessPart:
                 self._forget(pid)
                 continue
             words = stat[stat.rindex(b")") + 2 :].split(None, 22)
-            ticks += int(words[11]) + int(words[12]) + int(words[13]) + int(words[14])
-            found.append((pid, int(words[21]) * PAGE, int(words[7])))
-        return ticks * TICK, found
+            waited_for = (int(words[13]) + int(words[14])) * TICK
+            used[pid] = Used(int(words[1]), self._exact_cpu(pid, words), waited_for)
+            sizes.append((pid, int(words[21]) * PAGE, int(words[7])))
+        return used, sizes
+
+    def _exact_cpu(self, pid: int, words: list[bytes]) -> float:
+        """Ticks would hide most of what many workers do in a short cell."""
+        if self._cpu_clock is not None:
+            try:
+                return time.clock_gettime(_clock_of(pid))
+            except OSError:  # it has ended, and nobody has waited for it yet
+                pass
+        return (int(words[11]) + int(words[12])) * TICK
 
     def _read_children_io(self) -> None:
         for pid, (_, fd) in self._known.items():
@@ -209,9 +220,14 @@ class Clock(Protocol):
         """Now."""
 
 
+def _clock_of(pid: int) -> int:
+    """The CPU clock of another process, as ``clock_getcpuclockid(3)`` makes it."""
+    return (~pid << 3) | 2
+
+
 def _process_clock(pid: int) -> int | None:
-    """The CPU clock of another process, as ``clock_getcpuclockid(3)`` makes it; None where it cannot be read."""
-    clock = (~pid << 3) | 2
+    """Its CPU clock; None where it cannot be read."""
+    clock = _clock_of(pid)
     try:
         time.clock_gettime(clock)
     except (OSError, AttributeError):
@@ -224,9 +240,9 @@ def _io_bytes(content: bytes) -> tuple[int, int]:
     return int(words[words.index(b"read_bytes:") + 1]), int(words[words.index(b"write_bytes:") + 1])
 
 
-def descendants(pid: int, proc: str = "/proc") -> set[int]:
-    """All living descendants, through the ``children`` files, or by everybody's parent where the system has none."""
-    found: set[int] = set()
+def descendants(pid: int, proc: str = "/proc") -> list[int]:
+    """All living descendants, each after its parent: by the ``children`` files, or by everybody's parent where there are none."""
+    found: dict[int, None] = {}
     todo = [pid]
     if not os.path.exists(f"{proc}/{pid}/task/{pid}/children"):
         return _descendants_by_parent(pid, proc)
@@ -239,22 +255,22 @@ def descendants(pid: int, proc: str = "/proc") -> set[int]:
         for thread in threads:
             for child in map(int, (read_text(f"{folder}/{thread}/children") or "").split()):
                 if child not in found:
-                    found.add(child)
+                    found[child] = None
                     todo.append(child)
-    return found
+    return list(found)
 
 
-def _descendants_by_parent(pid: int, proc: str) -> set[int]:
+def _descendants_by_parent(pid: int, proc: str) -> list[int]:
     children: dict[int, list[int]] = {}
     for name in filter(str.isdigit, os.listdir(proc)):
         stat = read_text(f"{proc}/{name}/stat")
         if stat:
             children.setdefault(int(stat[stat.rindex(")") + 2 :].split(None, 2)[1]), []).append(int(name))
-    found: set[int] = set()
+    found: dict[int, None] = {}
     todo = [pid]
     while todo:
         for child in children.get(todo.pop(), []):
             if child not in found:
-                found.add(child)
+                found[child] = None
                 todo.append(child)
-    return found
+    return list(found)
