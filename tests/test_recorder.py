@@ -273,6 +273,18 @@ def test_short_cells_have_their_true_cpu_time(subject: Subject) -> None:
     assert 0.004 <= (run.usage(run.cells[0]).cpu_seconds or 0) < 0.1
 
 
+def test_short_cells_beside_an_idle_worker_have_their_true_cpu_time(subject: Subject) -> None:
+    burn = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True); input()"
+    subject.do(f"import subprocess; p = subprocess.Popen([sys.executable, '-S', '-c', {burn!r}], stdin=-1, stdout=-1)")
+    subject.do("p.stdout.readline(); now = time.process_time")
+    for _ in range(10):
+        subject.do("c = recording.cell_started('4 ms'); u = now() + 0.004; exec('while now() < u: pass')")
+        subject.do("recording.cell_ended(c, 'ok')")
+    subject.do("p.communicate(b'\\n')")
+    run = subject.ended(10)
+    assert all(0.004 <= (run.usage(cell).cpu_seconds or 0) < 0.15 for cell in run.cells)
+
+
 def test_waited_for_children_count(subject: Subject) -> None:
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     subject.do(

@@ -83,7 +83,7 @@ def test_what_is_written_is_read(write_run: Callable[..., tuple[Path, Writer]]) 
     assert run.gaps == (Gap(pytest.approx(2.5), pytest.approx(3.0), "asleep"),)
     assert run.sample_count == 31
     (cell,) = run.cells
-    assert (cell.title, cell.status, cell.own_cpu_seconds) == ("In [5]", "ok", 1.0)
+    assert (cell.title, cell.status, cell.own_cpu.seconds) == ("In [5]", "ok", 1.0)
     usage = run.usage(cell)
     assert (usage.samples, usage.rss_start_bytes, usage.rss_end_bytes) == (11, 10_000_000, 20_000_000)
     assert run.series("process.cpu.usage", "process").values[3:] == pytest.approx([1.0] * 28)

@@ -24,6 +24,7 @@ from cellmeter.run import (
     Host,
     Limit,
     OverBudget,
+    OwnCpu,
     Run,
     Segment,
 )
@@ -144,9 +145,6 @@ def cells_from(events: Iterable[Event], start_ns: int, open_status: CellStatus) 
 
 
 def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_status: CellStatus) -> Cell:
-    cpu = None
-    if end is not None and "cpu_ns" in end and "cpu_ns" in start:
-        cpu = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9
     read = written = None
     if end is not None and end.get("io_bytes") and start.get("io_bytes"):
         read, written = (after - before for before, after in zip(start["io_bytes"], end["io_bytes"], strict=True))
@@ -161,7 +159,7 @@ def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_sta
         parent=start.get("parent"),
         source_hash=start.get("hash", ""),
         first_line=start.get("first_line", ""),
-        own_cpu_seconds=cpu,
+        own_cpu=OwnCpu.between(start, end or {}),
         own_read_bytes=read,
         own_written_bytes=written,
         rss_start_bytes=start.get("rss_bytes"),

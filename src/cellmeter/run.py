@@ -42,6 +42,8 @@ EDGE_START = 1
 EDGE_END = 2
 
 DRIVER_SAMPLE_SECONDS = 1 / 6
+_OWN_CPU = "cpu_ns", "alone_cpu_ns"  # of an edge
+BORN_SINCE_SECONDS = 0.02  # of CPU time: a worker of no more at a cell's first sample was born between its start and that
 LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
 
 
@@ -97,6 +99,19 @@ class Device:
     since: float = 0.0
 
 
+class OwnCpu(NamedTuple):
+    """CPU seconds of the kernel process by its own clocks: with children it has waited for, and alone. None: unknown."""
+
+    seconds: float | None = None
+    alone: float | None = None
+
+    @classmethod
+    def between(cls, start: Mapping[str, Any], end: Mapping[str, Any]) -> OwnCpu:
+        """From a cell's start edge to its end edge."""
+        used = ((end[key] - start[key]) * 1e-9 if key in start and key in end else None for key in _OWN_CPU)
+        return cls(*used)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One execution of a cell. ``seq`` counts executions; ``parent`` is the cell that ran this one from within."""
@@ -112,8 +127,8 @@ class Cell:
     source_hash: str = ""
     first_line: str = ""
     source: str | None = None
-    own_cpu_seconds: float | None = None
-    """CPU time of the kernel process and of children it has waited for, by its own clocks at both edges."""
+    own_cpu: OwnCpu = OwnCpu()
+    """CPU time by the kernel's own clocks at both edges."""
     own_read_bytes: int | None = None
     own_written_bytes: int | None = None
     """What the kernel process made the disks do, by its own counters at both edges."""
@@ -562,22 +577,23 @@ def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> floa
     """See :func:`cpu_seconds`."""
     total = _growth(run.series("process.cpu.time", "process"), cell, end)
     workers = known(_tagged(run.series("process.children.cpu.time", "process"), cell, end).values)
-    used = cpu_seconds(cell.own_cpu_seconds, total, (float(workers[0]), float(workers[-1])) if len(workers) else None)
+    used = cpu_seconds(cell.own_cpu, total, (float(workers[0]), float(workers[-1])) if len(workers) else None)
     if used is None:
         unknown["cpu_seconds"] = "too few samples in this cell"
     return used
 
 
-def cpu_seconds(own: float | None, total: float | None, workers: tuple[float, float] | None) -> float | None:
+def cpu_seconds(own: OwnCpu, total: float | None, workers: tuple[float, float] | None) -> float | None:
     """CPU time of a cell.
 
     ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the first
     and the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
-    they serve where no worker was there at the start; what those born since did is added. Else the samples tell.
+    they serve where no worker was there at the start; what those born since did is added. Else the samples tell, which begin
+    and end a little later than the cell: what the kernel process did alone it did in any case.
     """
-    if own is None or (total is not None and workers is not None and workers[0] > 0):
-        return total
-    return own if total is None or workers is None else max(own + workers[1], total)
+    if own.seconds is None or (total is not None and workers is not None and workers[0] > BORN_SINCE_SECONDS):
+        return total if total is None or own.alone is None else max(total, own.alone)
+    return own.seconds if total is None or workers is None else max(own.seconds + workers[1], total)
 
 
 def _growth(counter: Series, cell: Cell, end: float) -> float | None:
