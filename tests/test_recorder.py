@@ -285,6 +285,21 @@ def test_short_cells_beside_an_idle_worker_have_their_true_cpu_time(subject: Sub
     assert all(0.004 <= (run.usage(cell).cpu_seconds or 0) < 0.15 for cell in run.cells)
 
 
+def test_a_cell_that_waits_for_an_old_worker_has_not_done_its_work(subject: Subject) -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
+    for _ in range(3):
+        subject.do(f"import subprocess; p = subprocess.Popen([sys.executable, '-S', '-c', {burn!r}], stdin=-1, stdout=-1)")
+        subject.do("p.stdout.readline()")
+        wait_until(lambda: _children_cpu(subject)[-1:] >= [0.3], "a sample between cells")
+        subject.do("c = recording.cell_started('wait'); p.kill(); p.communicate(); recording.cell_ended(c, 'ok')")
+    run = subject.ended(3)
+    assert all((run.usage(cell).cpu_seconds or 0) < 0.2 for cell in run.cells)
+
+
+def _children_cpu(subject: Subject) -> list[float]:
+    return list(read_run(subject.folder).series("process.children.cpu.time", "process").values)
+
+
 def test_waited_for_children_count(subject: Subject) -> None:
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     subject.do(

@@ -576,8 +576,11 @@ def _tagged(series: Series, cell: Cell, end: float) -> Series:
 def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> float | None:
     """See :func:`cpu_seconds`."""
     total = _growth(run.series("process.cpu.time", "process"), cell, end)
-    workers = known(_tagged(run.series("process.children.cpu.time", "process"), cell, end).values)
-    used = cpu_seconds(cell.own_cpu, total, (float(workers[0]), float(workers[-1])) if len(workers) else None)
+    of_workers = run.series("process.children.cpu.time", "process")
+    workers = known(_tagged(of_workers, cell, end).values)
+    # a worker may be waited for before the cell's first sample is taken
+    first = max(float(workers[0]), last_known(of_workers, cell.start) or 0.0) if len(workers) else 0.0
+    used = cpu_seconds(cell.own_cpu, total, (first, float(workers[-1])) if len(workers) else None)
     if used is None:
         unknown["cpu_seconds"] = "too few samples in this cell"
     return used
@@ -586,8 +589,8 @@ def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> floa
 def cpu_seconds(own: OwnCpu, total: float | None, workers: tuple[float, float] | None) -> float | None:
     """CPU time of a cell.
 
-    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the first
-    and the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
+    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the start
+    and at the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
     they serve where no worker was there at the start; what those born since did is added. Else the samples tell, which begin
     and end a little later than the cell: what the kernel process did alone it did in any case.
     """
