@@ -25,7 +25,7 @@ from cellmeter.sources.linux import Cores, HostPart, host, open_linux
 from cellmeter.sources.portable import Portable, PortableCores, portable_host
 from cellmeter.sources.pressure import PressurePart
 from cellmeter.sources.process import ProcessPart, descendants
-from cellmeter.sources.tree_time import TreeTime, Used
+from cellmeter.sources.tree_total import TreeTotal, Used
 
 BUSY_CHILD = """
 import sys, time
@@ -96,7 +96,7 @@ def test_children_count_while_they_live_and_after(child: Callable[[], subprocess
 
 
 def test_the_trees_time_never_falls_and_counts_nothing_twice() -> None:
-    tree, worker, other = TreeTime(), Used(1, 2.0, 0.0), Used(1, 4.0, 0.0)
+    tree, worker, other = TreeTotal(0.03), Used(1, 2.0, 0.0), Used(1, 4.0, 0.0)
     assert tree.add({1: Used(0, 1.0, 0.0)}) == 1.0
     assert tree.add({1: Used(0, 1.5, 0.0), 2: worker}) == pytest.approx(3.5)
     assert tree.add({1: Used(0, 1.6, 2.0)}) == pytest.approx(3.6), "the child was waited for: its 2 s moved"
@@ -107,7 +107,7 @@ def test_the_trees_time_never_falls_and_counts_nothing_twice() -> None:
 
 
 def test_a_child_that_is_waited_for_between_two_readings_counts_once() -> None:
-    tree = TreeTime()
+    tree = TreeTotal(0.03)
     tree.add({1: Used(0, 1.0, 0.0), 2: Used(1, 0.5, 0.0), 3: Used(2, 9.0, 0.0), 4: Used(2, 8.0, 0.0)})
     between = tree.add({1: Used(0, 1.0, 0.0), 2: Used(1, 0.5, 0.0)})  # 2 was read before it waited, the others after
     assert between == pytest.approx(18.5)
@@ -116,7 +116,7 @@ def test_a_child_that_is_waited_for_between_two_readings_counts_once() -> None:
 
 
 def test_a_parent_that_takes_the_lost_time_of_its_children_with_it() -> None:
-    tree = TreeTime()
+    tree = TreeTotal(0.03)
     tree.add({1: Used(0, 1.0, 0.0), 2: Used(1, 0.5, 0.0), 3: Used(2, 9.0, 0.0)})
     tree.add({1: Used(0, 1.0, 0.0), 2: Used(1, 0.5, 0.0)})  # 3 is gone, and 2 never waits for it
     tree.add({1: Used(0, 1.1, 0.5)})  # but is waited for
@@ -126,7 +126,7 @@ def test_a_parent_that_takes_the_lost_time_of_its_children_with_it() -> None:
 @given(st.data())
 def test_the_trees_time_is_no_more_than_its_processes_used(data: st.DataObject) -> None:
     """They are read one by one, the parents first, while they work, are born, are waited for, or go without it."""
-    tree, alive, used, born = TreeTime(), {1: Used(0, 0.0, 0.0)}, 0, 1
+    tree, alive, used, born = TreeTotal(0.03), {1: Used(0, 0.0, 0.0)}, 0, 1
 
     def something_happens() -> None:
         nonlocal used, born
@@ -143,7 +143,7 @@ def test_the_trees_time_is_no_more_than_its_processes_used(data: st.DataObject) 
             del alive[pid]
             if what == "is waited for":
                 parent = alive[process.parent]
-                alive[process.parent] = parent._replace(waited_for=parent.waited_for + process.seconds)
+                alive[process.parent] = parent._replace(waited_for=parent.waited_for + process.all)
 
     total = 0.0
     for _ in range(data.draw(st.integers(1, 8))):
@@ -375,6 +375,26 @@ def test_file_systems_are_read_by_mount_point_and_each_once(tmp_path: Path) -> N
     free, size = source.read()
     assert 0 < free < size == psutil.disk_usage("/").total
     assert working_folders(os.getpid(), str(tmp_path))[0::2] == [str(Path.cwd()), str(tmp_path)]
+
+
+def test_a_grandchild_is_seen_at_once_when_told_to_look(child: Callable[[], subprocess.Popen[str]]) -> None:
+    command = ["bash", "-c", "read go; sleep 60 & echo $!; wait"]
+    shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    now = 0.0
+    part = ProcessPart(os.getpid(), clock=lambda: now)
+    assert shell.pid in (part.read() and part.pids)
+    assert shell.stdin is not None
+    assert shell.stdout is not None
+    shell.stdin.write("\n")
+    shell.stdin.flush()
+    grandchild = int(shell.stdout.readline())
+    now = 0.1
+    part.look_again()
+    assert grandchild in (part.read() and part.pids)
+    part.close()
+    shell.kill()
+    os.kill(grandchild, 9)
+    shell.communicate()
 
 
 def test_a_file_system_that_does_not_answer_is_unknown(tmp_path: Path) -> None:

@@ -288,7 +288,9 @@ def test_short_cells_beside_an_idle_worker_have_their_true_cpu_time(subject: Sub
 def test_a_cell_that_waits_for_an_old_worker_has_not_done_its_work(subject: Subject) -> None:
     burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
     for _ in range(3):
-        subject.do(f"import subprocess; p = subprocess.Popen([sys.executable, '-S', '-c', {burn!r}], stdin=-1, stdout=-1)")
+        subject.do(
+            f"import subprocess; p = subprocess.Popen([sys.executable, '-S', '-c', {burn!r}], stdin=-1, stdout=-1)"
+        )
         subject.do("p.stdout.readline()")
         wait_until(lambda: _children_cpu(subject)[-1:] >= [0.3], "a sample between cells")
         subject.do("c = recording.cell_started('wait'); p.kill(); p.communicate(); recording.cell_ended(c, 'ok')")
@@ -403,6 +405,26 @@ def test_what_a_child_writes_counts_once(subject: Subject, tmp_path: Path) -> No
     subject.do(f"subprocess.run([sys.executable, '-S', '-c', {write!r}]); recording.cell_ended(c, 'ok')")
     run = subject.ended(1)
     assert 32 << 20 <= (run.usage(run.cells[0]).written_bytes or 0) < 40 << 20
+
+
+def test_what_a_child_wrote_before_a_cell_is_not_written_when_it_is_waited_for(
+    subject: Subject, tmp_path: Path
+) -> None:
+    write = f"input(); open({str(tmp_path / 'file')!r}, 'wb').write(bytes(32 << 20)); print(flush=True); input()"
+    subject.do(f"import subprocess; p = subprocess.Popen([sys.executable, '-S', '-c', {write!r}], stdin=-1, stdout=-1)")
+
+    def written() -> list[float]:
+        return list(read_run(subject.folder).series("process.disk.written", "process").values)
+
+    wait_until(written, "the first sample")
+    subject.do("p.stdin.write(b'\\n'); p.stdin.flush(); p.stdout.readline()")
+    wait_until(lambda: written()[-1] - written()[0] >= 32 << 20, "a sample between cells")
+    subject.do("c = recording.cell_started('wait'); p.communicate(b'\\n'); recording.cell_ended(c, 'ok')")
+    run = subject.ended(1)
+    assert (run.usage(run.cells[0]).written_bytes or 0) < 1 << 20
+    subject.do("c = recording.cell_started('next'); time.sleep(2.5); recording.cell_ended(c, 'ok')")
+    assert 32 << 20 <= written()[-1] - written()[0] < 33 << 20, "and once in the whole run"
+    assert len(subject.ended(2).cells) == 2
 
 
 def test_a_script_is_one_cell_at_the_full_rate(script: Script, home: Path) -> None:

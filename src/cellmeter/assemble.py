@@ -14,6 +14,7 @@ from cellmeter.metrics import Metric
 from cellmeter.remote import Anchor, Remote, remote_from
 from cellmeter.run import (
     EDGE_END,
+    EDGE_START,
     AlertFired,
     Cell,
     CellStatus,
@@ -228,7 +229,7 @@ def _segments(parts: Sequence[Part], cells: Sequence[Cell], start_ns: int) -> tu
 def _tagged(records: NDArray[Any], cells: Sequence[Cell], start_ns: int) -> NDArray[Any]:
     """Samples tagged anew by the kernel's own timestamps: an edge that reached the recorder late is no error here.
 
-    The sample taken at a cell's end comes a little after it and keeps the tag it has.
+    Samples taken for a cell's edges come a little after them and keep the tag they have: of a short cell, both after its end.
     """
     import numpy as np
 
@@ -240,7 +241,7 @@ def _tagged(records: NDArray[Any], cells: Sequence[Cell], start_ns: int) -> NDAr
         low = seconds.searchsorted(cell.start, "left")
         high = len(seconds) if cell.end is None else seconds.searchsorted(cell.end, "right")
         tags[low:high] = cell.seq
-    keep = (records["flags"] & EDGE_END) != 0
+    keep = (records["flags"] & (EDGE_START | EDGE_END)) != 0
     tags[keep] = records["seq"][keep]
     if not records.flags.writeable:
         records = records.copy()

@@ -169,7 +169,7 @@ class Recording:
         with self._lock:
             resident = self._fold_peak()
             self._open.pop(cell.seq, None)
-            edge = {
+            edge: dict[str, Any] = {
                 "event": "cell_end",
                 "t": ended_ns,
                 "seq": cell.seq,

@@ -43,7 +43,9 @@ EDGE_END = 2
 
 DRIVER_SAMPLE_SECONDS = 1 / 6
 _OWN_CPU = "cpu_ns", "alone_cpu_ns"  # of an edge
-BORN_SINCE_SECONDS = 0.02  # of CPU time: a worker of no more at a cell's first sample was born between its start and that
+BORN_SINCE_SECONDS = (
+    0.02  # of CPU time: a worker of no more at a cell's first sample was born between its start and that
+)
 LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
 
 
@@ -112,6 +114,9 @@ class OwnCpu(NamedTuple):
         return cls(*used)
 
 
+NO_OWN_CPU = OwnCpu()
+
+
 @dataclass(frozen=True)
 class Cell:
     """One execution of a cell. ``seq`` counts executions; ``parent`` is the cell that ran this one from within."""
@@ -127,7 +132,7 @@ class Cell:
     source_hash: str = ""
     first_line: str = ""
     source: str | None = None
-    own_cpu: OwnCpu = OwnCpu()
+    own_cpu: OwnCpu = NO_OWN_CPU
     """CPU time by the kernel's own clocks at both edges."""
     own_read_bytes: int | None = None
     own_written_bytes: int | None = None
@@ -558,12 +563,24 @@ def cell_usage(run: Run, cell: Cell) -> CellUsage:
 
 
 def _disk_bytes(run: Run, cell: Cell, end: float, name: str, own: int | None, unknown: dict[str, str]) -> int | None:
-    """The kernel's own count at the edges is exact; the samples know of its children too: the more of both."""
+    """The kernel's own count at the edges is exact; the samples know of its children too: the more of both.
+
+    Only the samples, if a worker ended that was there before: the kernel's own count then has all that it ever did.
+    """
     sampled = _growth(run.series(f"process.disk.{name}", "process"), cell, end)
+    if sampled is not None and _old_worker_ended(run, cell, end):
+        own = None
     found = [int(value) for value in (own, sampled) if value is not None]
     if not found:
         unknown[f"{name}_bytes"] = run.unavailable.get(f"process.disk.{name}", "too few samples in this cell")
     return max(found, default=None)
+
+
+def _old_worker_ended(run: Run, cell: Cell, end: float) -> bool:
+    workers = run.series("process.children", "process")
+    inside = known(_tagged(workers, cell, end).values)
+    before = last_known(workers, cell.start) or 0.0
+    return len(inside) > 0 and inside.min() < max(before, inside[0])
 
 
 def _tagged(series: Series, cell: Cell, end: float) -> Series:

@@ -12,7 +12,7 @@ import psutil
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column, Device, Host, Limit
 from cellmeter.sources import Notice
-from cellmeter.sources.tree_time import TreeTime, Used
+from cellmeter.sources.tree_total import TreeTotal, Used
 
 NAN = float("nan")
 RESCAN_SECONDS = 1.0
@@ -29,7 +29,7 @@ class Portable:
         self._clock = clock
         self._tree: list[psutil.Process] = []
         self._rescan_at = -1.0
-        self._tree_time = TreeTime()
+        self._tree_time = TreeTotal(tolerated=0.03)
         self.notices: list[Notice] = []
         self.unavailable: dict[str, str] = {
             SHARED_PAGES: "pages that workers share count each time, so process.tree.memory.rss is an upper bound"
@@ -83,7 +83,7 @@ class Portable:
                 tree[child.pid] = _used(child)
             except psutil.NoSuchProcess:
                 continue
-        children = sum(used.seconds for used in tree.values()) - tree[self._process.pid].seconds
+        children = sum(used.all for used in tree.values()) - tree[self._process.pid].all
         return [self._tree_time.add(tree), children]
 
     def _memory(self) -> list[float]:

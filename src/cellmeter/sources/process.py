@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column
 from cellmeter.sources.cgroup import read_text
 from cellmeter.sources.tree_memory import PAGE, Family, TreeMemory
-from cellmeter.sources.tree_time import TreeTime, Used
+from cellmeter.sources.tree_total import TreeTotal, Used
 
 RESCAN_SECONDS = 1.0
+FRESH_SECONDS = 0.05  # cells may follow each other quickly
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 TICK = 1.0 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
 
@@ -29,8 +31,8 @@ def open_if_there(path: str) -> int:
 class ProcessPart:
     """The kernel and its descendants.
 
-    The tree is looked for anew once a second, and at once when the children of the kernel's main thread change; in between,
-    known descendants are read through open descriptors.
+    The tree is looked for anew once a second, when told to, and when the children of the kernel's main thread change; in
+    between, known descendants are read through open descriptors.
     """
 
     unavailable: dict[str, str]
@@ -46,10 +48,10 @@ class ProcessPart:
         self._cpu_clock = _process_clock(pid) if proc == "/proc" else None
         self._known: dict[int, tuple[int, int]] = {}  # each after its parent
         self._io_of: dict[int, tuple[int, int]] = {}
-        self._io_offset, self._io_last = [0, 0], [0, 0]
+        self._tree_io = TreeTotal(), TreeTotal()
         self._children_text = b""
-        self._rescan_at = -1.0
-        self._tree_time = TreeTime()
+        self._rescan_at = self._scanned_at = -1.0
+        self._tree_time = TreeTotal(tolerated=3 * TICK)  # a parent counts in ticks, user and system apart
         self._tree_memory = TreeMemory(pid, proc, clock)
         self.unavailable = {}
         if self._tree_memory.upper_bound is not None:
@@ -112,7 +114,7 @@ class ProcessPart:
         file = int(memory[2]) * PAGE
         self._follow_tree((words[23], words[25]))
         used, sizes = self._read_children()
-        children_cpu = sum(one.seconds for one in used.values())
+        children_cpu = sum(one.all for one in used.values())
         own = Used(0, self._own_cpu(words), (int(words[13]) + int(words[14])) * TICK)
         row = [
             self._tree_time.add({self.pid: own, **used}),
@@ -129,7 +131,7 @@ class ProcessPart:
         if self._counts_delays:
             row.append(int(words[39]) * TICK)
         if self._io >= 0:
-            row += self._disk_bytes()
+            row += self._disk_bytes(used)
         return row
 
     def _own_cpu(self, words: list[bytes]) -> float:
@@ -141,12 +143,16 @@ class ProcessPart:
                 self._cpu_clock = None
         return (int(words[11]) + int(words[12])) * TICK
 
+    def look_again(self) -> None:
+        """The next reading looks for descendants, unless one did just now."""
+        self._rescan_at = min(self._rescan_at, self._scanned_at + FRESH_SECONDS)
+
     def _follow_tree(self, family: Family) -> None:
         now = self._clock()
         text = os.pread(self._first_children, 65536, 0) if self._first_children >= 0 else b""
         if now < self._rescan_at and text == self._children_text:
             return
-        self._rescan_at, self._children_text = now + RESCAN_SECONDS, text
+        self._scanned_at, self._rescan_at, self._children_text = now, now + RESCAN_SECONDS, text
         seen = dict.fromkeys(descendants(self.pid, self._proc))
         for pid in [pid for pid in self._known if pid not in seen]:
             self._forget(pid)
@@ -154,8 +160,6 @@ class ProcessPart:
             if pid not in self._known and (fd := open_if_there(f"{self._proc}/{pid}/stat")) >= 0:
                 self._known[pid] = (fd, open_if_there(f"{self._proc}/{pid}/io") if self._io >= 0 else -1)
         self._tree_memory.follow(seen, family)
-        if self._io >= 0:
-            self._read_children_io()
 
     def _forget(self, pid: int) -> None:
         for fd in self._known.pop(pid):
@@ -187,22 +191,21 @@ class ProcessPart:
                 pass
         return (int(words[11]) + int(words[12])) * TICK
 
-    def _read_children_io(self) -> None:
-        for pid, (_, fd) in self._known.items():
+    def _disk_bytes(self, used: Mapping[int, Used]) -> list[float]:
+        """Read and written; ``used`` tells who is there, and whose child it is."""
+        self._io_of[self.pid] = _io_bytes(os.pread(self._io, 512, 0))
+        for pid in used:
+            fd = self._known[pid][1]
             if fd >= 0:
                 try:
                     self._io_of[pid] = _io_bytes(os.pread(fd, 512, 0))
                 except (OSError, ValueError, IndexError):
                     continue  # it has ended; what it did so far is kept
-
-    def _disk_bytes(self) -> list[float]:
-        """Linux adds what a child did to its parent's count when it is waited for; one that nobody waits for is kept here."""
-        totals = list(_io_bytes(os.pread(self._io, 512, 0)))
-        for place in (0, 1):
-            totals[place] += sum(counts[place] for counts in self._io_of.values())
-            self._io_offset[place] = max(self._io_offset[place], self._io_last[place] - totals[place])
-            self._io_last[place] = totals[place] + self._io_offset[place]
-        return [float(total) for total in self._io_last]
+        parents = {self.pid: 0, **{pid: one.parent for pid, one in used.items() if pid in self._io_of}}
+        return [
+            total.add({pid: Used(parent, 0.0, self._io_of[pid][place]) for pid, parent in parents.items()})
+            for place, total in enumerate(self._tree_io)
+        ]
 
     def close(self) -> None:
         """Closes the descriptors."""
@@ -241,7 +244,7 @@ def _io_bytes(content: bytes) -> tuple[int, int]:
 
 
 def descendants(pid: int, proc: str = "/proc") -> list[int]:
-    """All living descendants, each after its parent: by the ``children`` files, or by everybody's parent where there are none."""
+    """All living descendants, each after its parent: by the ``children`` files, or by everybody's parent without them."""
     found: dict[int, None] = {}
     todo = [pid]
     if not os.path.exists(f"{proc}/{pid}/task/{pid}/children"):
