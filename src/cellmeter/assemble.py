@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import form
 from cellmeter.metrics import Metric
-from cellmeter.remote import Anchor, Remote, remote_from
+from cellmeter.remote import Anchor, Remote, epochs, remote_from
 from cellmeter.run import (
     EDGE_END,
     EDGE_START,
@@ -53,6 +53,8 @@ def run_from(
 
     ``remote_lines``: what ``prometheus.jsonl`` has, and how many of its lines are damaged.
     """
+    import numpy as np
+
     start_ns = int(header["start_ns"])
     end = next((e for e in reversed(events) if e.get("event") == "end"), None)
     last_ns = max(
@@ -63,18 +65,18 @@ def run_from(
         ]
     )
     duration = ((end["t"] if end else last_ns) - start_ns) * 1e-9
-    started = datetime.fromtimestamp(header["started"], UTC)
     limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
     ending: Ending | None = end["ending"] if end else (None if running else _probable_ending(parts, header, limits))
     cells = cells_from(events, start_ns, "running" if running else "died")
     moments = ((e["t"], e["wall"]) for e in events if e.get("event") == "anchor")
     anchors = (Anchor(0.0, header["started"]), *(Anchor((t - start_ns) * 1e-9, wall) for t, wall in moments))
     remote, trouble = _remote(*remote_lines, anchors)
+    started, ended = (datetime.fromtimestamp(wall, UTC) for wall in epochs(np.array([0.0, duration]), anchors))
     return Run(
         id=header["id"],
         path=str(folder),
         started=started,
-        ended=None if running and not end else started + timedelta(seconds=duration),
+        ended=None if running and not end else ended,
         ending=ending,
         ending_sure=end is not None or ending in (None, "unknown"),
         signal=end.get("signal") if end else None,

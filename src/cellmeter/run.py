@@ -23,7 +23,7 @@ from cellmeter.metrics import (
     SHORT_FOR_UTILIZATION_SECONDS,
     Metric,
 )
-from cellmeter.remote import Anchor, Remote, RemoteUsage, usage_between
+from cellmeter.remote import Anchor, Remote, RemoteUsage, epochs, usage_between
 from cellmeter.span_stats import SpanStats, span_stats
 from cellmeter.spans import Logged, Own, Span, Steps
 
@@ -372,10 +372,27 @@ class Run:
         return usage
 
     def epoch(self, time: float) -> float:
-        """Seconds since the epoch at a time of the run, by the last anchor before it: the two drift apart in a suspend."""
-        before = [anchor for anchor in self.anchors if anchor.time <= time]
-        anchor = before[-1] if before else Anchor(0.0, self.started.timestamp())
-        return anchor.wall + time - anchor.time
+        """Seconds since the epoch at a time of the run (:func:`cellmeter.remote.epochs`)."""
+        import numpy as np
+
+        return float(self.epochs(np.array(time, float)))
+
+    def epochs(self, times: Floats) -> Floats:
+        """The same of many times."""
+        return epochs(times, self._anchors)
+
+    @property
+    def _anchors(self) -> Sequence[Anchor]:
+        return self.anchors or (Anchor(0.0, self.started.timestamp()),)
+
+    def since(self, epoch: float) -> float:
+        """The first time of the run at or after a moment in seconds since the epoch."""
+        import numpy as np
+
+        times = np.array([*(anchor.time for anchor in self._anchors), math.inf])
+        walls = self.epochs(times[:-1])
+        last = max(int(walls.searchsorted(epoch, "right")) - 1, 0)
+        return float(max(0.0, min(times[last] + epoch - walls[last], times[last + 1])))
 
     def remote_usage(self, cell: Cell) -> RemoteUsage | None:
         """What the machines of :attr:`remote` did during a cell; None if there are none to ask for."""
