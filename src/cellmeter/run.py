@@ -601,9 +601,9 @@ def _old_worker_ended(run: Run, cell: Cell, end: float) -> bool:
 
 
 def _tagged(series: Series, cell: Cell, end: float) -> Series:
-    """A cell's own samples, the one taken at its end included."""
+    """The samples taken while a cell ran, whatever ran within it, and the one taken at its end."""
     part = series.between(cell.start, end + LATE_EDGE_SECONDS)
-    mine = part.seq == cell.seq
+    mine = ((part.time <= end) & (part.seq > 0)) | (part.seq == cell.seq)
     return Series(part.time[mine], part.values[mine], part.seq[mine])
 
 
