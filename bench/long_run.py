@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellmeter.run import EDGE_END, EDGE_START, Cell, Column, Device, Host, Limit, Run, Segment
+from cellmeter.run import EDGE_END, EDGE_START, Cell, Column, Device, Host, Limit, OwnCpu, Run, Segment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def _cell(seq: int, start: float, end: float) -> Cell:
         status="ok",
         execution_count=seq,
         first_line=f"trainer.step(batch[{seq}])",
-        own_cpu_seconds=1.5 * (end - start),
+        own_cpu=OwnCpu(1.5 * (end - start)),
         rss_start_bytes=20 * GIB,
         rss_end_bytes=(20 + seq % 3) * GIB,
         peak_rss_bytes=(24 + seq % 37) * GIB,

@@ -65,6 +65,7 @@ class CellPlan:
     host_memory: Signal = float(20 * GIB)
     throttled: Signal = 0.0
     cpu_pressure: Signal = 0.0
+    io_pressure: Signal | None = None
     runnable: Signal = 1.0
     machine: Signal | None = None
     """Cores busy on the whole machine, which has 16."""
@@ -181,6 +182,7 @@ COUNTERS = {
     "cgroup.cpu.throttled.periods",
     "cgroup.cpu.throttled.time",
     "cgroup.pressure.cpu.time",
+    "cgroup.pressure.io.time",
     "recorder.cpu.time",
     "gpu.energy",
 }
@@ -255,6 +257,8 @@ def a_run(
     columns = _columns(devices)
     if any(plan.machine is not None for plan in plans):
         columns[Column("host.cpu.time", "host", "s")] = lambda m: _value(m.plan.machine or 0.0, m.since)
+    if any(plan.io_pressure is not None for plan in plans):
+        columns[Column("cgroup.pressure.io.time", "cgroup", "s")] = lambda m: _value(m.plan.io_pressure or 0.0, m.since)
     segments = [_segment("main", columns, moments), _segment("filesystems", DISK, minutes)]
     if lists:
         segments.append(_segment("gpu-processes", lists, listed))

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Limit
@@ -23,7 +25,7 @@ from cellmeter.sources.linux import Cores, HostPart, host, open_linux
 from cellmeter.sources.portable import Portable, PortableCores, portable_host
 from cellmeter.sources.pressure import PressurePart
 from cellmeter.sources.process import ProcessPart, descendants
-from cellmeter.sources.tree_time import TreeTime
+from cellmeter.sources.tree_total import TreeTotal, Used
 
 BUSY_CHILD = """
 import sys, time
@@ -94,13 +96,65 @@ def test_children_count_while_they_live_and_after(child: Callable[[], subprocess
 
 
 def test_the_trees_time_never_falls_and_counts_nothing_twice() -> None:
-    tree = TreeTime()
-    assert tree.add(1.0, 0.0) == 1.0
-    assert tree.add(1.5, 2.0) == pytest.approx(3.5)
-    assert tree.add(3.6, 0.0) == pytest.approx(3.6), "the child was waited for: its 2 s moved"
-    assert tree.add(3.6, 4.0) == pytest.approx(7.6)
-    assert tree.add(3.7, 0.0) == pytest.approx(7.7), "this one left the tree: what it did stays counted"
-    assert tree.add(3.9, 0.0) == pytest.approx(7.9)
+    tree, worker, other = TreeTotal(0.03), Used(1, 2.0, 0.0), Used(1, 4.0, 0.0)
+    assert tree.add({1: Used(0, 1.0, 0.0)}) == 1.0
+    assert tree.add({1: Used(0, 1.5, 0.0), 2: worker}) == pytest.approx(3.5)
+    assert tree.add({1: Used(0, 1.6, 2.0)}) == pytest.approx(3.6), "the child was waited for: its 2 s moved"
+    assert tree.add({1: Used(0, 1.6, 2.0), 3: other}) == pytest.approx(7.6)
+    tree.add({1: Used(0, 1.7, 2.0)})
+    assert tree.add({1: Used(0, 1.8, 2.0)}) == pytest.approx(7.8), "this one left the tree: what it did stays counted"
+    assert tree.add({1: Used(0, 1.9, 2.0)}) == pytest.approx(7.9)
+
+
+def test_a_child_that_is_waited_for_between_two_readings_counts_once() -> None:
+    tree = TreeTotal(0.03)
+    tree.add({1: Used(0, 1.0, 0.0), 2: Used(1, 0.5, 0.0), 3: Used(2, 9.0, 0.0), 4: Used(2, 8.0, 0.0)})
+    between = tree.add({1: Used(0, 1.0, 0.0), 2: Used(1, 0.5, 0.0)})  # 2 was read before it waited, the others after
+    assert between == pytest.approx(18.5)
+    assert tree.add({1: Used(0, 1.0, 0.0), 2: Used(1, 0.6, 17.01)}) == pytest.approx(18.61)
+    assert tree.add({1: Used(0, 1.1, 17.62)}) == pytest.approx(18.72), "and when that one is waited for, in its turn"
+
+
+def test_a_parent_that_takes_the_lost_time_of_its_children_with_it() -> None:
+    tree = TreeTotal(0.03)
+    tree.add({1: Used(0, 1.0, 0.0), 2: Used(1, 0.5, 0.0), 3: Used(2, 9.0, 0.0)})
+    tree.add({1: Used(0, 1.0, 0.0), 2: Used(1, 0.5, 0.0)})  # 3 is gone, and 2 never waits for it
+    tree.add({1: Used(0, 1.1, 0.5)})  # but is waited for
+    assert tree.add({1: Used(0, 1.2, 0.5)}) == pytest.approx(10.7)
+
+
+@given(st.data())
+def test_the_trees_time_is_no_more_than_its_processes_used(data: st.DataObject) -> None:
+    """They are read one by one, the parents first, while they work, are born, are waited for, or go without it."""
+    tree, alive, used, born = TreeTotal(0.03), {1: Used(0, 0.0, 0.0)}, 0, 1
+
+    def something_happens() -> None:
+        nonlocal used, born
+        pid = data.draw(st.sampled_from(sorted(alive)))
+        what = data.draw(st.sampled_from(["works", "forks", "is waited for", "goes"]))
+        process = alive[pid]
+        if what == "works":
+            amount = data.draw(st.integers(1, 50))
+            alive[pid], used = process._replace(own=process.own + amount), used + amount
+        elif what == "forks":
+            born += 1
+            alive[born] = Used(pid, 0.0, 0.0)
+        elif pid != 1 and all(other.parent != pid for other in alive.values()):
+            del alive[pid]
+            if what == "is waited for":
+                parent = alive[process.parent]
+                alive[process.parent] = parent._replace(waited_for=parent.waited_for + process.all)
+
+    total = 0.0
+    for _ in range(data.draw(st.integers(1, 8))):
+        row = {}
+        for pid in sorted(alive):
+            if pid in alive:
+                row[pid] = alive[pid]
+            for _ in range(data.draw(st.integers(0, 2))):
+                something_happens()
+        before, total = total, tree.add(row)
+        assert before <= total <= used
 
 
 def test_a_grandchild_belongs_to_the_tree() -> None:
@@ -108,7 +162,7 @@ def test_a_grandchild_belongs_to_the_tree() -> None:
     process = subprocess.Popen([sys.executable, "-S", "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    found = descendants(os.getpid())
+    found = set(descendants(os.getpid()))
     assert {child.pid for child in psutil.Process(process.pid).children()} < found
     assert process.pid in found
     process.communicate(b"\n")
@@ -321,6 +375,26 @@ def test_file_systems_are_read_by_mount_point_and_each_once(tmp_path: Path) -> N
     free, size = source.read()
     assert 0 < free < size == psutil.disk_usage("/").total
     assert working_folders(os.getpid(), str(tmp_path))[0::2] == [str(Path.cwd()), str(tmp_path)]
+
+
+def test_a_grandchild_is_seen_at_once_when_told_to_look(child: Callable[[], subprocess.Popen[str]]) -> None:
+    command = ["bash", "-c", "read go; sleep 60 & echo $!; wait"]
+    shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    now = 0.0
+    part = ProcessPart(os.getpid(), clock=lambda: now)
+    assert shell.pid in (part.read() and part.pids)
+    assert shell.stdin is not None
+    assert shell.stdout is not None
+    shell.stdin.write("\n")
+    shell.stdin.flush()
+    grandchild = int(shell.stdout.readline())
+    now = 0.1
+    part.look_again()
+    assert grandchild in (part.read() and part.pids)
+    part.close()
+    shell.kill()
+    os.kill(grandchild, 9)
+    shell.communicate()
 
 
 def test_a_file_system_that_does_not_answer_is_unknown(tmp_path: Path) -> None:

@@ -273,6 +273,35 @@ def test_short_cells_have_their_true_cpu_time(subject: Subject) -> None:
     assert 0.004 <= (run.usage(run.cells[0]).cpu_seconds or 0) < 0.1
 
 
+def test_short_cells_beside_an_idle_worker_have_their_true_cpu_time(subject: Subject) -> None:
+    burn = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True); input()"
+    subject.do(f"import subprocess; p = subprocess.Popen([sys.executable, '-S', '-c', {burn!r}], stdin=-1, stdout=-1)")
+    subject.do("p.stdout.readline(); now = time.process_time")
+    for _ in range(10):
+        subject.do("c = recording.cell_started('4 ms'); u = now() + 0.004; exec('while now() < u: pass')")
+        subject.do("recording.cell_ended(c, 'ok')")
+    subject.do("p.communicate(b'\\n')")
+    run = subject.ended(10)
+    assert all(0.004 <= (run.usage(cell).cpu_seconds or 0) < 0.15 for cell in run.cells)
+
+
+def test_a_cell_that_waits_for_an_old_worker_has_not_done_its_work(subject: Subject) -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
+    for _ in range(3):
+        subject.do(
+            f"import subprocess; p = subprocess.Popen([sys.executable, '-S', '-c', {burn!r}], stdin=-1, stdout=-1)"
+        )
+        subject.do("p.stdout.readline()")
+        wait_until(lambda: _children_cpu(subject)[-1:] >= [0.3], "a sample between cells")
+        subject.do("c = recording.cell_started('wait'); p.kill(); p.communicate(); recording.cell_ended(c, 'ok')")
+    run = subject.ended(3)
+    assert all((run.usage(cell).cpu_seconds or 0) < 0.2 for cell in run.cells)
+
+
+def _children_cpu(subject: Subject) -> list[float]:
+    return list(read_run(subject.folder).series("process.children.cpu.time", "process").values)
+
+
 def test_waited_for_children_count(subject: Subject) -> None:
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     subject.do(
@@ -376,6 +405,26 @@ def test_what_a_child_writes_counts_once(subject: Subject, tmp_path: Path) -> No
     subject.do(f"subprocess.run([sys.executable, '-S', '-c', {write!r}]); recording.cell_ended(c, 'ok')")
     run = subject.ended(1)
     assert 32 << 20 <= (run.usage(run.cells[0]).written_bytes or 0) < 40 << 20
+
+
+def test_what_a_child_wrote_before_a_cell_is_not_written_when_it_is_waited_for(
+    subject: Subject, tmp_path: Path
+) -> None:
+    write = f"input(); open({str(tmp_path / 'file')!r}, 'wb').write(bytes(32 << 20)); print(flush=True); input()"
+    subject.do(f"import subprocess; p = subprocess.Popen([sys.executable, '-S', '-c', {write!r}], stdin=-1, stdout=-1)")
+
+    def written() -> list[float]:
+        return list(read_run(subject.folder).series("process.disk.written", "process").values)
+
+    wait_until(written, "the first sample")
+    subject.do("p.stdin.write(b'\\n'); p.stdin.flush(); p.stdout.readline()")
+    wait_until(lambda: written()[-1] - written()[0] >= 32 << 20, "a sample between cells")
+    subject.do("c = recording.cell_started('wait'); p.communicate(b'\\n'); recording.cell_ended(c, 'ok')")
+    run = subject.ended(1)
+    assert (run.usage(run.cells[0]).written_bytes or 0) < 1 << 20
+    subject.do("c = recording.cell_started('next'); time.sleep(2.5); recording.cell_ended(c, 'ok')")
+    assert 32 << 20 <= written()[-1] - written()[0] < 33 << 20, "and once in the whole run"
+    assert len(subject.ended(2).cells) == 2
 
 
 def test_a_script_is_one_cell_at_the_full_rate(script: Script, home: Path) -> None:

@@ -30,6 +30,7 @@ from cellmeter.remote import (
     Remote,
     RemoteDevice,
     RemoteMachine,
+    epochs,
     inside,
     remote_from,
     run_times,
@@ -84,6 +85,18 @@ def test_times_are_found_again_on_a_clock_that_is_slewed(drifts: list[float], sh
     truth = np.sort(np.array(shares)) * 60.0 * len(drifts)
     at = np.interp(truth, [anchor.time for anchor in anchors], walls)
     assert run_times(at, anchors) == pytest.approx(truth, abs=0.05)
+
+
+@given(st.lists(st.tuples(st.floats(0, 60), st.floats(-1e5, 1e5)), max_size=8), st.lists(st.floats(0, 600), min_size=2))
+def test_times_of_day_follow_the_clock_and_never_fall(leaps: list[tuple[float, float]], times: list[float]) -> None:
+    at = np.cumsum([0.0, *(seconds for seconds, _ in leaps)])
+    ahead = np.cumsum([0.0, *(leap for _, leap in leaps)])
+    anchors = [Anchor(time, WALL + time + by) for time, by in zip(at.tolist(), ahead.tolist(), strict=True)]
+    times.sort()
+    told = epochs(np.array(times), anchors)
+    assert (np.diff(told) >= 0).all()
+    late = np.array(times) >= at[-1]
+    assert told[late] == pytest.approx(WALL + np.array(times)[late] + ahead[-1], abs=1e-3)
 
 
 @given(st.floats(1.0, 1e5), st.booleans(), st.floats(0.0, 59.0), st.lists(st.floats(0, 240), min_size=1, max_size=40))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from builders import GIB, MIB, CellPlan, GpuWork, a_cell, a_device, a_run, bursts, hump, without
+from builders import GIB, MIB, CellPlan, GpuWork, a_cell, a_device, a_run, bursts, hump, with_workers, without
 from test_rules import findings, outcome, the_finding
 
 from cellmeter.rules import judge
@@ -196,6 +196,21 @@ def test_who_kept_the_memory_is_named_and_not_found_again() -> None:
     assert "In [1] (44.0 GiB)" in finding.fact
 
 
+def test_an_address_space_limit_is_each_processs_own() -> None:
+    """Four workers of 2 GiB each, under `ulimit -v` of 8 GiB, are far from it."""
+    run = with_workers(a_run(a_cell(20, rss=GIB), limit_bytes=8 * GIB, limit_source="rlimit"), 1, 7 * GIB)
+    assert outcome(run, "memory-near-limit").outcome == "clear"
+    full = a_run(a_cell(20, rss=7.5 * GIB), limit_bytes=8 * GIB, limit_source="rlimit")
+    assert outcome(full, "memory-near-limit").outcome == "found"
+
+
+def test_a_slope_of_a_run_that_is_over_is_told_in_the_past() -> None:
+    run = a_run(a_cell(90, rss=lambda t: GIB + t * 300 * MIB))
+    for status, word in (("running", "It is"), ("died", "It was"), ("interrupted", "It was")):
+        cell = replace(run.cells[0], status=status, end=None if status != "interrupted" else run.cells[0].end)
+        assert the_finding(replace(run, cells=(cell,)), "memory-growth").consequence.startswith(word)
+
+
 # ── cpu-one-core ──
 
 
@@ -213,6 +228,8 @@ def spins(cores: object = 1.0, seconds: float = 70, limit: float = 8, **plan: ob
         pytest.param(spins(1.2), "clear", id="more than one core"),
         pytest.param(spins(0.7), "clear", id="less than one core"),
         pytest.param(spins(lambda t: (t % 8) / 2), "clear", id="passing through"),
+        pytest.param(spins(machine=15.5), "clear", id="others keep the rest busy"),
+        pytest.param(spins(machine=8.0), "found", id="others keep half of it busy"),
     ],
 )  # fmt: skip
 def test_one_core(run: Run, expected: str) -> None:
@@ -245,19 +262,29 @@ def test_a_gpu_at_work_is_what_one_core_is_for(work: GpuWork, mine: bool | None,
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
-        pytest.param({"throttled": 0.2}, "found", id="a fifth of the periods"),
-        pytest.param({"throttled": 0.05}, "clear", id="a twentieth"),
+        pytest.param({"throttled": 0.2, "cores": 7.8}, "found", id="a fifth of the periods"),
+        pytest.param({"throttled": 0.05, "cores": 7.8}, "clear", id="a twentieth"),
+        pytest.param({"throttled": 0.9, "cores": 0.2}, "clear", id="another kernel of the container used it up"),
         pytest.param(
-            {"runnable": 20, "cpu_pressure": 0.5, "cores": 7.8}, "found", id="2.5 tasks a core, and they wait"
+            {"runnable": 40, "cpu_pressure": 0.5, "cores": 7.8}, "found", id="2.5 tasks a core, and they wait"
         ),
-        pytest.param({"runnable": 20, "cpu_pressure": 0.1, "cores": 7.8}, "clear", id="its own tasks need not wait"),
-        pytest.param({"runnable": 12, "cpu_pressure": 0.5, "cores": 7.8}, "clear", id="1.5 tasks a core"),
-        pytest.param({"runnable": 20, "cpu_pressure": 0.5, "cores": 1.0}, "clear", id="others' tasks"),
+        pytest.param({"runnable": 40, "cpu_pressure": 0.1, "cores": 7.8}, "clear", id="its own tasks need not wait"),
+        pytest.param({"runnable": 24, "cpu_pressure": 0.5, "cores": 7.8}, "clear", id="1.5 tasks a core"),
+        pytest.param({"runnable": 40, "cpu_pressure": 0.5, "cores": 1.0}, "clear", id="others' tasks"),
         pytest.param({"throttled": 0.9, "seconds": 8}, "not-applicable", id="a short cell"),
     ],
 )
 def test_oversubscribed(plan: dict[str, object], expected: str) -> None:
     assert outcome(a_run(a_cell(**{"seconds": 20, **plan})), "cpu-oversubscribed").outcome == expected  # type: ignore[arg-type]
+
+
+def test_tasks_are_those_of_the_whole_machine_and_so_are_the_cores_they_are_for() -> None:
+    """2 of 16 cores are allowed, and others run on the rest."""
+    busy = a_cell(20, runnable=20, cpu_pressure=0.3, cores=1.9)
+    assert outcome(a_run(busy, cores=2), "cpu-oversubscribed").outcome == "clear"
+    crowded = replace(busy, runnable=40)
+    fact = the_finding(a_run(crowded, cores=2), "cpu-oversubscribed").fact
+    assert "40 tasks for the 16 cores of the machine" in fact
 
 
 def test_without_a_quota_and_without_its_own_pressure_it_is_unknown() -> None:
@@ -278,6 +305,8 @@ def test_without_a_quota_and_without_its_own_pressure_it_is_unknown() -> None:
         pytest.param({"blocked": 1.0, "cores": 0.8}, "clear", id="it computes too"),
         pytest.param({"blocked": 1.0, "seconds": 8}, "not-applicable", id="a short cell"),
         pytest.param({"blocked": float("nan")}, "unknown", id="not told"),
+        pytest.param({"io_pressure": 0.8, "disk_read": 4 * MIB}, "found", id="its threads wait, by its control group"),
+        pytest.param({"io_pressure": 0.8}, "clear", id="another kernel of the container waits"),
     ],
 )
 def test_io_bound(plan: dict[str, object], expected: str) -> None:

@@ -140,8 +140,8 @@ CASES = [
     Case("gpu-memory-near-limit", False, on_gpu(20, 90.0, memory=filled(0.4, 0.9))),
     Case("cpu-one-core", True, (a_cell(70, cores=0.95),)),
     Case("cpu-one-core", False, (a_cell(70, cores=1.15),)),
-    Case("cpu-oversubscribed", True, (a_cell(20, throttled=0.13),)),
-    Case("cpu-oversubscribed", False, (a_cell(20, throttled=0.07),)),
+    Case("cpu-oversubscribed", True, (a_cell(20, throttled=0.13, cores=7.0),)),
+    Case("cpu-oversubscribed", False, (a_cell(20, throttled=0.07, cores=7.0),)),
     Case("io-bound", True, (a_cell(40, blocked=bursts(10, 6, 1.0)),)),
     Case("io-bound", False, (a_cell(40, blocked=bursts(10, 4, 1.0)),)),
     Case(

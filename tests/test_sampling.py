@@ -18,6 +18,7 @@ class FakeClock:
     def __init__(self) -> None:
         self.now = 10**12
         self.asleep = 0
+        self.set_by = 0
 
     def monotonic_ns(self) -> int:
         return self.now
@@ -26,7 +27,7 @@ class FakeClock:
         return self.now + self.asleep
 
     def wall(self) -> float:
-        return 1.7e9
+        return 1.7e9 + (self.boottime_ns() + self.set_by) * 1e-9
 
 
 class FakeSource:
@@ -98,6 +99,11 @@ class Stage:
 
     def times(self, stream: str = "main") -> list[float]:
         return [(t - self.start) / 1e9 for name, t, _, _ in self.sink.samples if name == stream]
+
+    def walls(self) -> list[float]:
+        """What the anchors say, as seconds since the start."""
+        wall = 1.7e9 + self.start * 1e-9
+        return [e["wall"] - wall for e in self.sink.events if e["event"] == "anchor"]
 
     def tags(self) -> list[int]:
         return [seq for name, _, seq, _ in self.sink.samples if name == "main"]
@@ -171,7 +177,17 @@ def test_a_suspend_is_a_gap_of_its_own_kind() -> None:
     stage.clock.asleep += 3600 * 1000 * MS
     stage.run_for(1)
     (gap,) = stage.sink.gaps()
-    assert gap["reason"] == "the machine was suspended"
+    assert gap["reason"] == "the machine was suspended for 3600 s"
+    assert stage.walls() == pytest.approx([0, 1, 3602]), "and what the wall clock was before and after is told"
+
+
+def test_a_clock_that_is_set_is_told_at_once() -> None:
+    stage = Stage()
+    stage.run_for(1)
+    stage.clock.set_by = -7200 * 1000 * MS
+    stage.run_for(1)
+    assert stage.walls() == pytest.approx([0, 1, 2 - 7200])
+    assert stage.sink.gaps() == []
 
 
 def test_slow_sources_have_a_stream_of_their_own() -> None:

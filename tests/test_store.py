@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -17,6 +19,11 @@ from hypothesis import strategies as st
 from cellmeter import form
 from cellmeter.cli import main
 from cellmeter.errors import RunNotFound, RunUnreadable
+from cellmeter.export.records import cell_records
+from cellmeter.export.selection import Part
+from cellmeter.export.table import write_csv
+from cellmeter.export.traces import trace_spans
+from cellmeter.rules import judge
 from cellmeter.run import EDGE_END, Column, Gap
 from cellmeter.store import (
     Tail,
@@ -83,7 +90,7 @@ def test_what_is_written_is_read(write_run: Callable[..., tuple[Path, Writer]]) 
     assert run.gaps == (Gap(pytest.approx(2.5), pytest.approx(3.0), "asleep"),)
     assert run.sample_count == 31
     (cell,) = run.cells
-    assert (cell.title, cell.status, cell.own_cpu_seconds) == ("In [5]", "ok", 1.0)
+    assert (cell.title, cell.status, cell.own_cpu.seconds) == ("In [5]", "ok", 1.0)
     usage = run.usage(cell)
     assert (usage.samples, usage.rss_start_bytes, usage.rss_end_bytes) == (11, 10_000_000, 20_000_000)
     assert run.series("process.cpu.usage", "process").values[3:] == pytest.approx([1.0] * 28)
@@ -91,6 +98,25 @@ def test_what_is_written_is_read(write_run: Callable[..., tuple[Path, Writer]]) 
     assert frame["process.memory.rss:process"].iloc[-1] == 30e6
     assert frame["cell"].tolist() == [0] * 10 + [1] * 11 + [0] * 10
     assert frame.attrs["units"]["process.cpu.usage:process"] == "{cpu}"
+
+
+def test_the_time_of_day_after_a_suspend(write_run: Callable[..., tuple[Path, Writer]]) -> None:
+    """An hour's sleep between 0.95 s and 1.0 s: the samples' clock stood still, that on the wall did not."""
+    folder, writer = write_run()
+    writer.event({"event": "anchor", "t": at(0.95), "wall": 1.7e9 + 0.95})
+    writer.event({"event": "anchor", "t": at(1.0), "wall": 1.7e9 + 3601.0})
+    writer.event({"event": "end", "t": at(3.5), "ending": "stopped", "signal": None, "exit_code": None})
+    run = read_run(folder)
+    assert (run.started.timestamp(), run.ended and run.ended.timestamp()) == (1.7e9, 1.7e9 + 3603.5)
+    (record,) = cell_records(run)
+    assert record["timestamp"] == "2023-11-14T23:13:21.000Z"
+    file = io.BytesIO()
+    write_csv(run, file, Part(None, 0.0))
+    rows = list(csv.DictReader(file.getvalue().decode().splitlines()))
+    told = {float(row["time_s"]): row["wall_time"] for row in rows}
+    assert (told[0.9], told[1.0]) == ("2023-11-14T22:13:20.900Z", "2023-11-14T23:13:21.000Z")
+    assert [span.start_ns for span in trace_spans(run, judge(run))] == [1_700_000_000 * 10**9, 1_700_003_601 * 10**9]
+    assert [run.since(1.7e9 + late) for late in (-5, 0.5, 60, 3602)] == pytest.approx([0, 0.5, 1, 2], abs=1e-6)
 
 
 def test_a_run_and_what_it_holds_are_said_shortly(write_run: Callable[..., tuple[Path, Writer]]) -> None:

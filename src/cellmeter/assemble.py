@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import form
 from cellmeter.metrics import Metric
-from cellmeter.remote import Anchor, Remote, remote_from
+from cellmeter.remote import Anchor, Remote, epochs, remote_from
 from cellmeter.run import (
     EDGE_END,
+    EDGE_START,
     AlertFired,
     Cell,
     CellStatus,
@@ -24,6 +25,7 @@ from cellmeter.run import (
     Host,
     Limit,
     OverBudget,
+    OwnCpu,
     Run,
     Segment,
 )
@@ -51,6 +53,8 @@ def run_from(
 
     ``remote_lines``: what ``prometheus.jsonl`` has, and how many of its lines are damaged.
     """
+    import numpy as np
+
     start_ns = int(header["start_ns"])
     end = next((e for e in reversed(events) if e.get("event") == "end"), None)
     last_ns = max(
@@ -61,18 +65,18 @@ def run_from(
         ]
     )
     duration = ((end["t"] if end else last_ns) - start_ns) * 1e-9
-    started = datetime.fromtimestamp(header["started"], UTC)
     limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
     ending: Ending | None = end["ending"] if end else (None if running else _probable_ending(parts, header, limits))
     cells = cells_from(events, start_ns, "running" if running else "died")
     moments = ((e["t"], e["wall"]) for e in events if e.get("event") == "anchor")
     anchors = (Anchor(0.0, header["started"]), *(Anchor((t - start_ns) * 1e-9, wall) for t, wall in moments))
     remote, trouble = _remote(*remote_lines, anchors)
+    started, ended = (datetime.fromtimestamp(wall, UTC) for wall in epochs(np.array([0.0, duration]), anchors))
     return Run(
         id=header["id"],
         path=str(folder),
         started=started,
-        ended=None if running and not end else started + timedelta(seconds=duration),
+        ended=None if running and not end else ended,
         ending=ending,
         ending_sure=end is not None or ending in (None, "unknown"),
         signal=end.get("signal") if end else None,
@@ -144,9 +148,6 @@ def cells_from(events: Iterable[Event], start_ns: int, open_status: CellStatus) 
 
 
 def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_status: CellStatus) -> Cell:
-    cpu = None
-    if end is not None and "cpu_ns" in end and "cpu_ns" in start:
-        cpu = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9
     read = written = None
     if end is not None and end.get("io_bytes") and start.get("io_bytes"):
         read, written = (after - before for before, after in zip(start["io_bytes"], end["io_bytes"], strict=True))
@@ -161,7 +162,7 @@ def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_sta
         parent=start.get("parent"),
         source_hash=start.get("hash", ""),
         first_line=start.get("first_line", ""),
-        own_cpu_seconds=cpu,
+        own_cpu=OwnCpu.between(start, end or {}),
         own_read_bytes=read,
         own_written_bytes=written,
         rss_start_bytes=start.get("rss_bytes"),
@@ -230,7 +231,7 @@ def _segments(parts: Sequence[Part], cells: Sequence[Cell], start_ns: int) -> tu
 def _tagged(records: NDArray[Any], cells: Sequence[Cell], start_ns: int) -> NDArray[Any]:
     """Samples tagged anew by the kernel's own timestamps: an edge that reached the recorder late is no error here.
 
-    The sample taken at a cell's end comes a little after it and keeps the tag it has.
+    Samples taken for a cell's edges come a little after them and keep the tag they have: of a short cell, both after its end.
     """
     import numpy as np
 
@@ -242,7 +243,7 @@ def _tagged(records: NDArray[Any], cells: Sequence[Cell], start_ns: int) -> NDAr
         low = seconds.searchsorted(cell.start, "left")
         high = len(seconds) if cell.end is None else seconds.searchsorted(cell.end, "right")
         tags[low:high] = cell.seq
-    keep = (records["flags"] & EDGE_END) != 0
+    keep = (records["flags"] & (EDGE_START | EDGE_END)) != 0
     tags[keep] = records["seq"][keep]
     if not records.flags.writeable:
         records = records.copy()

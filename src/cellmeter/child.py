@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter import __version__
 from cellmeter.alerts import Board, Budget, Guard, guards_of
@@ -107,10 +107,10 @@ class Child:
         """Records until the kernel dies or says stop. ``early``: messages that have come already."""
         self._writer = Writer(Path(self._config.folder))
         clock = SystemClock()
-        self._machine_sources, machine, pids = _open_machine(self._config.pid)
+        self._machine_sources, machine, self._tree = _open_machine(self._config.pid)
         self._machine_sources.append(Filesystems(working_folders(self._config.pid, self._config.folder)))
-        self._gpus = open_nvidia(pids, self._environ)
-        self._peaks = CellPeaks(self._config.pid, pids)
+        self._gpus = open_nvidia(self._tree.pids, self._environ)
+        self._peaks = CellPeaks(self._config.pid, self._tree.pids)
         self._unavailable: dict[str, str] = machine.pop("unavailable")
         if self._peaks.group.unknown is not None:
             self._unavailable["cgroup.memory.peak"] = self._peaks.group.unknown
@@ -166,9 +166,11 @@ class Child:
         if kind == "cell_start":
             if "environ" in message:
                 self._follow_environ(message["environ"])
-            self._sampler.cell_started(message)  # its sample finds new workers
+            self._tree.look_again()  # who works in the cell, and who did before
+            self._sampler.cell_started(message)
             self._peaks.started(message["seq"])
         elif kind == "cell_end":
+            self._tree.look_again()
             self._sampler.cell_ended(message)
             if (peaks := self._peaks.ended(message["seq"])) is not None:
                 self._sampler.event({"event": "peaks", "t": message["t"], "seq": message["seq"], **peaks})
@@ -322,11 +324,15 @@ def _header(config: Config, clock: SystemClock) -> dict[str, Any]:
     }
 
 
-Pids = Callable[[], Collection[int]]
+class Tree(NamedTuple):
+    """The kernel and its descendants: who they were when last looked for, and that the next reading is to look again."""
+
+    pids: Callable[[], Collection[int]]
+    look_again: Callable[[], None]
 
 
-def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Pids]:
-    """The machine's own sources, their part of the header, and who is in the kernel's tree."""
+def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Tree]:
+    """The machine's own sources, their part of the header, and the kernel's tree."""
     if os.path.exists(f"/proc/{pid}/statm"):
         from cellmeter.sources.cgroup import limits
         from cellmeter.sources.linux import host, open_linux
@@ -340,10 +346,10 @@ def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Pids]:
             "unavailable": {**linux.main.unavailable, **linux.pressure.unavailable},
         }
         slow = [linux.pressure] if linux.pressure.columns else []
-        return [linux.main, *slow, linux.cores], header, lambda: linux.process.pids
+        return [linux.main, *slow, linux.cores], header, Tree(lambda: linux.process.pids, linux.process.look_again)
     from cellmeter.sources.portable import Portable, PortableCores, portable_host, portable_limits
 
     portable = Portable(pid)
     machine = portable_host()
     header = {"host": vars(machine), "limits": portable_limits(machine), "unavailable": portable.unavailable}
-    return [portable, PortableCores()], header, portable.pids
+    return [portable, PortableCores()], header, Tree(portable.pids, lambda: None)

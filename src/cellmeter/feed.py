@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts, layouts
 from cellmeter.assemble import cells_from
-from cellmeter.run import EDGE_END, Column, cpu_seconds
+from cellmeter.run import EDGE_END, Column, OwnCpu, cpu_seconds
 from cellmeter.store import Tail
 
 if TYPE_CHECKING:
@@ -172,7 +172,6 @@ class Feed:
         """What the cell of so many seconds used on the average, as :class:`cellmeter.run.CellUsage` has it."""
         edges = self.edges()
         start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
-        own = (end["cpu_ns"] - start["cpu_ns"]) * 1e-9 if "cpu_ns" in start and "cpu_ns" in end else None
         total = workers = None
         if TREE_TIME in self._worked:
             (since, before), (until, after) = self._worked[TREE_TIME]
@@ -180,7 +179,7 @@ class Feed:
             total = (after - before) * seconds / (until - since) if until > since else None
         if WORKERS_TIME in self._worked:
             workers = self._worked[WORKERS_TIME][0][1], self._worked[WORKERS_TIME][1][1]
-        return self.rates.mean_cores(cpu_seconds(own, total, workers), seconds)
+        return self.rates.mean_cores(cpu_seconds(OwnCpu.between(start, end), total, workers), seconds)
 
     def edges(self) -> dict[str, Event]:
         """The cell's edges as the kernel sent them, ``cell_start`` and ``cell_end``, as far as they have been written."""

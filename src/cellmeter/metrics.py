@@ -293,7 +293,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "counter",
         "process",
         "io",
-        "Bytes the kernel and its descendants made the disks write",
+        "Bytes the kernel and its descendants wrote to files on disks, also if deleted before they got there",
         "/proc/PID/io",
         rate="process.disk.written.rate",
         otel="process.disk.io",

@@ -305,6 +305,19 @@ def _joined(lines: Iterable[Line], key: str) -> Floats:
     return np.concatenate([np.array(line.get(key, [0] * len(line["t"])), float) for line in lines])
 
 
+def epochs(times: Floats, anchors: Sequence[Anchor]) -> Floats:
+    """Seconds since the epoch at times of a run, by the last anchor before each: in a suspend the two clocks drift apart.
+
+    A clock that was set back went wrong before, so that times never fall.
+    """
+    import numpy as np
+
+    at, walls = np.array(anchors, float).T
+    less = np.minimum.accumulate((walls - at)[::-1])[::-1]
+    told: Floats = times + less[np.maximum(at.searchsorted(times, "right") - 1, 0)]
+    return told
+
+
 def run_times(walls: Floats, anchors: Sequence[Anchor]) -> Floats:
     """Seconds since the run's start of times since the epoch, which are in order; NaN where that cannot be told.
 

@@ -23,7 +23,7 @@ from cellmeter.metrics import (
     SHORT_FOR_UTILIZATION_SECONDS,
     Metric,
 )
-from cellmeter.remote import Anchor, Remote, RemoteUsage, usage_between
+from cellmeter.remote import Anchor, Remote, RemoteUsage, epochs, usage_between
 from cellmeter.span_stats import SpanStats, span_stats
 from cellmeter.spans import Logged, Own, Span, Steps
 
@@ -42,6 +42,10 @@ EDGE_START = 1
 EDGE_END = 2
 
 DRIVER_SAMPLE_SECONDS = 1 / 6
+_OWN_CPU = "cpu_ns", "alone_cpu_ns"  # of an edge
+BORN_SINCE_SECONDS = (
+    0.02  # of CPU time: a worker of no more at a cell's first sample was born between its start and that
+)
 LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
 
 
@@ -97,6 +101,22 @@ class Device:
     since: float = 0.0
 
 
+class OwnCpu(NamedTuple):
+    """CPU seconds of the kernel process by its own clocks: with children it has waited for, and alone. None: unknown."""
+
+    seconds: float | None = None
+    alone: float | None = None
+
+    @classmethod
+    def between(cls, start: Mapping[str, Any], end: Mapping[str, Any]) -> OwnCpu:
+        """From a cell's start edge to its end edge."""
+        used = ((end[key] - start[key]) * 1e-9 if key in start and key in end else None for key in _OWN_CPU)
+        return cls(*used)
+
+
+NO_OWN_CPU = OwnCpu()
+
+
 @dataclass(frozen=True)
 class Cell:
     """One execution of a cell. ``seq`` counts executions; ``parent`` is the cell that ran this one from within."""
@@ -112,8 +132,8 @@ class Cell:
     source_hash: str = ""
     first_line: str = ""
     source: str | None = None
-    own_cpu_seconds: float | None = None
-    """CPU time of the kernel process and of children it has waited for, by its own clocks at both edges."""
+    own_cpu: OwnCpu = NO_OWN_CPU
+    """CPU time by the kernel's own clocks at both edges."""
     own_read_bytes: int | None = None
     own_written_bytes: int | None = None
     """What the kernel process made the disks do, by its own counters at both edges."""
@@ -352,10 +372,27 @@ class Run:
         return usage
 
     def epoch(self, time: float) -> float:
-        """Seconds since the epoch at a time of the run, by the last anchor before it: the two drift apart in a suspend."""
-        before = [anchor for anchor in self.anchors if anchor.time <= time]
-        anchor = before[-1] if before else Anchor(0.0, self.started.timestamp())
-        return anchor.wall + time - anchor.time
+        """Seconds since the epoch at a time of the run (:func:`cellmeter.remote.epochs`)."""
+        import numpy as np
+
+        return float(self.epochs(np.array(time, float)))
+
+    def epochs(self, times: Floats) -> Floats:
+        """The same of many times."""
+        return epochs(times, self._anchors)
+
+    @property
+    def _anchors(self) -> Sequence[Anchor]:
+        return self.anchors or (Anchor(0.0, self.started.timestamp()),)
+
+    def since(self, epoch: float) -> float:
+        """The first time of the run at or after a moment in seconds since the epoch."""
+        import numpy as np
+
+        times = np.array([*(anchor.time for anchor in self._anchors), math.inf])
+        walls = self.epochs(times[:-1])
+        last = max(int(walls.searchsorted(epoch, "right")) - 1, 0)
+        return float(max(0.0, min(times[last] + epoch - walls[last], times[last + 1])))
 
     def remote_usage(self, cell: Cell) -> RemoteUsage | None:
         """What the machines of :attr:`remote` did during a cell; None if there are none to ask for."""
@@ -543,41 +580,57 @@ def cell_usage(run: Run, cell: Cell) -> CellUsage:
 
 
 def _disk_bytes(run: Run, cell: Cell, end: float, name: str, own: int | None, unknown: dict[str, str]) -> int | None:
-    """The kernel's own count at the edges is exact; the samples know of its children too: the more of both."""
+    """The kernel's own count at the edges is exact; the samples know of its children too: the more of both.
+
+    Only the samples, if a worker ended that was there before: the kernel's own count then has all that it ever did.
+    """
     sampled = _growth(run.series(f"process.disk.{name}", "process"), cell, end)
+    if sampled is not None and _old_worker_ended(run, cell, end):
+        own = None
     found = [int(value) for value in (own, sampled) if value is not None]
     if not found:
         unknown[f"{name}_bytes"] = run.unavailable.get(f"process.disk.{name}", "too few samples in this cell")
     return max(found, default=None)
 
 
+def _old_worker_ended(run: Run, cell: Cell, end: float) -> bool:
+    workers = run.series("process.children", "process")
+    inside = known(_tagged(workers, cell, end).values)
+    before = last_known(workers, cell.start) or 0.0
+    return len(inside) > 0 and inside.min() < max(before, inside[0])
+
+
 def _tagged(series: Series, cell: Cell, end: float) -> Series:
-    """A cell's own samples, the one taken at its end included."""
+    """The samples taken while a cell ran, whatever ran within it, and the one taken at its end."""
     part = series.between(cell.start, end + LATE_EDGE_SECONDS)
-    mine = part.seq == cell.seq
+    mine = ((part.time <= end) & (part.seq > 0)) | (part.seq == cell.seq)
     return Series(part.time[mine], part.values[mine], part.seq[mine])
 
 
 def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> float | None:
     """See :func:`cpu_seconds`."""
     total = _growth(run.series("process.cpu.time", "process"), cell, end)
-    workers = known(_tagged(run.series("process.children.cpu.time", "process"), cell, end).values)
-    used = cpu_seconds(cell.own_cpu_seconds, total, (float(workers[0]), float(workers[-1])) if len(workers) else None)
+    of_workers = run.series("process.children.cpu.time", "process")
+    workers = known(_tagged(of_workers, cell, end).values)
+    # a worker may be waited for before the cell's first sample is taken
+    first = max(float(workers[0]), last_known(of_workers, cell.start) or 0.0) if len(workers) else 0.0
+    used = cpu_seconds(cell.own_cpu, total, (first, float(workers[-1])) if len(workers) else None)
     if used is None:
         unknown["cpu_seconds"] = "too few samples in this cell"
     return used
 
 
-def cpu_seconds(own: float | None, total: float | None, workers: tuple[float, float] | None) -> float | None:
+def cpu_seconds(own: OwnCpu, total: float | None, workers: tuple[float, float] | None) -> float | None:
     """CPU time of a cell.
 
-    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the first
-    and the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
-    they serve where no worker was there at the start; what those born since did is added. Else the samples tell.
+    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the start
+    and at the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
+    they serve where no worker was there at the start; what those born since did is added. Else the samples tell, which begin
+    and end a little later than the cell: what the kernel process did alone it did in any case.
     """
-    if own is None or (total is not None and workers is not None and workers[0] > 0):
-        return total
-    return own if total is None or workers is None else max(own + workers[1], total)
+    if own.seconds is None or (total is not None and workers is not None and workers[0] > BORN_SINCE_SECONDS):
+        return total if total is None or own.alone is None else max(total, own.alone)
+    return own.seconds if total is None or workers is None else max(own.seconds + workers[1], total)
 
 
 def _growth(counter: Series, cell: Cell, end: float) -> float | None:

@@ -17,6 +17,7 @@ from cellmeter.sources import Backlog, Notice, Source
 IDLE_SECONDS = 1.0
 ANCHOR_SECONDS = 60.0
 SUSPENDED_SECONDS = 0.5  # BOOTTIME moves on in a suspend while MONOTONIC stands still
+LEAP_SECONDS = 0.5  # of the wall clock against MONOTONIC: it was set, or the machine suspended
 _NS = 1_000_000_000
 
 
@@ -122,6 +123,7 @@ class Sampler:
         self._last_ns = clock.monotonic_ns()
         self._asleep_ns = clock.boottime_ns() - self._last_ns
         self._anchor_ns = 0
+        self._wall_less_ns = 0  # the wall clock in ns less MONOTONIC, as last told
         self._unwritten: deque[Mapping[str, Any]] = deque()
         self._lost_from_ns: int | None = None
         self._lost = 0
@@ -170,11 +172,11 @@ class Sampler:
 
     def _note_gap(self, now: int) -> None:
         asleep = self._clock.boottime_ns() - now
-        slept = asleep - self._asleep_ns > SUSPENDED_SECONDS * _NS
+        slept = asleep - self._asleep_ns
         self._asleep_ns = asleep
         step = self._interval_ns if self._open else self._idle_ns
-        if slept:
-            self._gap(self._last_ns, now, "the machine was suspended")
+        if slept > SUSPENDED_SECONDS * _NS:
+            self._gap(self._last_ns, now, f"the machine was suspended for {slept / _NS:.0f} s")
         elif now - self.deadline_ns >= step:
             self._gap(self._last_ns, now, self._busy_with or "the recorder was stopped or got no CPU time")
         self._busy_with = None
@@ -218,10 +220,22 @@ class Sampler:
             if now >= late.due_ns or flags & EDGE_END:
                 late.due_ns = now + late.interval_ns
                 self._catch_up(late, now)
-        self._last_ns = now
-        if now >= self._anchor_ns:
+        before, self._last_ns = self._last_ns, now
+        self._tell_the_time(before, now)
+
+    def _tell_the_time(self, before: int, now: int) -> None:
+        """Once a minute, and at once when the wall clock has leapt: what it was until then, and what it is now."""
+        wall_less_ns = int(self._clock.wall() * _NS) - now
+        leapt = self._anchor_ns > 0 and abs(wall_less_ns - self._wall_less_ns) > LEAP_SECONDS * _NS
+        if leapt:
+            self._anchor(before, self._wall_less_ns)
+        if leapt or now >= self._anchor_ns:
             self._anchor_ns = now + int(ANCHOR_SECONDS * _NS)
-            self.event({"event": "anchor", "t": now, "wall": self._clock.wall()})
+            self._anchor(now, wall_less_ns)
+            self._wall_less_ns = wall_less_ns
+
+    def _anchor(self, t_ns: int, wall_less_ns: int) -> None:
+        self.event({"event": "anchor", "t": t_ns, "wall": (t_ns + wall_less_ns) / _NS})
 
     def _write(self, stream: Stream, now: int, seq: int, flags: int) -> None:
         row = stream.read()

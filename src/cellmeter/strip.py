@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellmeter import charts, layouts
-from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, cpu_seconds
+from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, OwnCpu, cpu_seconds
 from cellmeter.store import read_header
 
 LEAST_SECONDS = 1.0
@@ -234,7 +234,7 @@ def _cpu(header: Mapping[str, Any], start: Event, end: Event, found: Mapping[Key
     """As ``run.cell_usage`` has it."""
     tree, workers = found[CPU], found[WORKERS]
     living = (workers.first, workers.pieces[-1].last) if workers.pieces else None
-    used = cpu_seconds((end["cpu_ns"] - start["cpu_ns"]) * 1e-9, tree.growth, living)
+    used = cpu_seconds(OwnCpu.between(start, end), tree.growth, living)
     seconds = (end["t"] - start["t"]) * 1e-9
     cores = layouts.rates_of(header).mean_cores(used, seconds)
     limit = header["limits"].get("cpu_cores", (None,))[0]

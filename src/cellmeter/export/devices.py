@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cellmeter.metrics import METRICS
-from cellmeter.rules.observed import observed
+from cellmeter.rules.observed import Observed, in_cells
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Spread:
-    """The readings of one metric of one GPU inside cells. ``quantiles`` by the names of ``QUANTILES``; None without any."""
+    """The readings of one metric of one GPU over the time of cells; ``quantiles`` by the names of ``QUANTILES``. None: none."""
 
     metric: str
     unit: str
@@ -63,36 +63,40 @@ def statistics_of(run: Run, gpu: str) -> DeviceStatistics:
 
 
 def _spread(run: Run, gpu: str, metric: str) -> Spread | None:
-    values = _in_cells(run, gpu, metric)
+    readings = in_cells(run, metric, gpu)
     unit, reason = METRICS[metric].unit, run.unavailable.get(f"{metric}:{gpu}")
-    if not len(values):
+    if not len(readings.values):
         if reason is None and not len(run.series(metric, gpu).time):
             return None
         why = reason or "no readings inside cells"
         return Spread(metric, unit, 0, None, {name: None for name, _ in QUANTILES}, why)
-    import numpy as np
-
-    at = np.percentile(values, [percent for _, percent in QUANTILES])
+    at = _quantiles(readings)
     quantiles: dict[str, float | None] = {name: float(q) for (name, _), q in zip(QUANTILES, at, strict=True)}
-    return Spread(metric, unit, len(values), float(values.mean()), quantiles)
+    return Spread(metric, unit, len(readings.values), readings.mean(), quantiles)
 
 
-def _in_cells(run: Run, gpu: str, metric: str) -> NDArray[np.float64]:
-    """Known readings inside cells, which are taken at one rate: none weighs more than another."""
+def _quantiles(readings: Observed) -> NDArray[np.float64]:
+    """Over time: a short cell has two readings at its edges, and weighs no more for it. Extremes are of all readings."""
     import numpy as np
 
-    series = run.series(metric, gpu)
-    return series.values[(series.seq > 0) & ~np.isnan(series.values)]
+    order = readings.values.argsort()
+    values, seconds = readings.values[order], readings.seconds[order]
+    if readings.total <= 0:
+        seconds = np.ones(len(values))
+    extremes = values[[0, -1]]
+    values, seconds = values[seconds > 0], seconds[seconds > 0]
+    middle = seconds.cumsum() - seconds / 2
+    middle -= middle[0]
+    percent = 100 * middle / (middle[-1] or 1.0)
+    at = [np.interp(wanted, percent, values) for _, wanted in QUANTILES]
+    return np.array([extremes[1], *at[1:-1], extremes[0]])
 
 
 def _histogram(run: Run, gpu: str) -> tuple[float, ...] | None:
     import numpy as np
 
-    readings = observed(run, "gpu.utilization", gpu, 0.0, run.duration)
-    inside = readings.seq > 0
-    if not inside.any():
+    readings = in_cells(run, "gpu.utilization", gpu)
+    if not len(readings.values):
         return None
-    stayed = np.diff(readings.seq, prepend=0) == 0  # the first reading of a cell stands for the time before it
-    weights = np.where(inside & stayed, readings.seconds, 0.0)
-    seconds, _ = np.histogram(readings.values, BINS, (0.0, 100.0), weights=weights)
+    seconds, _ = np.histogram(readings.values, BINS, (0.0, 100.0), weights=readings.seconds)
     return tuple(float(s) for s in seconds)

@@ -174,7 +174,7 @@ def _interval(run: Run, choice: Choice) -> float:
 
 
 def _milliseconds(run: Run, seconds: Floats) -> list[int]:
-    wall: list[int] = (run.started.timestamp() * 1000 + seconds * 1000).round().astype(int).tolist()
+    wall: list[int] = (run.epochs(seconds) * 1000).round().astype(int).tolist()
     return wall
 
 
@@ -286,7 +286,7 @@ def _send(client: Any, run: Run, judgement: Judgement, target: Target, choice: C
     client.log_text(run_id, html_report(run, judgement), "cellmeter/report.html")
     client.log_text(run_id, json_report(run, judgement), "cellmeter/report.json")
     if made and target.run_id is None and run.ending is not None:
-        client.set_terminated(run_id, _status(run), int((run.started.timestamp() + run.duration) * 1000))
+        client.set_terminated(run_id, _status(run), int(run.epoch(run.duration) * 1000))
     return Sent(run_id, len(keys), progress.points)
 
 

@@ -19,7 +19,7 @@ from cellmeter import __version__
 from cellmeter.errors import BadUsage, ExportFailed, MissingExtra
 from cellmeter.export.own_values import SpanPoint, own_values, span_points
 from cellmeter.export.readings import Choice, batched, chosen, is_chosen
-from cellmeter.export.traces import NANOSECONDS, TraceSpan, started_ns, trace_spans
+from cellmeter.export.traces import NANOSECONDS, TraceSpan, at_ns, trace_spans
 from cellmeter.metrics import Metric
 from cellmeter.run import Series
 from cellmeter.spans import BOUNDS
@@ -237,9 +237,8 @@ class _Point(NamedTuple):
 
 
 def _points(run: Run, choice: Choice) -> Iterator[_Point]:
-    began = started_ns(run)
     for stream in streams(run, choice):
-        times = (stream.series.time * NANOSECONDS).astype("int64") + began
+        times = (run.epochs(stream.series.time) * NANOSECONDS).round().astype("int64")
         for number, (time, value) in enumerate(zip(times.tolist(), stream.series.values.tolist(), strict=True)):
             yield _Point(stream, number, time, value)
 
@@ -265,7 +264,7 @@ def _metrics_request(proto: _Proto, run: Run, batch: list[_Point]) -> Any:
         else:
             point.as_double = value
         if stream.kind != "gauge":
-            point.start_time_unix_nano = started_ns(run) + int(stream.since * NANOSECONDS)
+            point.start_time_unix_nano = at_ns(run, stream.since)
         if id(stream) not in shared:
             shared[id(stream)] = proto.attributes(stream.attributes)
         point.attributes.extend(shared[id(stream)])

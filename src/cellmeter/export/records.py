@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cellmeter.errors import MissingExtra
@@ -81,7 +81,7 @@ def _known(value: Any) -> Any:
 
 
 def _iso(run: Run, seconds: float) -> str:
-    time: datetime = run.started + timedelta(seconds=seconds)
+    time = datetime.fromtimestamp(run.epoch(seconds), UTC)
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -74,7 +74,7 @@ def part_of(run: Run, selected: Selection) -> Part:
     if selected.ago is not None:
         start = max(0.0, run.duration - selected.ago)
     if selected.since is not None:
-        start = max(0.0, (selected.since - run.started).total_seconds())
+        start = run.since(selected.since.timestamp())
     if start > run.duration:
         raise BadUsage(f"nothing of {run.id} is that late: it ended after {run.duration:.0f} s")
     if selected.numbers is None:

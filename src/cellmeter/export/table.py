@@ -128,11 +128,10 @@ def _who(pid: int) -> str:
 def _cut(run: Run, metric: str, subject: str, unit: str, series: Series) -> Iterator[Piece]:
     import numpy as np
 
-    started = np.datetime64(run.started.replace(tzinfo=None), "ms")
     for low in range(0, len(series.time), ROWS_AT_ONCE):
         part = slice(low, low + ROWS_AT_ONCE)
         time = series.time[part]
-        wall = started + np.round(time * 1000).astype("timedelta64[ms]")
+        wall = np.round(run.epochs(time) * 1000).astype("datetime64[ms]")
         yield Piece(metric, subject, unit, time, wall, series.seq[part], series.values[part])
 
 

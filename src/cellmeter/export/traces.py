@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,11 +46,6 @@ class TraceSpan:
     events: Sequence[TraceEvent] = ()
 
 
-def started_ns(run: Run) -> int:
-    """The run's start in nanoseconds since 1970."""
-    return (run.started - _EPOCH) // timedelta(microseconds=1) * 1000
-
-
 def trace_spans(run: Run, judgement: Judgement) -> Iterator[TraceSpan]:
     """All that has ended: of a run that is being recorded not the run itself, nor the cell that runs."""
     if run.ending is not None:
@@ -62,8 +57,9 @@ def trace_spans(run: Run, judgement: Judgement) -> Iterator[TraceSpan]:
     yield from _of_code(run)
 
 
-def _at(run: Run, seconds: float) -> int:
-    return started_ns(run) + round(seconds * NANOSECONDS)
+def at_ns(run: Run, seconds: float) -> int:
+    """A time of the run in nanoseconds since 1970."""
+    return round(run.epoch(seconds) * NANOSECONDS)
 
 
 def _known(values: Mapping[str, str | int | float | bool | None]) -> Values:
@@ -74,7 +70,7 @@ def _of_run(run: Run, judgement: Judgement) -> TraceSpan:
     events = [
         TraceEvent(
             "cellmeter.finding",
-            _at(run, finding.end),
+            at_ns(run, finding.end),
             _known(
                 {
                     "cellmeter.finding.rule": finding.rule,
@@ -91,7 +87,7 @@ def _of_run(run: Run, judgement: Judgement) -> TraceSpan:
     name = PurePath(run.notebook).name if run.notebook else run.id
     problem = run.ending if run.ending in ("killed", "out-of-memory", "crashed") else None
     attributes = _known({"cellmeter.run.ending": run.ending, "cellmeter.run.exit_code": run.exit_code})
-    return TraceSpan(ROOT, None, name, _at(run, 0), _at(run, run.duration), attributes, problem, events)
+    return TraceSpan(ROOT, None, name, at_ns(run, 0), at_ns(run, run.duration), attributes, problem, events)
 
 
 def _of_cell(run: Run, cell: Cell, parent: str) -> TraceSpan:
@@ -112,7 +108,7 @@ def _of_cell(run: Run, cell: Cell, parent: str) -> TraceSpan:
     end = run.duration if cell.end is None else cell.end
     problem = None if cell.status == "ok" else cell.status
     return TraceSpan(
-        f"cell {cell.seq}", parent, cell.title, _at(run, cell.start), _at(run, end), _known(attributes), problem
+        f"cell {cell.seq}", parent, cell.title, at_ns(run, cell.start), at_ns(run, end), _known(attributes), problem
     )
 
 
@@ -123,7 +119,7 @@ def _of_code(run: Run) -> Iterator[TraceSpan]:
     for span in run.spans:
         attributes = _known({"cellmeter.span.items": span.items, "cellmeter.worker.pid": span.pid or None})
         problem = None if span.status == "ok" else span.status
-        times = (_at(run, span.start), _at(run, span.end))
+        times = (at_ns(run, span.start), at_ns(run, span.end))
         yield TraceSpan(keys[id(span)], around.parent(span), span.name, *times, attributes, problem)
     for number, batch in enumerate(run.own.batches):
         counted = {
@@ -133,7 +129,7 @@ def _of_code(run: Run) -> Iterator[TraceSpan]:
             "cellmeter.span.items": batch.items,
             "cellmeter.worker.pid": batch.pid or None,
         }
-        times = (_at(run, batch.start), _at(run, batch.end))
+        times = (at_ns(run, batch.start), at_ns(run, batch.end))
         yield TraceSpan(f"spans {number}", around.cell(batch.start), batch.name, *times, _known(counted))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from cellmeter.rules.busy import IDLE_PERCENT, use_metric
+from cellmeter.rules.neighbours import FULL_SHARE
 from cellmeter.rules.observed import Observed, at_times, cell_end, observed, stretches, titles, top_cells
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import CLEAR, Evidence, Finding, Outcome, Rule, combined, found, not_applicable, unknown
@@ -57,13 +58,14 @@ class CpuOneCore(Rule):
             return not_applicable(f"less than {seconds_text(self.least_seconds)} of cells")
         if not run.subjects(USAGE):
             return unknown(reason_for(run, USAGE, "process"))
-        spent = [one for cell in cells if (one := self._cell(run, cell)).seconds > 0]
+        spent = [one for cell in cells if (one := self._cell(run, cell, limit.value)).seconds > 0]
         total = sum(one.seconds for one in spent)
         return found(self._finding(spent, total, limit.value)) if total >= self.least_seconds else CLEAR
 
-    def _cell(self, run: Run, cell: Cell) -> OneCore:
+    def _cell(self, run: Run, cell: Cell, cores: float) -> OneCore:
         usage = a_second_each(observed(run, USAGE, "process", cell.start, cell_end(run, cell)))
-        one = (usage.values >= self.low_cores) & (usage.values <= self.high_cores) & ~_gpu_works(run, cell, usage.time)
+        one = (usage.values >= self.low_cores) & (usage.values <= self.high_cores)
+        one &= ~_gpu_works(run, cell, usage.time) & ~_others_work(run, usage.time, cores)
         parts = [part for part in stretches(usage, one) if part.seconds >= STRETCH_SECONDS]
         if not parts:
             return OneCore(cell, 0.0, cell.start, cell.start)
@@ -103,6 +105,14 @@ def a_second_each(readings: Observed) -> Observed:
     return Observed(readings.time[last], means, seconds, readings.seq[last])
 
 
+def _others_work(run: Run, times: NDArray[np.float64], cores: float) -> NDArray[np.bool_]:
+    """Whether the machine's cores are full: then those that the cell leaves do not rest."""
+    full: NDArray[np.bool_] = at_times(run, "host.cpu.usage", "host", times) >= FULL_SHARE * max(
+        cores, run.host.cpu_count
+    )
+    return full
+
+
 def _gpu_works(run: Run, cell: Cell, times: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether a GPU that may be the kernel's works, or may work for all that is known."""
     import numpy as np
@@ -134,11 +144,11 @@ class CpuOversubscribed(Rule):
     throttled_share: float = 0.1
     """Share of the quota's periods in which it was used up, above which it is a finding ..."""
     runnable_ratio: float = 2.0
-    """... or this many runnable tasks a core ..."""
+    """... or this many runnable tasks a core of the machine ..."""
     pressure_share: float = 0.25
     """... with this share of the time in which tasks of the own control group waited for a core ..."""
     own_share: float = 0.5
-    """... while the kernel used this share of its cores itself: else it is others that it waits for."""
+    """... in both cases while the kernel used this share of its cores itself: else it is others who take them."""
 
     def check(self, run: Run) -> Outcome:
         """One outcome a cell."""
@@ -148,27 +158,26 @@ class CpuOversubscribed(Rule):
         end = cell_end(run, cell)
         if end - cell.start < self.cell_seconds:
             return not_applicable(f"no cell of {seconds_text(self.cell_seconds)}")
+        cores, used = run.limits.get("cpu_cores"), observed(run, USAGE, "process", cell.start, end)
+        own = cores is None or not len(used.values) or used.mean() >= self.own_share * cores.value
         throttled = _throttled_share(run, cell.start, end)
-        if throttled is not None and throttled > self.throttled_share:
+        if throttled is not None and throttled > self.throttled_share and own:
             what = f"used its control group's CPU quota up in {percent_text(100 * throttled)} of all periods"
             return found(
                 self._finding(run, cell, "cgroup.cpu.throttled.periods", throttled, self.throttled_share, what)
             )
         pressure = observed(run, "cgroup.pressure.cpu", "cgroup", cell.start, end)
         runnable = observed(run, "host.tasks.runnable", "host", cell.start, end)
-        cores = run.limits.get("cpu_cores")
         if not len(pressure.values) or not len(runnable.values) or cores is None:
             if throttled is not None:
                 return CLEAR
             return unknown("it has no CPU quota, and how long its control group waits for cores is not known")
-        waited, ratio = pressure.mean(), runnable.mean() / cores.value
-        used = observed(run, USAGE, "process", cell.start, end)
-        own = len(used.values) > 0 and used.mean() >= self.own_share * cores.value
+        waited, ratio = pressure.mean(), runnable.mean() / run.host.cpu_count  # they are those of the whole machine
         if waited <= self.pressure_share or ratio <= self.runnable_ratio or not own:
             return CLEAR
         what = (
-            f"had {runnable.mean():.0f} tasks to run on {cores_text(cores.value)} cores, and some waited for a core in "
-            f"{percent_text(100 * waited)} of the time"
+            f"ran while there were {runnable.mean():.0f} tasks for the {run.host.cpu_count} cores of the machine, and some "
+            f"of its own control group waited for a core in {percent_text(100 * waited)} of the time"
         )
         return found(self._finding(run, cell, "cgroup.pressure.cpu", waited, self.pressure_share, what))
 

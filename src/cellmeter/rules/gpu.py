@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cellmeter.rules import elsewhere
 from cellmeter.rules.busy import DRAM_ACTIVE, SM_ACTIVE, UTILIZATION, Busy, busy_part, no_gpu, use_metric, why_missing
 from cellmeter.rules.causes import cause_of
-from cellmeter.rules.observed import ENOUGH, Observed, cell_end, cell_seconds, observed, titles, top_cells
+from cellmeter.rules.observed import ENOUGH, Observed, cell_end, cell_seconds, in_cells, observed, titles, top_cells
 from cellmeter.rules.ownership import ownership
 from cellmeter.rules.rule import (
     CLEAR,
@@ -55,9 +55,8 @@ class GpuUnused(Rule):
 
     def _device(self, run: Run, device: Device) -> Outcome:
         metric = use_metric(run, device)
-        readings = observed(run, metric, device.id, device.since, run.duration)
         there_seconds = cell_seconds(run, device.since)
-        in_cells = readings.where(readings.seq > 0)
+        readings = in_cells(run, metric, device.id, device.since)
         held = [cell for cell in top_cells(run) if self._holds(run, device, cell)]
         if not held and there_seconds < self.allocated_seconds:
             needed = seconds_text(self.allocated_seconds)
@@ -69,11 +68,11 @@ class GpuUnused(Rule):
         obstacle = None if visible_only else whose.obstacle()
         if obstacle is not None:
             return obstacle
-        if in_cells.total < ENOUGH * there_seconds:
-            return unknown(f"{device.id}: {why_missing(run, device, in_cells)}")
-        if (in_cells.values > 0).any():
+        if readings.total < ENOUGH * there_seconds:
+            return unknown(f"{device.id}: {why_missing(run, device, readings)}")
+        if (readings.values > 0).any():
             return not_applicable(whose.reason) if visible_only else CLEAR
-        return found(self._held(device, held, run) if held else self._allocated(device, run, in_cells))
+        return found(self._held(device, held, run) if held else self._allocated(device, run, readings))
 
     def _holds(self, run: Run, device: Device, cell: Cell) -> bool:
         start, end = max(cell.start, device.since), cell_end(run, cell)
@@ -97,7 +96,7 @@ class GpuUnused(Rule):
             waste=Waste(seconds),
         )
 
-    def _allocated(self, device: Device, run: Run, in_cells: Observed) -> Finding:
+    def _allocated(self, device: Device, run: Run, readings: Observed) -> Finding:
         mine = device.mine is True
         cells = top_cells(run)
         how = "is allocated to this kernel" if mine else "is visible to this kernel, which imports a GPU framework,"
@@ -107,15 +106,15 @@ class GpuUnused(Rule):
             cells=tuple(cell.seq for cell in cells),
             subject=device.id,
             cause=None,
-            start=in_cells.start,
-            end=in_cells.end,
-            fact=f"{device.id} ({device.name}) {how} and did no work in {seconds_text(in_cells.total)} of cells.",
-            consequence=f"{in_cells.total:.0f} GPU-seconds were unused"
+            start=readings.start,
+            end=readings.end,
+            fact=f"{device.id} ({device.name}) {how} and did no work in {seconds_text(readings.total)} of cells.",
+            consequence=f"{readings.total:.0f} GPU-seconds were unused"
             + (", and nobody else could use them." if mine else "; others may use this GPU."),
             advice="If the code should use it, check that the framework sees it (torch.cuda.is_available()) and that "
             "model and data are moved to it; if not, choose a machine or a session without a GPU.",
             evidence=Evidence(use_metric(run, device), 0.0, 0.0, "%"),
-            waste=Waste(in_cells.total if mine else 0.0),
+            waste=Waste(readings.total if mine else 0.0),
         )
 
 

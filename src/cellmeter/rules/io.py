@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cellmeter.run import Cell, Run
 
 GIB = 2**30
+LEAST_MOVED = 2**20  # bytes of a cell that has to do with the disk at all
 FREE = "host.filesystem.free"
 SIZE = "host.filesystem.size"
 # What tells that a cell waited for I/O: the kernel's own account, that of its control group, what each sample saw.
@@ -45,7 +46,11 @@ class IoBound(Rule):
         end = cell_end(run, cell)
         if end - cell.start < self.cell_seconds:
             return not_applicable(f"no cell of {seconds_text(self.cell_seconds)}")
-        waits = [(metric, observed(run, metric, subject, cell.start, end)) for metric, subject in WAITS]
+        waits = [
+            (metric, observed(run, metric, subject, cell.start, end))
+            for metric, subject in WAITS
+            if subject == "process" or _moved_any(run, cell)  # others in the control group may wait, and this cell not
+        ]
         known = [(metric, part.mean()) for metric, part in waits if part.total >= ENOUGH * (end - cell.start)]
         if not known:
             return unknown(reason_for(run, WAITS[-1][0], WAITS[-1][1]))
@@ -80,6 +85,12 @@ class IoBound(Rule):
             "columns needed, ahead of time in threads; write seldom, and without a flush each time.",
             evidence=Evidence(metric, share, self.wait_share, "1"),
         )
+
+
+def _moved_any(run: Run, cell: Cell) -> bool:
+    usage = run.usage(cell)
+    moved = [count for count in (usage.read_bytes, usage.written_bytes) if count is not None]
+    return not moved or sum(moved) >= LEAST_MOVED
 
 
 def _gpu_worked(run: Run, cell: Cell, end: float) -> bool:

@@ -278,7 +278,8 @@ def memory_under_limit(run: Run) -> tuple[str, str]:
     """Metric and subject that the memory limit is about: the control group where it sets the limit, else the tree."""
     if run.limits["memory_bytes"].source == "cgroup" and run.subjects("cgroup.memory.used"):
         return "cgroup.memory.used", "cgroup"
-    return TREE if run.subjects(TREE) else RSS, "process"
+    alone = run.limits["memory_bytes"].source == "rlimit" or not run.subjects(TREE)  # each process has that for itself
+    return (RSS if alone else TREE), "process"
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class MemoryGrowth(Rule):
         return found(self._slope(cell, own, rate, left, limit))
 
     def _slope(self, cell: Cell, own: Observed, rate: float, left: float, limit: Limit) -> Finding:
-        went_on = "It was" if cell.end is not None else "It is"
+        went_on = "It is" if cell.status == "running" else "It was"
         return Finding(
             rule=self.id,
             severity="warning",
@@ -240,7 +240,8 @@ def _under(run: Run, limit: Limit) -> tuple[str, str]:
         return (WITHOUT_CACHE if run.subjects(WITHOUT_CACHE) else CGROUP), "cgroup"
     if limit.source == "host" and run.subjects(HOST):
         return HOST, "host"
-    return (TREE if run.subjects(TREE) else RSS), "process"
+    alone = limit.source == "rlimit" or not run.subjects(TREE)  # each process has that limit for itself
+    return (RSS if alone else TREE), "process"
 
 
 def _has_any(times: NDArray[np.float64], start: float, end: float) -> bool:

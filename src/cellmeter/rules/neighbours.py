@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmeter.rules.observed import at_times, observed
+from cellmeter.rules.observed import at_times, in_cells
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
@@ -39,8 +39,7 @@ def _crowd(run: Run) -> Crowd | None:
     import numpy as np
 
     cores = run.host.cpu_count
-    machine = observed(run, "host.cpu.usage", "host", 0.0, run.duration)
-    machine = machine.where(machine.seq > 0)
+    machine = in_cells(run, "host.cpu.usage", "host")
     own = at_times(run, "process.cpu.usage", "process", machine.time)
     machine, own = machine.where(~np.isnan(own)), own[~np.isnan(own)]
     worked = own >= LEAST_CORES

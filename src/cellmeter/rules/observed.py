@@ -71,12 +71,25 @@ def observed(run: Run, metric: str, subject: str, start: float, end: float) -> O
 
 
 def readings_of(run: Run, metric: str, subject: str, cell: Cell) -> Floats:
-    """The known readings that a cell is tagged with; the one of its end is taken a little after it."""
+    """The known readings while a cell ran, whatever ran within it; the one of its end is taken a little after it."""
     import numpy as np
 
-    part = run.series(metric, subject).between(cell.start, cell_end(run, cell) + LATE_EDGE_SECONDS)
-    values: Floats = part.values[(part.seq == cell.seq) & ~np.isnan(part.values)]
+    end = cell_end(run, cell)
+    part = run.series(metric, subject).between(cell.start, end + LATE_EDGE_SECONDS)
+    inside = ((part.time <= end) & (part.seq > 0)) | (part.seq == cell.seq)
+    values: Floats = part.values[inside & ~np.isnan(part.values)]
     return values
+
+
+def in_cells(run: Run, metric: str, subject: str, since: float = 0.0) -> Observed:
+    """The known readings inside cells from ``since`` on; none stands for time before its cell."""
+    import numpy as np
+
+    readings = observed(run, metric, subject, since, run.duration)
+    readings = readings.where(readings.seq > 0)
+    starts = {cell.seq: cell.start for cell in run.cells}
+    inside = readings.time - np.array([starts.get(seq, 0.0) for seq in readings.seq.tolist()])
+    return readings._replace(seconds=np.minimum(readings.seconds, inside.clip(0)))
 
 
 def stretches(readings: Observed, chosen: NDArray[np.bool_]) -> list[Stretch]:

@@ -12,7 +12,7 @@ import psutil
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column, Device, Host, Limit
 from cellmeter.sources import Notice
-from cellmeter.sources.tree_time import TreeTime
+from cellmeter.sources.tree_total import TreeTotal, Used
 
 NAN = float("nan")
 RESCAN_SECONDS = 1.0
@@ -29,7 +29,7 @@ class Portable:
         self._clock = clock
         self._tree: list[psutil.Process] = []
         self._rescan_at = -1.0
-        self._tree_time = TreeTime()
+        self._tree_time = TreeTotal(tolerated=0.03)
         self.notices: list[Notice] = []
         self.unavailable: dict[str, str] = {
             SHARED_PAGES: "pages that workers share count each time, so process.tree.memory.rss is an upper bound"
@@ -77,15 +77,14 @@ class Portable:
         return self._tree
 
     def _cpu(self) -> list[float]:
-        own, children = self._process.cpu_times(), 0.0
+        tree = {self._process.pid: _used(self._process)}
         for child in self._children():
             try:
-                times = child.cpu_times()
+                tree[child.pid] = _used(child)
             except psutil.NoSuchProcess:
                 continue
-            children += times.user + times.system + times.children_user + times.children_system
-        waited_for = own.children_user + own.children_system
-        return [self._tree_time.add(own.user + own.system + waited_for, children), children]
+        children = sum(used.all for used in tree.values()) - tree[self._process.pid].all
+        return [self._tree_time.add(tree), children]
 
     def _memory(self) -> list[float]:
         own = self._process.memory_info().rss
@@ -158,6 +157,11 @@ def portable_limits(host: Host) -> dict[str, Limit]:
         "memory_bytes": Limit(float(host.memory_bytes), "host"),
         "cpu_cores": Limit(float(host.cpu_count), "host"),
     }
+
+
+def _used(process: psutil.Process) -> Used:
+    times = process.cpu_times()
+    return Used(process.ppid(), times.user + times.system, times.children_user + times.children_system)
 
 
 def _columns(subject: str, *metrics: tuple[str, str]) -> tuple[Column, ...]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column
 from cellmeter.sources.cgroup import read_text
 from cellmeter.sources.tree_memory import PAGE, Family, TreeMemory
-from cellmeter.sources.tree_time import TreeTime
+from cellmeter.sources.tree_total import TreeTotal, Used
 
 RESCAN_SECONDS = 1.0
+FRESH_SECONDS = 0.05  # cells may follow each other quickly
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 TICK = 1.0 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
 
@@ -29,8 +31,8 @@ def open_if_there(path: str) -> int:
 class ProcessPart:
     """The kernel and its descendants.
 
-    The tree is looked for anew once a second, and at once when the children of the kernel's main thread change; in between,
-    known descendants are read through open descriptors.
+    The tree is looked for anew once a second, when told to, and when the children of the kernel's main thread change; in
+    between, known descendants are read through open descriptors.
     """
 
     unavailable: dict[str, str]
@@ -44,12 +46,12 @@ class ProcessPart:
         self._io = open_if_there(f"{proc}/{pid}/io")
         self._first_children = open_if_there(f"{proc}/{pid}/task/{pid}/children")
         self._cpu_clock = _process_clock(pid) if proc == "/proc" else None
-        self._known: dict[int, tuple[int, int]] = {}
+        self._known: dict[int, tuple[int, int]] = {}  # each after its parent
         self._io_of: dict[int, tuple[int, int]] = {}
-        self._io_offset, self._io_last = [0, 0], [0, 0]
+        self._tree_io = TreeTotal(), TreeTotal()
         self._children_text = b""
-        self._rescan_at = -1.0
-        self._tree_time = TreeTime()
+        self._rescan_at = self._scanned_at = -1.0
+        self._tree_time = TreeTotal(tolerated=3 * TICK)  # a parent counts in ticks, user and system apart
         self._tree_memory = TreeMemory(pid, proc, clock)
         self.unavailable = {}
         if self._tree_memory.upper_bound is not None:
@@ -111,14 +113,15 @@ class ProcessPart:
             raise ProcessLookupError(errno.ESRCH, "the process has ended")
         file = int(memory[2]) * PAGE
         self._follow_tree((words[23], words[25]))
-        children_cpu, children = self._read_children()
-        own = self._own_cpu(words) + (int(words[13]) + int(words[14])) * TICK
+        used, sizes = self._read_children()
+        children_cpu = sum(one.all for one in used.values())
+        own = Used(0, self._own_cpu(words), (int(words[13]) + int(words[14])) * TICK)
         row = [
-            self._tree_time.add(own, children_cpu),
+            self._tree_time.add({self.pid: own, **used}),
             children_cpu,
             float(rss),
             float(file),
-            float(rss + self._tree_memory.added(children, rss, file)),
+            float(rss + self._tree_memory.added(sizes, rss, file)),
             float(int(words[17])),
             float(len(self._known)),
             float(int(words[7])),
@@ -128,7 +131,7 @@ class ProcessPart:
         if self._counts_delays:
             row.append(int(words[39]) * TICK)
         if self._io >= 0:
-            row += self._disk_bytes()
+            row += self._disk_bytes(used)
         return row
 
     def _own_cpu(self, words: list[bytes]) -> float:
@@ -140,21 +143,23 @@ class ProcessPart:
                 self._cpu_clock = None
         return (int(words[11]) + int(words[12])) * TICK
 
+    def look_again(self) -> None:
+        """The next reading looks for descendants, unless one did just now."""
+        self._rescan_at = min(self._rescan_at, self._scanned_at + FRESH_SECONDS)
+
     def _follow_tree(self, family: Family) -> None:
         now = self._clock()
         text = os.pread(self._first_children, 65536, 0) if self._first_children >= 0 else b""
         if now < self._rescan_at and text == self._children_text:
             return
-        self._rescan_at, self._children_text = now + RESCAN_SECONDS, text
-        seen = descendants(self.pid, self._proc)
+        self._scanned_at, self._rescan_at, self._children_text = now, now + RESCAN_SECONDS, text
+        seen = dict.fromkeys(descendants(self.pid, self._proc))
         for pid in [pid for pid in self._known if pid not in seen]:
             self._forget(pid)
         for pid in seen:
             if pid not in self._known and (fd := open_if_there(f"{self._proc}/{pid}/stat")) >= 0:
                 self._known[pid] = (fd, open_if_there(f"{self._proc}/{pid}/io") if self._io >= 0 else -1)
         self._tree_memory.follow(seen, family)
-        if self._io >= 0:
-            self._read_children_io()
 
     def _forget(self, pid: int) -> None:
         for fd in self._known.pop(pid):
@@ -162,9 +167,9 @@ class ProcessPart:
                 os.close(fd)
         self._io_of.pop(pid, None)
 
-    def _read_children(self) -> tuple[float, list[tuple[int, int, int]]]:
-        """Their CPU seconds together; pid, resident bytes and minor page faults of each."""
-        ticks, found = 0, []
+    def _read_children(self) -> tuple[dict[int, Used], list[tuple[int, int, int]]]:
+        """Their CPU time by pid; pid, resident bytes and minor page faults of each."""
+        used, sizes = {}, []
         for pid, (fd, _) in list(self._known.items()):
             try:
                 stat = os.pread(fd, 1024, 0)
@@ -172,26 +177,35 @@ class ProcessPart:
                 self._forget(pid)
                 continue
             words = stat[stat.rindex(b")") + 2 :].split(None, 22)
-            ticks += int(words[11]) + int(words[12]) + int(words[13]) + int(words[14])
-            found.append((pid, int(words[21]) * PAGE, int(words[7])))
-        return ticks * TICK, found
+            waited_for = (int(words[13]) + int(words[14])) * TICK
+            used[pid] = Used(int(words[1]), self._exact_cpu(pid, words), waited_for)
+            sizes.append((pid, int(words[21]) * PAGE, int(words[7])))
+        return used, sizes
 
-    def _read_children_io(self) -> None:
-        for pid, (_, fd) in self._known.items():
+    def _exact_cpu(self, pid: int, words: list[bytes]) -> float:
+        """Ticks would hide most of what many workers do in a short cell."""
+        if self._cpu_clock is not None:
+            try:
+                return time.clock_gettime(_clock_of(pid))
+            except OSError:  # it has ended, and nobody has waited for it yet
+                pass
+        return (int(words[11]) + int(words[12])) * TICK
+
+    def _disk_bytes(self, used: Mapping[int, Used]) -> list[float]:
+        """Read and written; ``used`` tells who is there, and whose child it is."""
+        self._io_of[self.pid] = _io_bytes(os.pread(self._io, 512, 0))
+        for pid in used:
+            fd = self._known[pid][1]
             if fd >= 0:
                 try:
                     self._io_of[pid] = _io_bytes(os.pread(fd, 512, 0))
                 except (OSError, ValueError, IndexError):
                     continue  # it has ended; what it did so far is kept
-
-    def _disk_bytes(self) -> list[float]:
-        """Linux adds what a child did to its parent's count when it is waited for; one that nobody waits for is kept here."""
-        totals = list(_io_bytes(os.pread(self._io, 512, 0)))
-        for place in (0, 1):
-            totals[place] += sum(counts[place] for counts in self._io_of.values())
-            self._io_offset[place] = max(self._io_offset[place], self._io_last[place] - totals[place])
-            self._io_last[place] = totals[place] + self._io_offset[place]
-        return [float(total) for total in self._io_last]
+        parents = {self.pid: 0, **{pid: one.parent for pid, one in used.items() if pid in self._io_of}}
+        return [
+            total.add({pid: Used(parent, 0.0, self._io_of[pid][place]) for pid, parent in parents.items()})
+            for place, total in enumerate(self._tree_io)
+        ]
 
     def close(self) -> None:
         """Closes the descriptors."""
@@ -209,9 +223,14 @@ class Clock(Protocol):
         """Now."""
 
 
+def _clock_of(pid: int) -> int:
+    """The CPU clock of another process, as ``clock_getcpuclockid(3)`` makes it."""
+    return (~pid << 3) | 2
+
+
 def _process_clock(pid: int) -> int | None:
-    """The CPU clock of another process, as ``clock_getcpuclockid(3)`` makes it; None where it cannot be read."""
-    clock = (~pid << 3) | 2
+    """Its CPU clock; None where it cannot be read."""
+    clock = _clock_of(pid)
     try:
         time.clock_gettime(clock)
     except (OSError, AttributeError):
@@ -224,9 +243,9 @@ def _io_bytes(content: bytes) -> tuple[int, int]:
     return int(words[words.index(b"read_bytes:") + 1]), int(words[words.index(b"write_bytes:") + 1])
 
 
-def descendants(pid: int, proc: str = "/proc") -> set[int]:
-    """All living descendants, through the ``children`` files, or by everybody's parent where the system has none."""
-    found: set[int] = set()
+def descendants(pid: int, proc: str = "/proc") -> list[int]:
+    """All living descendants, each after its parent: by the ``children`` files, or by everybody's parent without them."""
+    found: dict[int, None] = {}
     todo = [pid]
     if not os.path.exists(f"{proc}/{pid}/task/{pid}/children"):
         return _descendants_by_parent(pid, proc)
@@ -239,22 +258,22 @@ def descendants(pid: int, proc: str = "/proc") -> set[int]:
         for thread in threads:
             for child in map(int, (read_text(f"{folder}/{thread}/children") or "").split()):
                 if child not in found:
-                    found.add(child)
+                    found[child] = None
                     todo.append(child)
-    return found
+    return list(found)
 
 
-def _descendants_by_parent(pid: int, proc: str) -> set[int]:
+def _descendants_by_parent(pid: int, proc: str) -> list[int]:
     children: dict[int, list[int]] = {}
     for name in filter(str.isdigit, os.listdir(proc)):
         stat = read_text(f"{proc}/{name}/stat")
         if stat:
             children.setdefault(int(stat[stat.rindex(")") + 2 :].split(None, 2)[1]), []).append(int(name))
-    found: set[int] = set()
+    found: dict[int, None] = {}
     todo = [pid]
     while todo:
         for child in children.get(todo.pop(), []):
             if child not in found:
-                found.add(child)
+                found[child] = None
                 todo.append(child)
-    return found
+    return list(found)

@@ -37,7 +37,7 @@ from cellmeter.export.summary import (
     unchecked,
 )
 from cellmeter.rules import judge
-from cellmeter.rules.observed import observed
+from cellmeter.rules.observed import in_cells, top_cells
 from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.settings import load_settings
@@ -133,9 +133,11 @@ def _tiles(run: Run, rows: Sequence[CellRow], judgement: Judgement, spent: Costs
         tiles.append(_gpu_tile(run))
         wasted = sum(finding.waste.gpu_seconds for finding in judgement.findings)
         tiles.append(("GPU time unused", seconds_text(wasted) if wasted else "none found", "by the findings below"))
-    joules = [row.energy_joules for row in rows if row.energy_joules is not None]
+    top = {cell.seq for cell in top_cells(run)}  # what ran within a cell is in its energy
+    cells = [row for row in rows if row.seq in top]
+    joules = [row.energy_joules for row in cells if row.energy_joules is not None]
     if joules:
-        known = "inside cells" if len(joules) == len(rows) else f"of {len(joules)} of {counted(len(rows), 'cell')}"
+        known = "inside cells" if len(joules) == len(cells) else f"of {len(joules)} of {counted(len(cells), 'cell')}"
         tiles.append(("GPU energy", joules_text(sum(joules)), known))
     if spent is not None and spent.items:
         unused = f"of it {money(spent.currency, spent.unused)} unused"
@@ -149,8 +151,7 @@ def _tile(name: str, value: str, note: str) -> str:
 
 def _cpu_tile(run: Run) -> tuple[str, str, str]:
     limit = run.limits.get("cpu_cores")
-    usage = observed(run, "process.cpu.usage", "process", 0.0, run.duration)
-    usage = usage.where(usage.seq > 0)
+    usage = in_cells(run, "process.cpu.usage", "process")
     there = f"of {limit.value:g} cores, " if limit else "cores, "
     highest = f"at most {cores_text(float(usage.values.max()))}" if len(usage.values) else "not measured"
     return (
@@ -168,14 +169,10 @@ def _memory_tile(run: Run) -> tuple[str, str, str]:
 
 
 def _gpu_tile(run: Run) -> tuple[str, str, str]:
-    import numpy as np
-
-    known, devices = [np.empty(0)], [device for device in run.devices if device.mine is not False]
-    for device in devices:
-        series = run.series("gpu.utilization", device.id)
-        known.append(series.values[(series.seq > 0) & ~np.isnan(series.values)])
-    values = np.concatenate(known)
-    mean = float(values.mean()) if len(values) else None
+    devices = [device for device in run.devices if device.mine is not False]
+    used = [readings for device in devices if (readings := in_cells(run, "gpu.utilization", device.id)).total > 0]
+    seconds = sum(readings.total for readings in used)
+    mean = sum(readings.mean() * readings.total for readings in used) / seconds if used else None
     return "GPU use in cells", percent_text(mean), f"mean of {counted(len(devices), 'GPU')}"
 
 

@@ -1,0 +1,210 @@
+"""The same quantity is the same number wherever it is shown, parts never exceed their whole, and the unknown is no 0."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import GIB, CellPlan, GpuWork, a_cell, a_device, a_run, without
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellmeter.costs import costs
+from cellmeter.export import render
+from cellmeter.export.amounts import disk_bytes, memory_peaks, tree_peak
+from cellmeter.export.devices import statistics_of
+from cellmeter.export.html.page import html_report
+from cellmeter.export.records import cell_records
+from cellmeter.export.report_json import report
+from cellmeter.export.rows import cell_rows
+from cellmeter.export.selection import Part
+from cellmeter.export.table import write_csv
+from cellmeter.export.text import cells_table
+from cellmeter.export.traces import trace_spans
+from cellmeter.rules import judge
+from cellmeter.rules.observed import cell_seconds
+from cellmeter.run import Run
+from cellmeter.settings import Prices
+from cellmeter.sizing import sizes
+
+GPU = a_device("gpu0", mine=True)
+PRICES = Prices(gpu_hour=2.5, cpu_hour=0.1, memory_gb_hour=0.05)
+
+
+def course(most: float) -> st.SearchStrategy[Callable[[float], float]]:
+    """A signal that jumps every second between levels up to ``most``."""
+    levels = st.lists(st.floats(0, most), min_size=1, max_size=4)
+    return levels.map(lambda found: lambda t: found[int(t) % len(found)])
+
+
+def plans() -> st.SearchStrategy[CellPlan]:
+    work = st.builds(
+        GpuWork, utilization=course(100), memory=course(70 * GIB), power=st.floats(30, 700), active=course(100)
+    )
+    return st.builds(
+        CellPlan,
+        seconds=st.floats(0.02, 15),
+        rss=course(20 * GIB),
+        cores=course(8),
+        disk_read=course(1e9),
+        disk_written=course(1e9),
+        gpu=work.map(lambda gpu: {"gpu0": gpu}),
+    )
+
+
+runs = st.builds(
+    lambda cells, pause: a_run(*cells, devices=[GPU], pause=pause),
+    st.lists(plans(), min_size=1, max_size=6),
+    st.floats(0.5, 5),
+)
+
+
+def inside(run: Run, metric: str, subject: str, seq: int) -> np.ndarray:
+    series = run.series(metric, subject)
+    return series.values[(series.seq == seq) & ~np.isnan(series.values)]
+
+
+def grown(run: Run, metric: str, subject: str) -> float:
+    values = run.series(metric, subject).values
+    return float(values[-1] - values[0])
+
+
+def at_most(part: float | None, whole: float | None) -> bool:
+    return part is None or whole is None or part <= whole * (1 + 1e-9) + 1e-6
+
+
+@settings(deadline=None, max_examples=30)
+@given(runs)
+def test_no_part_is_more_than_its_whole(run: Run) -> None:
+    used = [run.usage(cell) for cell in run.cells]
+    assert at_most(sum(one.cpu_seconds or 0 for one in used), grown(run, "process.cpu.time", "process"))
+    assert at_most(sum(one.read_bytes or 0 for one in used), disk_bytes(run, "read"))
+    assert at_most(sum(one.written_bytes or 0 for one in used), disk_bytes(run, "written"))
+    assert at_most(sum(one.gpu["gpu0"].energy_joules or 0 for one in used), grown(run, "gpu.energy", "gpu0"))
+    assert at_most(sum(cell.seconds or 0 for cell in run.cells), run.duration)
+    assert at_most(sum(statistics_of(run, "gpu0").histogram_seconds or ()), cell_seconds(run))
+    for size in sizes(run):
+        assert at_most(size.peak, size.highest)
+        assert at_most(size.needed_at_least, size.needed)
+    spent = costs(run, PRICES)
+    assert spent is not None
+    for item in spent.items:
+        assert item.used + item.unused + item.unknown == pytest.approx(item.held)
+        assert min(item.used, item.unused, item.unknown) >= 0
+    assert all(at_most(finding.waste.gpu_seconds, run.duration) for finding in judge(run).findings)
+
+
+@settings(deadline=None, max_examples=30)
+@given(runs)
+def test_no_mean_is_above_its_peak_and_no_reading_either(run: Run) -> None:
+    peaks = memory_peaks(run)
+    for cell in run.cells:
+        used, gpu = run.usage(cell), run.usage(cell).gpu["gpu0"]
+        assert used.peak_rss_bytes is not None
+        assert math.floor(inside(run, "process.memory.rss", "process", cell.seq).max()) <= used.peak_rss_bytes
+        assert used.peak_rss_bytes <= (tree_peak(run, cell) or 0) <= (peaks.tree or 0)
+        utilization = inside(run, "gpu.utilization", "gpu0", cell.seq)
+        assert at_most(gpu.utilization_mean, utilization.max())
+        assert at_most(gpu.utilization_p95, utilization.max())
+        assert at_most(utilization.min(), gpu.utilization_mean)
+        assert at_most(used.cores, 8)
+    for spread in statistics_of(run, "gpu0").spreads:
+        ordered = [spread.quantiles[name] for name in ("min", "p50", "p95", "p99", "max")]
+        assert all(at_most(low, high) for low, high in pairwise(ordered))
+        assert at_most(ordered[0], spread.mean)
+        assert at_most(spread.mean, ordered[-1])
+
+
+SAME = ("cpu_seconds", "peak_rss_bytes", "rss_start_bytes", "rss_end_bytes", "read_bytes", "written_bytes")
+
+FLAT = {"utilization_mean": "utilization_mean_percent"} | {n: n for n in ("memory_peak_bytes", "energy_joules")}
+
+
+def agree(one: Any, other: Any) -> bool:
+    missing = [value is None or (isinstance(value, float) and math.isnan(value)) for value in (one, other)]
+    return all(missing) if any(missing) else bool(one == pytest.approx(other, abs=1e-6))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    runs, st.sampled_from([None, ("gpu.utilization", "gpu0"), ("gpu.energy", "gpu0"), ("process.cpu.time", "process")])
+)
+def test_all_formats_have_the_same_figures_of_a_cell(run: Run, lost: tuple[str, str] | None) -> None:
+    run = run if lost is None else without(run, *lost, "not here")
+    told = json.loads(render(run, "json"))["cells"]
+    frame = run.cells_frame().to_dict("index")
+    rows = cell_rows(run)
+    spans = {span.name: span.attributes for span in trace_spans(run, judge(run))}
+    shown = cells_table(run).splitlines()
+    for cell, record, row in zip(told, cell_records(run), rows, strict=True):
+        framed = frame[cell["seq"]]
+        assert all(agree(cell[name], record[name]) and agree(cell[name], framed[name]) for name in SAME)
+        assert agree(cell["end"] - cell["start"], record["duration_seconds"])
+        assert (row.cpu_seconds, row.cores, row.peak_bytes) == (
+            cell["cpu_seconds"],
+            cell["cores"],
+            cell["peak_rss_bytes"],
+        )
+        gpu = cell["gpu"]["gpu0"]
+        for name, flat in (
+            ("utilization_mean", "utilization_mean_percent"),
+            ("memory_peak_bytes",) * 2,
+            ("energy_joules",) * 2,
+        ):
+            assert agree(gpu[name], record[f"gpu0_{flat}"])
+            assert agree(gpu[name], framed[f"{name}:gpu0"])
+            assert agree(gpu[name], spans[row.title].get(f"cellmeter.cell.gpu0.{flat}"))
+        assert agree(row.gpu_percent, gpu["utilization_mean"])
+        assert agree(row.energy_joules, gpu["energy_joules"])
+        assert any(all(text in line for text in row.texts()) for line in shown)
+        for name in ("utilization_mean", "energy_joules"):
+            assert (gpu[name] is None) == (f"gpu.gpu0.{name}" in cell["unknown"]), "what is unknown has a reason"
+        if lost is not None:
+            gone = {"gpu.utilization": gpu["utilization_mean"], "gpu.energy": gpu["energy_joules"]}
+            assert gone.get(lost[0], cell["cpu_seconds"]) is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(runs)
+def test_samples_in_a_file_are_those_of_the_run(run: Run) -> None:
+    file = io.BytesIO()
+    write_csv(run, file, Part(None, 0.0))
+    rows: dict[tuple[str, str], list[float]] = {}
+    for row in csv.DictReader(file.getvalue().decode().splitlines()):
+        rows.setdefault((row["metric"], row["subject"]), []).append(float(row["value"] or "nan"))
+    for key in (("process.cpu.usage", "process"), ("gpu.utilization", "gpu0"), ("process.memory.rss", "process")):
+        np.testing.assert_allclose(rows[key], run.series(*key).values)
+
+
+def test_many_short_cells_and_the_pauses_between_them_weigh_no_more_than_they_last() -> None:
+    idle = [a_cell(0.05, cores=0.0) for _ in range(40)]
+    run = a_run(a_cell(18, cores=4.0, gpu={"gpu0": GpuWork(100.0)}), *idle, devices=[GPU])
+    (utilization, *_) = statistics_of(run, "gpu0").spreads
+    assert utilization.mean == pytest.approx(90, abs=1)
+    assert utilization.quantiles["p50"] == 100
+    page = html_report(run)
+    assert ">90 %<" in page.split("GPU use in cells")[1][:60]
+    assert ">3.6" in page.split("CPU use in cells")[1][:60]
+
+
+def test_a_cell_has_what_ran_within_it() -> None:
+    """``%run other.ipynb``: each of its cells runs within the one that has the line."""
+    run = a_run(a_cell(10, rss=GIB), a_cell(10, rss=3 * GIB, cores=1.0), a_cell(10, rss=GIB), devices=[GPU], pause=0.0)
+    whole = replace(run.cells[0], end=run.cells[2].end, peak_rss_bytes=None)
+    nested = [replace(cell, parent=1) for cell in run.cells[1:]]
+    run = replace(run, cells=(whole, *nested))
+    usage = run.usage(run.cells[0])
+    assert usage.peak_rss_bytes == 3 * GIB
+    assert tree_peak(run, run.cells[0]) == 3 * GIB
+    assert usage.cpu_seconds == pytest.approx(12, rel=0.05)
+    joules = report(run)["cells"][0]["gpu"]["gpu0"]["energy_joules"]
+    assert joules == pytest.approx(1500, rel=0.02)
+    assert "<dd>1.5 kJ<" in html_report(run), "and what a nested cell used counts once"
