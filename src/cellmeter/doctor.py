@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from cellmeter.errors import CellmeterError
 from cellmeter.export import SUFFIXES
+from cellmeter.export.summary import ranges, unavailable
 from cellmeter.plugins import Group, found, package_of, sources_found
 from cellmeter.recorder import Config, Recorder
 from cellmeter.recording import HighWaterMark
@@ -138,9 +139,9 @@ def _recording(run: Run) -> Iterator[Check]:
     memory, cores = run.limits["memory_bytes"], run.limits["cpu_cores"]
     says = f"{memory.value / 2**30:.1f} GiB ({memory.source}), {cores.value:g} cores ({cores.source})"
     yield Check("limits", "ok", says)
-    for metric, why in sorted(run.unavailable.items()):
-        if not metric.startswith("gpu"):
-            yield Check(metric, "missing", why)
+    for whose, metrics, why in unavailable(run):
+        if not metrics[0].startswith("gpu"):
+            yield Check(whose or metrics[0], "missing", f"no {', '.join(metrics)}: {why}" if whose else why)
 
 
 def _death() -> Check:
@@ -152,14 +153,17 @@ def _death() -> Check:
 
 
 def _gpus(run: Run) -> Iterator[Check]:
+    alike: dict[str, list[str]] = {}
     for device in run.devices:
-        whose = {True: "yours", False: "not yours (CUDA_VISIBLE_DEVICES)", None: "shared or unknown"}[device.mine]
-        yield Check(device.id, "ok", f"{device.name}, {device.memory_bytes / 2**30:.0f} GiB, {whose}")
-    for key, why in sorted(run.unavailable.items()):
-        if key == "gpu":
-            yield Check("gpu", "missing", why)
-        elif key.startswith("gpu"):
-            yield Check(key, "limited", why)
+        owner = {True: "yours", False: "not yours (CUDA_VISIBLE_DEVICES)", None: "shared or unknown"}[device.mine]
+        alike.setdefault(f"{device.name}, {device.memory_bytes / 2**30:.0f} GiB, {owner}", []).append(device.id)
+    for says, ids in alike.items():
+        yield Check(ranges(ids), "ok", says)
+    for whose, metrics, why in unavailable(run):
+        if whose and metrics[0].startswith("gpu"):
+            yield Check(whose, "limited", f"no {', '.join(metrics)}: {why}")
+        elif metrics[0].startswith("gpu"):
+            yield Check(metrics[0], "missing" if metrics == ["gpu"] else "limited", why)
 
 
 def _plugins(run: Run) -> Iterator[Check]:

@@ -194,11 +194,17 @@ class MonitorMagics(Magics):
 
     def _show(self, options: argparse.Namespace) -> None:
         from cellmeter import still
+        from cellmeter.rules.observed import top_cells
+        from cellmeter.run import is_ours
 
         for run in self._this_and_the_last_run():
-            cells = [c for c in run.cells if c.status != "running" and options.cell in (None, c.execution_count)]
-            if cells:
-                still.show_cell(run, cells[-1])
+            ended = [cell for cell in top_cells(run) if cell.status != "running"]
+            if options.cell is None:  # one that only asked us is not what somebody wants to see
+                chosen = [cell for cell in ended if not (is_ours(cell.first_line) and (cell.seconds or 0.0) < 1)]
+            else:
+                chosen = [cell for cell in ended if cell.execution_count == options.cell]
+            if chosen:
+                still.show_cell(run, chosen[-1])
                 return
         wanted = (
             "no cell has ended yet"
@@ -218,10 +224,9 @@ class MonitorMagics(Magics):
 
     def _compare(self, options: argparse.Namespace) -> None:
         from cellmeter import export
-        from cellmeter.store import find_run, read_run, runs_home
+        from cellmeter.store import find_two, read_run, runs_home
 
-        before = find_run(options.a, runs_home())
-        after = find_run(options.b, runs_home()) if options.b else self._run_folder()
+        before, after = find_two(options.a, options.b, runs_home(), newest=self._run_folder())
         print(export.render_comparison(read_run(before), read_run(after), "text"), end="")
 
     def _serve(self, options: argparse.Namespace) -> None:

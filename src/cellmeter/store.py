@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cellmeter.errors import RunNotFound, RunUnreadable
+from cellmeter.errors import BadUsage, RunNotFound, RunUnreadable
 from cellmeter.remote import FILE as REMOTE
 from cellmeter.run import Column, Run
 
@@ -529,6 +529,16 @@ def find_run(reference: str | None, home: Path) -> Path:
             f"{len(matches)} runs begin with {reference!r}: add more of the id of {matches[0].name} or {matches[-1].name}"
         )
     return matches[0]
+
+
+def find_two(before: str, after: str | None, home: Path, newest: Path | None = None) -> tuple[Path, Path]:
+    """The folders of two runs to be compared; ``newest`` instead of the newest run for None. Raises RunNotFound, BadUsage."""
+    a = find_run(before, home)
+    b = newest if after is None and newest is not None else find_run(after, home)
+    if a.resolve() == b.resolve():
+        other = "name the later one too" if after is None else "name another"
+        raise BadUsage(f"{a.name} would be compared with itself: {other}")
+    return a, b
 
 
 def prune(home: Path, most_bytes: int, keep: Path) -> list[Path]:

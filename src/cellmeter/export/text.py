@@ -26,6 +26,7 @@ from cellmeter.export.summary import (
     plain,
     plugins,
     recorder_cost,
+    unavailable,
     unchecked,
     where,
 )
@@ -164,7 +165,10 @@ def status_text(run: Run) -> str:
         *([("Plugins", plugins(run))] if run.plugin_metrics else []),
         ("GPUs", gpus(run)),
         *elsewhere.fact(run),
-        *((f"No {name}", reason) for name, reason in run.unavailable.items()),
+        *(
+            (whose, f"no {', '.join(metrics)}: {why}") if whose else (f"No {metrics[0]}", why)
+            for whose, metrics, why in unavailable(run)
+        ),
         *(("Notice", notice) for notice in run.notices),
         ("Recorder's own cost", recorder_cost(run)),
         ("Folder", run.path),
@@ -214,9 +218,8 @@ def _fact(name: str, value: str) -> str:
 
 
 def _paragraph(text: str, indent: str, then: str | None = None) -> str:
-    return textwrap.fill(
-        text, terminal_width(), initial_indent=indent, subsequent_indent=indent if then is None else then
-    )
+    after = indent if then is None else then  # names of rules are not broken at their hyphens
+    return textwrap.fill(text, terminal_width(), initial_indent=indent, subsequent_indent=after, break_on_hyphens=False)
 
 
 def _indented(text: str) -> str:
