@@ -308,7 +308,7 @@ def test_doctor_says_what_can_be_measured(cellmeter: Call) -> None:
 
 
 def test_doctor_says_of_eight_gpus_what_they_share_but_once(cellmeter: Call, tmp_path: Path) -> None:
-    trace = 'gpu name="NVIDIA A100" mem=40g\n' * 8 + "".join(f"at 0 gpu {n} util=50\n" for n in range(8))
+    trace = 'gpu name="NVIDIA A100" mem=40g gpm=1\n' * 8 + "".join(f"at 0 gpu {n} util=50\n" for n in range(8))
     said = cellmeter("doctor", env={**os.environ, **nvml_stub.environment(trace, tmp_path)}).stdout
     assert "gpu0–gpu7" in said
     assert said.count("NVIDIA A100, 40 GiB") == said.count("gpu.sm.active") == 1

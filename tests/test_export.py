@@ -215,6 +215,16 @@ def test_the_cells_table_is_aligned_whatever_the_label() -> None:
     assert "…" in long
 
 
+def test_what_was_read_from_disk_gives_way_to_the_names_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "92")
+    work = a_cell(20, label="-m torch.distributed.run", disk_read=lambda t: 10.0 * MIB)
+    run = with_workers(a_run(work), 1, 3 * GIB)
+    text = export.render(run, "text")
+    assert "-m torch.distributed.run" in text
+    assert "Read" not in text
+    assert "Read" in export.render(a_run(replace(work, label="load")), "text")
+
+
 @pytest.mark.parametrize(("columns", "least"), [(60, 55), (80, 70), (110, 90)])
 def test_the_text_report_is_as_wide_as_the_terminal(
     busy: Run, columns: int, least: int, monkeypatch: pytest.MonkeyPatch

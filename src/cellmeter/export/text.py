@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 WIDTH = 92  # where there is no terminal
 LEAST_WIDTH, MOST_WIDTH = 60, 120  # lines longer than that are hard to read
 NAME_WIDTH = 20
-LEAST_TITLE, MOST_TITLE = 14, 44
+LEAST_TITLE, GOOD_TITLE, MOST_TITLE = 14, 24, 44
+DISK = ("Read", "Written")  # not worth a cell's name
 DISPENSABLE = (
-    "Read",
-    "Written",
+    *DISK,
     "Energy",
     "p90",
     "Growth",
@@ -121,7 +121,7 @@ def _fitted(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, rig
         kept = [index for index in kept if heads[index] != name]
         widths = [max(_width(heads[i]), *(_width(row[i]) for row in rows)) for i in kept[1:]]
         room = width - sum(widths) - 2 * len(widths)
-        if room >= LEAST_TITLE:
+        if room >= (GOOD_TITLE if any(heads[index] in DISK for index in kept) else LEAST_TITLE):
             break
     title = min(max(room, LEAST_TITLE), MOST_TITLE)
     shown = [(_shortened(row[0], title), *(row[index] for index in kept[1:])) for row in rows]
