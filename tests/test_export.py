@@ -316,7 +316,9 @@ def test_one_that_left_with_an_error_code_in_a_cell_is_the_headline() -> None:
 
 
 def test_the_cell_that_asks_for_the_report_is_not_in_it() -> None:
-    run = a_run(a_cell(5, first_line="train()"), a_cell(3, first_line="%monitor report"), a_cell(9, first_line="%run a"))
+    run = a_run(
+        a_cell(5, first_line="train()"), a_cell(3, first_line="%monitor report"), a_cell(9, first_line="%run a")
+    )
     asking, other = (replace(cell, end=None, status="running") for cell in run.cells[1:])
     for last, names in ((asking, ["In [1]"]), (other, ["In [1]", "In [3]"])):
         shown, _ = notable(cell_rows(replace(run, ending=None, cells=(run.cells[0], last))), ())

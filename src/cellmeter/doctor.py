@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -34,6 +35,11 @@ _EXTRAS = {
     "pandas": ("pandas", "Run.samples(), csv export"),
     "pyarrow": ("parquet", "parquet export"),
     "nbclient": ("run", "cellmeter run, cellmeter demo"),
+    "rich": ("watch", "cellmeter watch"),
+    "sidecar": ("dock", "%monitor dock beside the notebook; without it in its cell's output"),
+    "prometheus_client": ("prometheus", "cellmeter serve, %monitor serve"),
+    "mlflow": ("mlflow", "cellmeter export --mlflow, start(mlflow=True)"),
+    "opentelemetry.proto": ("otel", "cellmeter export --otlp"),
 }
 
 
@@ -270,8 +276,15 @@ def _switched(extension: str) -> tuple[bool | None, Path | None]:
 
 def _extras() -> Iterator[Check]:
     for name, (extra, purpose) in _EXTRAS.items():
-        if _version(name) is None:
+        if not _is_importable(name):
             yield Check(name, "missing", f"not installed: {purpose}", f"pip install 'cellmeter[{extra}]'")
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # of the package it lies in
+        return False
 
 
 def _version(name: str) -> str | None:

@@ -15,7 +15,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 from cellmeter import script, sending
 from cellmeter.alerts import parse_budget
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
-from cellmeter.lookout import Callback
+from cellmeter.lookout import Callback, unit_note
 from cellmeter.prometheus.commands import add_serve_options, serve_beside
 from cellmeter.prometheus.reading import add_start_options, asked_for, attach, probe
 from cellmeter.session import READY_SECONDS, MagicParser, Session, notebook_path, say
@@ -121,7 +121,7 @@ class MonitorMagics(Magics):
             if source is not None:
                 self.session.read_from(source)
             self.session.auto = options.auto
-            each = ", with a line under each cell" if options.auto else ""
+            each = ", with a line under each cell of a second or more" if options.auto else ""
             print(f"cellmeter: recording {recording.folder.name} at {recording.rate_hz:g} Hz{each}")
             if (line := budget and self.session.lookout.budget_line()) is not None:
                 print(f"cellmeter: {line}")
@@ -158,7 +158,7 @@ class MonitorMagics(Magics):
         elif options.expression:
             alert = lookout.add(" ".join(options.expression))
             blind = lookout.blind(alert)
-            print(f"cellmeter: alert {alert.text}" + (f": {blind}" if blind else ""))
+            print(f"cellmeter: alert {alert.text}{unit_note(alert)}" + (f": {blind}" if blind else ""))
         else:
             print("\n".join(lookout.status()) or "no alerts")
 

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from dataclasses import replace
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, TracebackType
 from typing import NamedTuple
@@ -176,7 +176,7 @@ def _module_code(name: str) -> CodeType:
     sys.argv[0] = "-m"  # as plain python has it while it looks
     if not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())
-    spec = importlib.util.find_spec(name)
+    spec = _found(name)
     if spec is not None and spec.submodule_search_locations is not None:
         spec = importlib.util.find_spec(f"{name}.__main__")
     code = spec.loader.get_code(spec.name) if spec is not None and spec.loader is not None else None  # type: ignore[attr-defined]
@@ -187,6 +187,17 @@ def _module_code(name: str) -> CodeType:
     main.__loader__, main.__spec__, main.__package__ = spec.loader, spec, spec.parent
     sys.argv[0] = spec.origin or name
     return code
+
+
+def _found(name: str) -> ModuleSpec | None:
+    """Raises SystemExit in the words of plain python where a package on the way to it is not there."""
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise
+        why = f"{type(error).__name__}: {error}"
+        raise SystemExit(f"{sys.executable}: Error while finding module specification for {name!r} ({why})") from None
 
 
 def failed(error: BaseException | None) -> None:

@@ -159,7 +159,7 @@ def where(run: Run, finding: Finding) -> str:
 
 def facts(run: Run) -> list[Fact]:
     """Where, when and how the run was recorded."""
-    host = run.host
+    host, script = run.host, is_script(run)
     limits = {name: f"{limit.value:g}" for name, limit in run.limits.items()}
     if "memory_bytes" in run.limits:
         limits["memory_bytes"] = bytes_text(run.limits["memory_bytes"].value)
@@ -167,7 +167,7 @@ def facts(run: Run) -> list[Fact]:
     limit = ", ".join(f"{names.get(name, name)} {limits[name]} ({run.limits[name].source})" for name in run.limits)
     found = [
         Fact("Run", run.id),
-        Fact("Script" if is_script(run) else "Notebook", run.notebook or "none known"),
+        Fact("Script" if script else "Notebook", run.notebook or (run.cells[0].title if script else "none known")),
         Fact("Recorded", f"{run.started:%Y-%m-%d %H:%M:%S %Z}, {seconds_text(run.duration)}"),
         Fact("Ending", ending(run)),
         Fact(
@@ -175,7 +175,7 @@ def facts(run: Run) -> list[Fact]:
         ),
         Fact("Limits", limit or "unknown"),
         Fact("GPUs", gpus(run)),
-        Fact("Samples", f"{run.sample_count:,}, {run.rate_hz:g} a second{'' if is_script(run) else ' inside cells'}"),
+        Fact("Samples", f"{run.sample_count:,}, {run.rate_hz:g} a second{'' if script else ' inside cells'}"),
         Fact("Disk", disk(run)),
         Fact("Gaps", gaps(run)),
         Fact("Recorder's own cost", recorder_cost(run)),
