@@ -719,7 +719,7 @@ const STYLE = `
 .cellmeter [hidden] { display: none; }
 .cm-head { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 2px 16px; padding: 0 10px 5px 2px; border-bottom: 1px solid rgb(128 128 128 / .22); }
 .cm-said, .cm-sum { display: flex; align-items: baseline; min-width: 0; padding-top: 1px; }
-.cm-said { flex: 1; gap: 8px; }
+.cm-said { flex: 1 1 15em; gap: 8px; }
 .cm-state { display: inline-flex; align-items: center; gap: 6px; font-weight: 600; white-space: nowrap; }
 .cm-state i { width: 8px; height: 8px; border-radius: 50%; background: #8C9196; }
 .cellmeter[data-state=recording] .cm-state i { background: #D6423B; animation: cm-pulse 1.6s ease-in-out infinite; }
@@ -738,7 +738,7 @@ const STYLE = `
 .cm-own { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; opacity: .8; padding-top: 4px; }
 .cm-own:empty { display: none; }
 .cm-tools, .cm-picks, .cm-window { display: flex; align-items: center; gap: 1px; }
-.cm-tools { flex: none; gap: 4px; margin-left: auto; }
+.cm-tools { flex: 0 1 auto; flex-wrap: wrap; justify-content: flex-end; gap: 4px; margin-left: auto; }
 .cm-sum { order: 1; flex-basis: 100%; }
 @container (min-width: 860px) { .cm-head { flex-wrap: nowrap; } .cm-said { flex: none; gap: 12px; } .cm-sum { order: 0; flex-basis: 0; } }
 .cm-picks { flex-wrap: wrap; gap: 2px; padding: 4px 10px 0 0; justify-content: flex-end; }

@@ -437,6 +437,9 @@ def test_an_alert_is_a_line_a_callback_and_an_event(start_kernel: Callable[..., 
     kernel.load()
     added = kernel.run('%monitor alert "process.memory.rss > 1MiB for 200ms"')
     assert added.stdout == "cellmeter: alert process.memory.rss > 1MiB for 200ms\n"
+    bare = kernel.run('%monitor alert "process.cpu.usage > 50 for 1s"')
+    assert bare.stdout == "cellmeter: alert process.cpu.usage > 50 for 1s, in cores\n", "who typed 50 may have meant %"
+    kernel.run("%monitor alert --remove 2")
     adding = kernel.run(
         "import cellmeter, time, threading\n"
         "seen, called = [], threading.Event()\n"

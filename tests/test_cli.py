@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonschema
 import nbformat
+import nvml_stub
 import pandas as pd
 import pytest
 from conftest import Kernel
@@ -122,7 +123,13 @@ def test_export_of_a_part(cellmeter: Call, recorded: str, tmp_path: Path) -> Non
         (["export"], "name a file with -o PATH"),
         (["export", "-o", "x.csv", "--cells", "one"], "'one' is no cell's number"),
         (["export", "--jsonl", "--since", "ever"], "write 90s, 10m, 2h or 1d"),
+        (["export", "-o", "x.csv", "--cells", "5-3"], "5-3 runs backwards; write 3-5"),
+        (["export", "-o", "/etc/hostname/x.csv"], "cannot be written: /etc/hostname is no folder"),
+        (["prometheus-config", "/etc/hostname"], "/etc/hostname is a file: name a folder to write into"),
+        (["run", "."], "cellmeter: . cannot be read: Is a directory\n"),
         (["compare", "nothing"], "no run in"),
+        (["compare", "2"], "would be compared with itself: name the later one too"),
+        (["compare", "2", "2"], "would be compared with itself: name another"),
         (["run", "missing.ipynb"], "there is no notebook missing.ipynb"),
         (["run", "/etc/hostname"], "is no notebook"),
         (["report", "-o", "/no/such/x.html"], "/no/such/x.html cannot be written: there is no folder /no/such"),
@@ -213,6 +220,14 @@ def test_a_kernel_that_dies_is_exit_1_and_leaves_a_report(cellmeter: Call, tmp_p
     assert (tmp_path / "dies-report.html").exists()
 
 
+def test_a_kernel_that_leaves_in_the_midst_of_a_cell_is_the_headline(cellmeter: Call, tmp_path: Path) -> None:
+    path = notebook(tmp_path / "leaves.ipynb", "x = 1", "import os; os._exit(3)", "never = 1")
+    result = cellmeter("run", path)
+    assert result.returncode == 1
+    assert "The kernel died: exited (exit code 3) in In [2]" in result.stdout
+    assert "No warnings" not in result.stdout
+
+
 def test_an_unknown_kernel(cellmeter: Call, tmp_path: Path) -> None:
     path = notebook(tmp_path / "julia.ipynb", "1")
     book = nbformat.read(path, as_version=4)
@@ -294,6 +309,14 @@ def test_doctor_says_what_can_be_measured(cellmeter: Call) -> None:
     broken = cellmeter("doctor", env={**os.environ, "CELLMETER_HOME": "/proc/nowhere"})
     assert broken.returncode == 2
     assert "✗ runs folder" in broken.stdout
+
+
+def test_doctor_says_of_eight_gpus_what_they_share_but_once(cellmeter: Call, tmp_path: Path) -> None:
+    trace = 'gpu name="NVIDIA A100" mem=40g gpm=1\n' * 8 + "".join(f"at 0 gpu {n} util=50\n" for n in range(8))
+    said = cellmeter("doctor", env={**os.environ, **nvml_stub.environment(trace, tmp_path)}).stdout
+    assert "gpu0–gpu7" in said
+    assert said.count("NVIDIA A100, 40 GiB") == said.count("gpu.sm.active") == 1
+    assert len([line for line in said.splitlines() if " gpu0" in line]) < 5
 
 
 def test_doctor_says_whether_the_server_extension_is_on(cellmeter: Call, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from cellmeter import export
 from cellmeter.errors import BadUsage, MissingExtra
 from cellmeter.export import markdown, report_json, table
-from cellmeter.export.rows import cell_columns, cell_rows, routine
-from cellmeter.export.summary import plain
+from cellmeter.export.rows import cell_columns, cell_rows, notable, routine
+from cellmeter.export.summary import headline, last_kernel, plain, unavailable
 from cellmeter.rules import Checked, Judgement, judge
 from cellmeter.rules.units import count_text, moment_text, short_text
 from cellmeter.run import AlertFired, Gap, OverBudget, Run
@@ -215,6 +215,16 @@ def test_the_cells_table_is_aligned_whatever_the_label() -> None:
     assert "…" in long
 
 
+def test_what_was_read_from_disk_gives_way_to_the_names_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "92")
+    work = a_cell(20, label="-m torch.distributed.run", disk_read=lambda t: 10.0 * MIB)
+    run = with_workers(a_run(work), 1, 3 * GIB)
+    text = export.render(run, "text")
+    assert "-m torch.distributed.run" in text
+    assert "Read" not in text
+    assert "Read" in export.render(a_run(replace(work, label="load")), "text")
+
+
 @pytest.mark.parametrize(("columns", "least"), [(60, 55), (80, 70), (110, 90)])
 def test_the_text_report_is_as_wide_as_the_terminal(
     busy: Run, columns: int, least: int, monkeypatch: pytest.MonkeyPatch
@@ -278,6 +288,52 @@ def test_status_names_the_run_and_what_is_not_measured() -> None:
     text = export.status_text(a_run(a_cell(3), unavailable={"gpu": "no NVIDIA driver"}))
     assert "20260301T120000Z-0a1b2c" in text
     assert re.search(r"No gpu +no NVIDIA driver", text)
+
+
+def test_what_gpus_lack_for_the_same_reason_is_one_line() -> None:
+    gpus = [a_device(f"gpu{n}") for n in (0, 1, 2, 3, 9, 10)]
+    lacking = {f"{metric}:{gpu.id}": "not supported" for gpu in gpus for metric in ("gpu.sm.active", "gpu.dram.active")}
+    alone = {"gpu.power:gpu1": "not supported", "host.swap.used": "no swap"}
+    run = a_run(a_cell(3), devices=gpus, unavailable={**lacking, **alone})
+    assert unavailable(run) == [
+        ("gpu0–gpu3, gpu9, gpu10", ["gpu.sm.active", "gpu.dram.active"], "not supported"),
+        ("gpu1", ["gpu.power"], "not supported"),
+        ("", ["host.swap.used"], "no swap"),
+    ]
+    text = re.sub(r"\s+", " ", export.status_text(run))
+    assert "gpu0–gpu3, gpu9, gpu10 no gpu.sm.active, gpu.dram.active: not supported" in text
+    assert "No host.swap.used no swap" in text
+    assert "GPUs gpu0–gpu3, gpu9, gpu10 NVIDIA" in text
+
+
+def test_one_that_left_with_an_error_code_in_a_cell_is_the_headline() -> None:
+    run = a_run(a_cell(3), a_cell(5))
+    died = replace(run.cells[1], status="died")
+    left = replace(run, cells=(run.cells[0], died), ending="exited", exit_code=3)
+    assert headline(left, judge(left)).startswith("The kernel died: exited (exit code 3) in In [2]")
+    assert "exited (exit code 3) in In [2]" in (last_kernel(left) or "")
+    for orderly in (replace(left, exit_code=0), replace(left, ending="restarted"), replace(left, cells=run.cells)):
+        assert headline(orderly, judge(orderly)).startswith("No warnings")
+        assert last_kernel(orderly) is None
+
+
+def test_the_cell_that_asks_for_the_report_is_not_in_it() -> None:
+    run = a_run(
+        a_cell(5, first_line="train()"), a_cell(3, first_line="%monitor report"), a_cell(9, first_line="%run a")
+    )
+    asking, other = (replace(cell, end=None, status="running") for cell in run.cells[1:])
+    for last, names in ((asking, ["In [1]"]), (other, ["In [1]", "In [3]"])):
+        shown, _ = notable(cell_rows(replace(run, ending=None, cells=(run.cells[0], last))), ())
+        assert [row.title for row in shown] == names
+
+
+def test_what_capture_ran_is_the_same_cell_but_a_notebook_run_within_one_is_not() -> None:
+    run = a_run(*(a_cell(4, first_line=line) for line in ("%%capture out", "work()", "%run a.ipynb", "x = 1", "y = 2")))
+    first, body, whole, *parts = run.cells
+    cells = (first, replace(body, parent=1, execution_count=None), whole, *(replace(p, parent=3) for p in parts))
+    run = replace(run, cells=cells)
+    assert [row.seq for row in cell_rows(run)] == [1, 3, 4, 5]
+    assert "2 cells in" in export.render(run, "text").splitlines()[0]
 
 
 def test_the_table_of_runs_has_a_row_each_and_says_what_cannot_be_read() -> None:

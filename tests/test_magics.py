@@ -169,6 +169,14 @@ def test_show_draws_a_cell_again(kernel: Kernel) -> None:
     kernel.recorded_cells(1)
     (again,) = kernel.run(f"%monitor show {first.execution_count}").displays
     assert "<img" in again["data"]["text/html"]
+    kernel.run("%monitor cells")
+    (latest,) = kernel.run("%monitor show").displays
+    assert latest["data"]["text/plain"] == again["data"]["text/plain"], "the last cell that did something"
+
+
+def test_a_run_is_not_compared_with_itself(kernel: Kernel) -> None:
+    kernel.run("1")
+    assert "would be compared with itself" in kernel.run(f"%monitor compare {kernel.recorded_cells(1).id}").stderr
 
 
 def test_a_program_may_call_the_magic(kernel: Kernel) -> None:

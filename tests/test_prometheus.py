@@ -223,11 +223,12 @@ def test_a_client_that_says_nothing_holds_up_nobody(home: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--port", "99999"], "cannot listen on 127.0.0.1 port 99999"),
+        (["--port", "99999"], "--port 99999: there is no such port; 0 to 65535"),
+        (["--port", "-1"], "--port -1: there is no such port"),
         (["--address", "no.such.address.invalid"], "is no address of this machine"),
         (["--certfile", "x.crt"], "TLS needs both"),
         (["--certfile", "x.crt", "--keyfile", "x.key"], "are no certificate and its key"),
-        (["--token-file", "nowhere"], "nowhere cannot be read"),
+        (["--token-file", "nowhere"], "nowhere cannot be read: No such file or directory\n"),
         (["20200101"], "no run in"),
     ],
 )

@@ -286,6 +286,12 @@ def test_device_memory_near_its_limit(memory: object, expected: str) -> None:
     assert outcome(alone(utilization=90, memory=memory), "gpu-memory-near-limit").outcome == expected
 
 
+def test_a_cell_of_some_milliseconds_does_not_make_device_memory_unknown() -> None:
+    run = a_run(a_cell(20, gpu={"gpu0": GpuWork(90)}), a_cell(1.0), devices=[a_device()])
+    short = replace(run.cells[1], start=run.cells[1].start + 0.02, end=run.cells[1].start + 0.03)
+    assert outcome(replace(run, cells=(run.cells[0], short)), "gpu-memory-near-limit").outcome == "clear"
+
+
 def test_a_full_gpu_of_others_is_not_this_kernels() -> None:
     memory = lambda t: min(0.95, 0.5 + t / 50) * FULL  # noqa: E731
     assert outcome(alone(utilization=90, memory=memory, foreign=1), "gpu-memory-near-limit").outcome == "unknown"

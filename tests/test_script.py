@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,12 +120,14 @@ def test_a_module(run: Calls, home: Path, tmp_path: Path) -> None:
     assert plain.stderr.endswith(frames)
     assert recorded.returncode == plain.returncode == 1
     assert the_run(home).cells[0].label == "-m tool"
+    the_first_id = the_run(home).id
     listed = json.loads(run(*RECORD[:-1], "runs", "--json").stdout)
     assert [(row["notebook"], row["script"]) for row in listed] == [(None, "-m tool")]
     assert "-m tool" in run(*RECORD[:-1], "runs").stdout
-    missing = run(*RECORD, "-m", "no_such_module")
-    assert (missing.returncode, missing.stdout) == (1, "")
-    assert own(missing.stderr) == run(sys.executable, "-m", "no_such_module").stderr
+    for name in ("no_such_module", "no_such.module", "tool.nothing"):
+        missing = run(*RECORD, "-m", name)
+        assert (missing.returncode, own(missing.stderr)) == (1, run(sys.executable, "-m", name).stderr)
+    assert re.search(r"Script +-m tool", run(*RECORD[:-1], "report", the_first_id).stdout)
 
 
 def test_flags_of_the_interpreter_are_passed_on(run: Calls, home: Path, tmp_path: Path) -> None:
@@ -161,6 +164,38 @@ def test_spans_and_samples_of_a_script_and_its_workers(run: Calls, home: Path, t
     assert (again.returncode, again.stderr) == (0, "")
     assert len(run_folders(home / "runs")) == 2
     assert read_run(run_folders(home / "runs")[-1]).ending == "stopped"
+
+
+def test_what_a_launcher_starts_is_part_of_its_run(run: Calls, home: Path, tmp_path: Path) -> None:
+    """As torchrun starts its ranks: each a process of another script, which may say ``start()`` itself."""
+    (tmp_path / "rank.py").write_text(
+        "import cellmeter, os\ncellmeter.start()\n"
+        "with cellmeter.span('step'):\n    pass\n"
+        "cellmeter.log(loss=float(os.environ['RANK']))\ncellmeter.stop()\n"
+    )
+    launch = (
+        "import os, subprocess, sys\n"
+        "for rank in '01':\n"
+        "    subprocess.run([sys.executable, 'rank.py'], env={**os.environ, 'RANK': rank}, check=True)\n"
+    )
+    (tmp_path / "launch.py").write_text(launch)
+    recorded = run(*RECORD, "launch.py")
+    assert (recorded.returncode, own(recorded.stderr)) == (0, "")
+    result = the_run(home)
+    assert [cell.label for cell in result.cells] == ["launch.py"]
+    assert {stats.name: stats.count for stats in result.span_stats()} == {"step": 2}
+    assert sorted(result.logged["loss"].value) == [0, 1]
+    alone = run(sys.executable, "launch.py")
+    assert alone.returncode == 0
+    assert len(run_folders(home / "runs")) == 3, "with no launcher recorded each has a run of its own"
+
+
+def test_a_script_may_start_again_after_it_has_stopped(run: Calls, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(
+        "import cellmeter\nfor _ in 'ab':\n    cellmeter.start()\n    cellmeter.stop()\n"
+    )
+    assert run(sys.executable, "twice.py").returncode == 0
+    assert len(run_folders(home / "runs")) == 2
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "died")])

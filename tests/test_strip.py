@@ -33,7 +33,7 @@ def edges(run: Run, cell: Cell) -> list[Any]:
 def auto(kernel: Kernel) -> Kernel:
     """A kernel that shows the line."""
     started = kernel.run("%monitor start --auto")
-    assert started.stdout.endswith("with a line under each cell\n")
+    assert started.stdout.endswith("with a line under each cell of a second or more\n")
     assert lines(started) == []
     return kernel
 

@@ -23,7 +23,7 @@ from cellmeter.prometheus import commands as prometheus
 from cellmeter.prometheus import reading
 from cellmeter.run import Run
 from cellmeter.settings import load_settings, missing_settings
-from cellmeter.store import find_run, list_runs, read_run, remove_run, run_folders, runs_home
+from cellmeter.store import find_run, find_two, list_runs, read_run, remove_run, run_folders, runs_home
 
 if TYPE_CHECKING:
     from cellmeter.export.selection import Part
@@ -142,7 +142,7 @@ def _run_row(name: str, size: int, run: Run | None, problem: str | None) -> dict
         "seconds": run.duration if run else None,
         "notebook": run.notebook if run else None,
         "script": _script(run),
-        "cells": len(run.cells) if run else None,
+        "cells": sum(cell.parent is None for cell in run.cells) if run else None,
         "ending": run.ending if run else None,
         "size_bytes": size,
         "problem": problem,
@@ -257,8 +257,9 @@ def _compare(options: argparse.Namespace) -> int:
     suffix = options.output.suffix.lower() if options.output is not None else ".txt"
     if options.output is not None:
         check_file(options.output)
+    before, after = find_two(options.a, options.b, runs_home())
     text = export.render_comparison(
-        _open(options.a), _open(options.b), options.format or export.FORMAT_OF.get(suffix, suffix)
+        read_run(before), read_run(after), options.format or export.FORMAT_OF.get(suffix, suffix)
     )
     if options.output is None:
         print(text, end="")

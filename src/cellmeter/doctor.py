@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from cellmeter.errors import CellmeterError
 from cellmeter.export import SUFFIXES
+from cellmeter.export.summary import ranges, unavailable
 from cellmeter.plugins import Group, found, package_of, sources_found
 from cellmeter.recorder import Config, Recorder
 from cellmeter.recording import HighWaterMark
@@ -33,6 +35,11 @@ _EXTRAS = {
     "pandas": ("pandas", "Run.samples(), csv export"),
     "pyarrow": ("parquet", "parquet export"),
     "nbclient": ("run", "cellmeter run, cellmeter demo"),
+    "rich": ("watch", "cellmeter watch"),
+    "sidecar": ("dock", "%monitor dock beside the notebook; without it in its cell's output"),
+    "prometheus_client": ("prometheus", "cellmeter serve, %monitor serve"),
+    "mlflow": ("mlflow", "cellmeter export --mlflow, start(mlflow=True)"),
+    "opentelemetry.proto": ("otel", "cellmeter export --otlp"),
 }
 
 
@@ -138,9 +145,9 @@ def _recording(run: Run) -> Iterator[Check]:
     memory, cores = run.limits["memory_bytes"], run.limits["cpu_cores"]
     says = f"{memory.value / 2**30:.1f} GiB ({memory.source}), {cores.value:g} cores ({cores.source})"
     yield Check("limits", "ok", says)
-    for metric, why in sorted(run.unavailable.items()):
-        if not metric.startswith("gpu"):
-            yield Check(metric, "missing", why)
+    for whose, metrics, why in unavailable(run):
+        if not metrics[0].startswith("gpu"):
+            yield Check(whose or metrics[0], "missing", f"no {', '.join(metrics)}: {why}" if whose else why)
 
 
 def _death() -> Check:
@@ -152,14 +159,17 @@ def _death() -> Check:
 
 
 def _gpus(run: Run) -> Iterator[Check]:
+    alike: dict[str, list[str]] = {}
     for device in run.devices:
-        whose = {True: "yours", False: "not yours (CUDA_VISIBLE_DEVICES)", None: "shared or unknown"}[device.mine]
-        yield Check(device.id, "ok", f"{device.name}, {device.memory_bytes / 2**30:.0f} GiB, {whose}")
-    for key, why in sorted(run.unavailable.items()):
-        if key == "gpu":
-            yield Check("gpu", "missing", why)
-        elif key.startswith("gpu"):
-            yield Check(key, "limited", why)
+        owner = {True: "yours", False: "not yours (CUDA_VISIBLE_DEVICES)", None: "shared or unknown"}[device.mine]
+        alike.setdefault(f"{device.name}, {device.memory_bytes / 2**30:.0f} GiB, {owner}", []).append(device.id)
+    for says, ids in alike.items():
+        yield Check(ranges(ids), "ok", says)
+    for whose, metrics, why in unavailable(run):
+        if whose and metrics[0].startswith("gpu"):
+            yield Check(whose, "limited", f"no {', '.join(metrics)}: {why}")
+        elif metrics[0].startswith("gpu"):
+            yield Check(metrics[0], "missing" if metrics == ["gpu"] else "limited", why)
 
 
 def _plugins(run: Run) -> Iterator[Check]:
@@ -266,8 +276,15 @@ def _switched(extension: str) -> tuple[bool | None, Path | None]:
 
 def _extras() -> Iterator[Check]:
     for name, (extra, purpose) in _EXTRAS.items():
-        if _version(name) is None:
+        if not _is_importable(name):
             yield Check(name, "missing", f"not installed: {purpose}", f"pip install 'cellmeter[{extra}]'")
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # of the package it lies in
+        return False
 
 
 def _version(name: str) -> str | None:

@@ -51,7 +51,7 @@ def read_notebook(path: Path) -> Any:
     except FileNotFoundError:
         raise BadUsage(f"there is no notebook {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BadUsage(f"{path} cannot be read: {error}") from None
+        raise BadUsage(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except Exception as error:  # nbformat raises many kinds for a file that is no notebook
         raise BadUsage(f"{path} is no notebook: {str(error).splitlines()[0]}") from None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import re
 import signal
 import sys
 import threading
@@ -40,6 +41,12 @@ _UNIT_NAMES = {"By": "bytes", "By/s": "bytes/s", "{cpu}": "cores", "Cel": "°C",
 _WHOSE = {"process": "the kernel and its workers", "cgroup": "its control group", "host": "the machine"}
 
 Callback = Callable[[AlertFired], Any]
+
+
+def unit_note(alert: Alert) -> str:
+    """``, in cores``: the unit of a threshold that was typed without one."""
+    unit = _UNIT_NAMES.get(alert.unit, alert.unit)
+    return f", in {unit}" if unit and re.search(r"[0-9] for ", alert.text) else ""
 
 
 class Gate:

@@ -15,7 +15,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 from cellmeter import script, sending
 from cellmeter.alerts import parse_budget
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
-from cellmeter.lookout import Callback
+from cellmeter.lookout import Callback, unit_note
 from cellmeter.prometheus.commands import add_serve_options, serve_beside
 from cellmeter.prometheus.reading import add_start_options, asked_for, attach, probe
 from cellmeter.session import READY_SECONDS, MagicParser, Session, notebook_path, say
@@ -121,7 +121,7 @@ class MonitorMagics(Magics):
             if source is not None:
                 self.session.read_from(source)
             self.session.auto = options.auto
-            each = ", with a line under each cell" if options.auto else ""
+            each = ", with a line under each cell of a second or more" if options.auto else ""
             print(f"cellmeter: recording {recording.folder.name} at {recording.rate_hz:g} Hz{each}")
             if (line := budget and self.session.lookout.budget_line()) is not None:
                 print(f"cellmeter: {line}")
@@ -158,7 +158,7 @@ class MonitorMagics(Magics):
         elif options.expression:
             alert = lookout.add(" ".join(options.expression))
             blind = lookout.blind(alert)
-            print(f"cellmeter: alert {alert.text}" + (f": {blind}" if blind else ""))
+            print(f"cellmeter: alert {alert.text}{unit_note(alert)}" + (f": {blind}" if blind else ""))
         else:
             print("\n".join(lookout.status()) or "no alerts")
 
@@ -188,11 +188,17 @@ class MonitorMagics(Magics):
 
     def _show(self, options: argparse.Namespace) -> None:
         from cellmeter import still
+        from cellmeter.rules.observed import top_cells
+        from cellmeter.run import is_ours
 
         for run in self._this_and_the_last_run():
-            cells = [c for c in run.cells if c.status != "running" and options.cell in (None, c.execution_count)]
-            if cells:
-                still.show_cell(run, cells[-1])
+            ended = [cell for cell in top_cells(run) if cell.status != "running"]
+            if options.cell is None:  # one that only asked us is not what somebody wants to see
+                chosen = [cell for cell in ended if not (is_ours(cell.first_line) and (cell.seconds or 0.0) < 1)]
+            else:
+                chosen = [cell for cell in ended if cell.execution_count == options.cell]
+            if chosen:
+                still.show_cell(run, chosen[-1])
                 return
         wanted = (
             "no cell has ended yet"
@@ -212,10 +218,9 @@ class MonitorMagics(Magics):
 
     def _compare(self, options: argparse.Namespace) -> None:
         from cellmeter import export
-        from cellmeter.store import find_run, read_run, runs_home
+        from cellmeter.store import find_two, read_run, runs_home
 
-        before = find_run(options.a, runs_home())
-        after = find_run(options.b, runs_home()) if options.b else self._run_folder()
+        before, after = find_two(options.a, options.b, runs_home(), newest=self._run_folder())
         print(export.render_comparison(read_run(before), read_run(after), "text"), end="")
 
     def _serve(self, options: argparse.Namespace) -> None:

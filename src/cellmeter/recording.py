@@ -61,14 +61,14 @@ class Recording:
         self._open: dict[int, OpenCell] = {}
 
     @classmethod
-    def start(cls, settings: Settings, notebook: str | None) -> Recording:
-        """Makes the run folder and starts the recorder. Raises RecorderUnavailable."""
+    def start(cls, settings: Settings, notebook: str | None, script: bool = False) -> Recording:
+        """Makes the run folder and starts the recorder; ``script``: of no notebook. Raises RecorderUnavailable."""
         home, start_ns = runs_home(), time.monotonic_ns()
         pid = os.getpid()
         identity = process_identity(pid)
         try:
             folder = new_run_folder(home)
-            name_kernel(folder, pid, identity)
+            name_kernel(folder, pid, identity, script)
         except OSError as error:
             raise RecorderUnavailable(
                 f"cannot record: {home} cannot be written ({error.strerror}); set CELLMETER_HOME to a folder that can"

@@ -7,6 +7,7 @@ An unknown number is NaN in arrays and None in records, with its reason beside i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -165,6 +166,12 @@ class Cell:
     def seconds(self) -> float | None:
         """How long it ran; None while it runs."""
         return None if self.end is None else self.end - self.start
+
+
+def is_ours(source: str) -> bool:
+    """Whether a cell has nothing but lines of ``%monitor`` and comments."""
+    lines = [line for line in map(str.strip, source.splitlines()) if line and not line.startswith("#")]
+    return bool(lines) and all(re.match(r"%monitor(\s|$)", line) for line in lines)
 
 
 class Series(NamedTuple):

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from dataclasses import replace
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, TracebackType
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from cellmeter.lookout import Lookout
 from cellmeter.recording import OpenCell, Recording
 from cellmeter.run import CellStatus
 from cellmeter.settings import checked_rate, load_settings, missing_settings
+from cellmeter.store import is_of_script, kernel_of
 
 # No name may be left behind, as all is done in the module that the script runs in. The folder that -c puts first is not plain
 # python's; the module's frame ends the traceback, so that a bare ``raise`` adds none.
@@ -57,13 +58,14 @@ def start(
 ) -> Recording | None:
     """Records this process as one cell, called ``name`` or by its script; gives back the recording there is, if there is one.
 
-    A worker of ``multiprocessing`` that runs a recorded script's module again is part of that run: None.
+    A process that a recorded script has started is part of that run (``whole``: it is not), and so is a worker of
+    ``multiprocessing`` that runs a recorded module again: None.
     Raises BadUsage and RecorderUnavailable.
     """
     global _now
     if _now is not None:
         return _now.recording
-    if _is_worker():
+    if _is_worker() or (not whole and _above_is_script()):
         return None
     settings = load_settings()
     if (missing := missing_settings()) is not None:
@@ -71,7 +73,7 @@ def start(
     if rate_hz is not None:
         settings = replace(settings, rate_hz=checked_rate(rate_hz))
     script = os.path.abspath(sys.argv[0]) if name is None and sys.argv and sys.argv[0] else None
-    recording = Recording.start(settings, script)
+    recording = Recording.start(settings, script, script=True)
     # a script is one cell: it is sampled at the full rate, and has a row of its own in the report
     cell = recording.cell_started("", label=name or (Path(script).name if script else "script"))
     _now = _Recorded(recording, cell, os.getpid(), whole)
@@ -90,6 +92,15 @@ def _is_worker() -> bool:
     # while a worker imports the script anew, it does not know its parent yet
     imports = getattr(multiprocessing.current_process(), "_inheriting", False)
     return (imports or multiprocessing.parent_process() is not None) and own.run_above() is not None
+
+
+def _above_is_script() -> bool:
+    """Whether a script above this process is recorded, as a launcher of several is."""
+    above = own.run_above()
+    if above is None or not is_of_script(above):
+        return False
+    recorded = kernel_of(above)
+    return recorded is not None and recorded[0] != os.getpid()  # one of our own may be about to end
 
 
 def stop(status: CellStatus = "ok") -> None:
@@ -165,7 +176,7 @@ def _module_code(name: str) -> CodeType:
     sys.argv[0] = "-m"  # as plain python has it while it looks
     if not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())
-    spec = importlib.util.find_spec(name)
+    spec = _found(name)
     if spec is not None and spec.submodule_search_locations is not None:
         spec = importlib.util.find_spec(f"{name}.__main__")
     code = spec.loader.get_code(spec.name) if spec is not None and spec.loader is not None else None  # type: ignore[attr-defined]
@@ -176,6 +187,17 @@ def _module_code(name: str) -> CodeType:
     main.__loader__, main.__spec__, main.__package__ = spec.loader, spec, spec.parent
     sys.argv[0] = spec.origin or name
     return code
+
+
+def _found(name: str) -> ModuleSpec | None:
+    """Raises SystemExit in the words of plain python where a package on the way to it is not there."""
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise
+        why = f"{type(error).__name__}: {error}"
+        raise SystemExit(f"{sys.executable}: Error while finding module specification for {name!r} ({why})") from None
 
 
 def failed(error: BaseException | None) -> None:

@@ -6,7 +6,6 @@ import argparse
 import atexit
 import contextlib
 import os
-import re
 import shlex
 import sys
 import time
@@ -23,6 +22,7 @@ from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
 from cellmeter.lookout import Lookout
 from cellmeter.prometheus.reading import READER_SECONDS, attach, probe
 from cellmeter.recording import OpenCell, Recording
+from cellmeter.run import is_ours
 from cellmeter.settings import checked_rate, load_settings, missing_settings
 from cellmeter.tagging import Begun, Finished, Tagger
 
@@ -246,7 +246,7 @@ class Session:
         label = " ".join(options.label) if options is not None else ""
         cell = recording.next_cell()
         title = label or (f"In [{begun.execution_count}]" if begun.execution_count else f"cell #{cell.seq}")
-        monitored = Monitored(recording, cell, title, top=begun.parent is None, ours=_is_ours(begun.source))
+        monitored = Monitored(recording, cell, title, top=begun.parent is None, ours=is_ours(begun.source))
         if options is not None:  # before the start edge: its time is not the cell's
             monitored.panel = self._guarded(lambda: self._open_panel(recording, monitored, options, begun.cell_id))
         try:
@@ -339,12 +339,6 @@ class Session:
 def say(line: str) -> None:
     """One line on stderr, each time: somebody has asked for what it is about."""
     print(f"cellmeter: {line}", file=sys.stderr)
-
-
-def _is_ours(source: str) -> bool:
-    """Whether a cell has nothing but lines of ``%monitor`` and comments."""
-    lines = [line for line in map(str.strip, source.splitlines()) if line and not line.startswith("#")]
-    return bool(lines) and all(re.match(r"%monitor(\s|$)", line) for line in lines)
 
 
 def _is_read(shell: InteractiveShell) -> bool:

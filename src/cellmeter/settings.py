@@ -77,7 +77,7 @@ def load_settings(path: Path | None = None) -> Settings:
     except FileNotFoundError:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadUsage(f"{path} cannot be read: {error}") from None
+        raise BadUsage(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:
         raise BadUsage(f"{path} is no valid TOML: {error}") from None
     settings = _from_table(table, path)

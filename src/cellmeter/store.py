@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cellmeter.errors import RunNotFound, RunUnreadable
+from cellmeter.errors import BadUsage, RunNotFound, RunUnreadable
 from cellmeter.remote import FILE as REMOTE
 from cellmeter.run import Column, Run
 
@@ -70,23 +70,32 @@ def new_run_folder(home: Path) -> Path:
         return folder
 
 
-def name_kernel(folder: Path, pid: int, identity: str | None) -> None:
-    """Says in a new folder whose run it will be. Raises OSError."""
+def name_kernel(folder: Path, pid: int, identity: str | None, script: bool = False) -> None:
+    """Says in a new folder whose run it will be, and whether that is a plain script. Raises OSError."""
     fd = os.open(folder / KERNEL, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, sealed({"pid": pid, "identity": identity}))
+        os.write(fd, sealed({"pid": pid, "identity": identity, "script": script}))
     finally:
         os.close(fd)
 
 
 def kernel_of(folder: Path) -> tuple[int, str] | None:
     """Pid and identity of the process that is recorded; None if nobody says."""
-    try:
-        fields = unsealed((folder / KERNEL).read_bytes())
-    except OSError:
-        return None
-    pid, identity = (fields or {}).get("pid"), (fields or {}).get("identity")
+    fields = _kernel(folder)
+    pid, identity = fields.get("pid"), fields.get("identity")
     return (pid, identity) if isinstance(pid, int) and isinstance(identity, str) else None
+
+
+def is_of_script(folder: Path) -> bool:
+    """Whether it is a plain script that is recorded, and no notebook."""
+    return _kernel(folder).get("script") is True
+
+
+def _kernel(folder: Path) -> Mapping[str, Any]:
+    try:
+        return unsealed((folder / KERNEL).read_bytes()) or {}
+    except OSError:
+        return {}
 
 
 def sealed(fields: Mapping[str, Any]) -> bytes:
@@ -529,6 +538,16 @@ def find_run(reference: str | None, home: Path) -> Path:
             f"{len(matches)} runs begin with {reference!r}: add more of the id of {matches[0].name} or {matches[-1].name}"
         )
     return matches[0]
+
+
+def find_two(before: str, after: str | None, home: Path, newest: Path | None = None) -> tuple[Path, Path]:
+    """The folders of two runs to be compared; ``newest`` instead of the newest run for None. Raises RunNotFound, BadUsage."""
+    a = find_run(before, home)
+    b = newest if after is None and newest is not None else find_run(after, home)
+    if a.resolve() == b.resolve():
+        other = "name the later one too" if after is None else "name another"
+        raise BadUsage(f"{a.name} would be compared with itself: {other}")
+    return a, b
 
 
 def prune(home: Path, most_bytes: int, keep: Path) -> list[Path]:

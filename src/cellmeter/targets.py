@@ -17,6 +17,8 @@ def check_file(path: Path) -> None:
     folder = place.absolute().parent
     if place.is_dir():
         raise BadUsage(f"{path} cannot be written: it is a folder")
+    if folder.exists() and not folder.is_dir():
+        raise BadUsage(f"{path} cannot be written: {folder} is no folder")
     if not folder.is_dir():
         raise BadUsage(f"{path} cannot be written: there is no folder {folder}")
     if not os.access(place if place.exists() else folder, os.W_OK):

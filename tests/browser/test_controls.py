@@ -98,6 +98,25 @@ def finish(book: Book, cell: int = 1) -> None:
     book.page.wait_for_selector(".cellmeter-still[data-upgraded=done]", timeout=ACTION_MS)
 
 
+# Names of those in the panel's head that lie over each other, or stick out of it.
+IN_THE_WAY = """() => {
+    const head = document.querySelector(".cm-head"), room = head.getBoundingClientRect();
+    const all = [...head.querySelectorAll(".cm-state, .cm-title, .cm-time, button")].filter((el) => el.offsetWidth);
+    const boxes = all.map((el) => ({ name: el.className + el.textContent, box: el.getBoundingClientRect() }));
+    const over = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+    const out = boxes.filter(({ box }) => box.left < room.left - 1 || box.right > room.right + 1);
+    return [...out, ...boxes.filter((a) => boxes.some((b) => a !== b && over(a.box, b.box)))].map(({ name }) => name); }"""
+
+
+@pytest.mark.parametrize("width", [600, 700, 760, 1000])  # the file browser leaves 230 to 630 of it
+def test_nothing_lies_over_anything_in_the_head_of_a_narrow_panel(running: Callable[..., Book], width: int) -> None:
+    book = running(f"narrow-{width}", options="a rather long label", width=width)
+    book.screenshot(f"narrow-{width}", 1)
+    assert book.page.evaluate(IN_THE_WAY) == []
+    finish(book)
+    assert book.page.evaluate(IN_THE_WAY) == []
+
+
 @pytest.mark.parametrize("front", FRONTS)
 def test_all_controls_work_while_the_cell_holds_the_gil(running: Callable[..., Book], front: str) -> None:
     book = running(f"holding-{front}", cell=HOLDING, front=front)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from cellmeter.export.rows import CellRow, cell_rows
+from cellmeter.export.rows import CellRow, cell_row
+from cellmeter.rules.observed import top_cells
 from cellmeter.run import known
 
 if TYPE_CHECKING:
@@ -124,11 +125,9 @@ def compare(a: Run, b: Run) -> Comparison:
 
 def _executions(run: Run) -> list[_Execution]:
     """Of the cells that no other cell ran."""
-    pairs = zip(run.cells, cell_rows(run), strict=True)
     return [
-        _Execution(cell, row, _waited(run, cell), run.usage(cell).rss_start_bytes)
-        for cell, row in pairs
-        if cell.parent is None
+        _Execution(cell, cell_row(run, cell), _waited(run, cell), run.usage(cell).rss_start_bytes)
+        for cell in top_cells(run)
     ]
 
 

@@ -366,7 +366,7 @@ def _post(url: str, message: Any, headers: Mapping[str, str], answer: Any) -> No
         hint = "; a token goes into OTEL_EXPORTER_OTLP_HEADERS" if error.code in (401, 403) else ""
         raise _NotTaken(f"HTTP {error.code} {error.reason}{hint}") from None
     except urllib.error.URLError as error:
-        raise _NotTaken(str(error.reason)) from None
+        raise _NotTaken(getattr(error.reason, "strerror", None) or str(error.reason)) from None
     except DecodeError:
         raise _NotTaken("its answer is no OTLP") from None
     except (OSError, HTTPException, ValueError) as error:

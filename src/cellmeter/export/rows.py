@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from cellmeter.export.amounts import NOTABLE_DISK, notably_more, tree_peak
 from cellmeter.export.summary import counted, plain, title_of
 from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
+from cellmeter.run import is_ours
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding
@@ -104,15 +106,14 @@ def routine(rows: Sequence[CellRow], findings: Sequence[Finding]) -> frozenset[i
     Only a cell's first line is known, so one that took a while may hold more than the magic.
     """
     named = {seq for finding in findings for seq in finding.cells}
-    return frozenset(
-        row.seq
-        for row in rows
-        if row.first_line.startswith("%")
-        and not row.first_line.startswith("%%")
-        and row.seconds < ROUTINE_SECONDS
-        and row.status == "ok"
-        and row.seq not in named
-    )
+    return frozenset(row.seq for row in rows if _is_quick_magic(row) and row.seq not in named)
+
+
+def _is_quick_magic(row: CellRow) -> bool:
+    if row.status == "running":  # the cell that asks for the table
+        return is_ours(row.first_line)
+    magic = row.first_line.startswith("%") and not row.first_line.startswith("%%")
+    return magic and row.seconds < ROUTINE_SECONDS and row.status == "ok"
 
 
 def notable(rows: Sequence[CellRow], findings: Sequence[Finding]) -> tuple[list[CellRow], str]:
@@ -131,8 +132,10 @@ def notable(rows: Sequence[CellRow], findings: Sequence[Finding]) -> tuple[list[
 
 
 def cell_rows(run: Run) -> list[CellRow]:
-    """A row a cell, in the order they ran."""
-    return [cell_row(run, cell) for cell in run.cells]
+    """A row a cell, in the order they ran; what a cell magic ran of its own cell, as ``%%capture`` does, is that cell."""
+    within = Counter(cell.parent for cell in run.cells)
+    wraps = {cell.seq for cell in run.cells if within[cell.seq] == 1 and cell.first_line.startswith("%%")}
+    return [cell_row(run, cell) for cell in run.cells if cell.parent not in wraps]
 
 
 def cell_row(run: Run, cell: Cell) -> CellRow:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cellmeter.spans import Logged, Steps
 
 FACTS_SHOWN = 20
+SPAN_HEADERS = ("Span", "Count", "p50", "p90", "p99", "Throughput", "GPU", "Energy")
 
 
 class Table(NamedTuple):
@@ -41,13 +42,14 @@ class Table(NamedTuple):
 def tables(run: Run) -> list[Table]:
     """Spans, logged values and steps, as far as there are any."""
     stats = run.span_stats()
+    shown = len(SPAN_HEADERS) if maybe_mine(run.devices) else SPAN_HEADERS.index("GPU")
     note = "" if all(s.exact for s in stats) else "≈ summed up as they came too fast to be kept one by one, within 1 %"
     found = [
         Table(
             "Spans",
             note,
-            ("Span", "Count", "p50", "p90", "p99", "Throughput", "GPU", "Energy"),
-            tuple(_span(run, s) for s in stats),
+            SPAN_HEADERS[:shown],
+            tuple(_span(run, s)[:shown] for s in stats),
         ),
         Table(
             "Logged values",

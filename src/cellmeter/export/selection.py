@@ -50,7 +50,10 @@ def _numbers(text: str) -> tuple[tuple[int, int], ...]:
         found = _NUMBERS.fullmatch(part.strip())
         if found is None:
             raise BadUsage(f"--cells {text}: {part.strip()!r} is no cell's number; write numbers of In [n] as in 3,5-7")
-        ranges.append((int(found[1]), int(found[2] or found[1])))
+        first, last = int(found[1]), int(found[2] or found[1])
+        if first > last:
+            raise BadUsage(f"--cells {text}: {part.strip()} runs backwards; write {last}-{first}")
+        ranges.append((first, last))
     return tuple(ranges)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cellmeter.charts import format_of
 from cellmeter.export.amounts import disk
 from cellmeter.rules.memory import RSS, memory_under_limit
+from cellmeter.rules.observed import top_cells
 from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import bytes_text, seconds_text
 from cellmeter.run import known
@@ -25,6 +26,7 @@ FINDINGS_SHOWN = 10
 
 NOTES_TITLE = "Worth knowing"
 
+ENUMERATED = re.compile(r"(.*\D)(\d+)")
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 
 
@@ -33,6 +35,14 @@ class Fact(NamedTuple):
 
     name: str
     value: str
+
+
+class Unavailable(NamedTuple):
+    """What cannot be measured, of which part of the machine (``gpu0–gpu7``; empty: of all of it), and why."""
+
+    whose: str
+    metrics: list[str]
+    why: str
 
 
 def title_of(cell: Cell) -> str:
@@ -88,16 +98,21 @@ def lead(run: Run, judgement: Judgement) -> str:
 
 def failed(run: Run) -> str | None:
     """A run that the kernel did not survive, or whose last cell failed, in one sentence."""
-    if run.ending in ("killed", "crashed", "out-of-memory") and run.cells:
+    if (run.ending in ("killed", "crashed", "out-of-memory") or _left_midway(run)) and run.cells:
         return plain(f"The {process_of(run)} died: {ending(run)}.")
     if run.ending == "unknown" and run.cells:
         return plain(f"How the {process_of(run)} ended is not known{_died_in(run)}.")
-    top = [cell for cell in run.cells if cell.parent is None]
+    top = top_cells(run)
     if run.ending is not None and top and top[-1].status in ("error", "interrupted"):
         how = "failed" if top[-1].status == "error" else "was interrupted"
         after = "" if is_script(run) else ", and nothing ran after it"
         return plain(f"{title_of(top[-1])} {how}{after}.")
     return None
+
+
+def _left_midway(run: Run) -> bool:
+    """Whether it ended itself with an error code in the midst of a cell: ``os._exit(3)``, a fatal error of a library."""
+    return run.ending == "exited" and bool(run.exit_code) and bool(_died_in(run))
 
 
 def process_of(run: Run) -> str:
@@ -107,7 +122,7 @@ def process_of(run: Run) -> str:
 
 def contents(run: Run) -> str:
     """What a run consists of: ``12 cells``, or a script by its name."""
-    return plain(run.cells[0].title) if is_script(run) else counted(len(run.cells), "cell")
+    return plain(run.cells[0].title) if is_script(run) else counted(len(top_cells(run)), "cell")
 
 
 def counts(findings: Sequence[Finding]) -> str:
@@ -144,7 +159,7 @@ def where(run: Run, finding: Finding) -> str:
 
 def facts(run: Run) -> list[Fact]:
     """Where, when and how the run was recorded."""
-    host = run.host
+    host, script = run.host, is_script(run)
     limits = {name: f"{limit.value:g}" for name, limit in run.limits.items()}
     if "memory_bytes" in run.limits:
         limits["memory_bytes"] = bytes_text(run.limits["memory_bytes"].value)
@@ -152,7 +167,7 @@ def facts(run: Run) -> list[Fact]:
     limit = ", ".join(f"{names.get(name, name)} {limits[name]} ({run.limits[name].source})" for name in run.limits)
     found = [
         Fact("Run", run.id),
-        Fact("Script" if is_script(run) else "Notebook", run.notebook or "none known"),
+        Fact("Script" if script else "Notebook", run.notebook or (run.cells[0].title if script else "none known")),
         Fact("Recorded", f"{run.started:%Y-%m-%d %H:%M:%S %Z}, {seconds_text(run.duration)}"),
         Fact("Ending", ending(run)),
         Fact(
@@ -160,7 +175,7 @@ def facts(run: Run) -> list[Fact]:
         ),
         Fact("Limits", limit or "unknown"),
         Fact("GPUs", gpus(run)),
-        Fact("Samples", f"{run.sample_count:,}, {run.rate_hz:g} a second{'' if is_script(run) else ' inside cells'}"),
+        Fact("Samples", f"{run.sample_count:,}, {run.rate_hz:g} a second{'' if script else ' inside cells'}"),
         Fact("Disk", disk(run)),
         Fact("Gaps", gaps(run)),
         Fact("Recorder's own cost", recorder_cost(run)),
@@ -229,7 +244,8 @@ def _memory_in_use(run: Run) -> float | None:
 
 def last_kernel(run: Run) -> str | None:
     """One line for the next kernel of the same notebook, if this one did not end as it should."""
-    if run.ending in (None, "stopped", "exited", "restarted") or not run.cells:
+    orderly = run.ending in (None, "stopped", "exited", "restarted") and not _left_midway(run)
+    if orderly or not run.cells:
         return None
     return f"the last kernel of this notebook ended: {ending(run)}; cellmeter report {run.id} tells more"
 
@@ -249,7 +265,35 @@ def gpus(run: Run) -> str:
     for device in run.devices:
         since = f" (from {seconds_text(device.since)} on)" if device.since else ""
         kinds.setdefault(device.name, []).append(f"{device.id}{since}")
-    return "; ".join(f"{', '.join(ids)} {name}" for name, ids in kinds.items()) or "none"
+    return "; ".join(f"{ranges(ids)} {name}" for name, ids in kinds.items()) or "none"
+
+
+def ranges(names: Sequence[str]) -> str:
+    """``gpu0–gpu7`` for three or more that follow each other; the others one by one."""
+    runs: list[list[str]] = []
+    for name in names:
+        if runs and _follows(runs[-1][-1], name):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs)
+
+
+def _follows(before: str, name: str) -> bool:
+    here, there = ENUMERATED.fullmatch(before), ENUMERATED.fullmatch(name)
+    return here is not None and there is not None and here[1] == there[1] and int(here[2]) + 1 == int(there[2])
+
+
+def unavailable(run: Run) -> list[Unavailable]:
+    """What cannot be measured: metric by metric, but that of single GPUs, cores and so on together by its reason."""
+    subjects: dict[tuple[str, str], list[str]] = {}
+    for key, why in run.unavailable.items():
+        metric, _, subject = key.partition(":")
+        subjects.setdefault((metric, why), []).append(subject)
+    metrics: dict[tuple[str, str], list[str]] = {}
+    for (metric, why), of in subjects.items():
+        metrics.setdefault((ranges(of) or metric, why), []).append(metric)
+    return [Unavailable("" if whose == names[0] else whose, names, why) for (whose, why), names in metrics.items()]
 
 
 def plugins(run: Run) -> str:

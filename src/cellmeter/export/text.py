@@ -26,6 +26,7 @@ from cellmeter.export.summary import (
     plain,
     plugins,
     recorder_cost,
+    unavailable,
     unchecked,
     where,
 )
@@ -43,10 +44,10 @@ if TYPE_CHECKING:
 WIDTH = 92  # where there is no terminal
 LEAST_WIDTH, MOST_WIDTH = 60, 120  # lines longer than that are hard to read
 NAME_WIDTH = 20
-LEAST_TITLE, MOST_TITLE = 14, 44
+LEAST_TITLE, GOOD_TITLE, MOST_TITLE = 14, 24, 44
+DISK = ("Read", "Written")  # not worth a cell's name
 DISPENSABLE = (
-    "Read",
-    "Written",
+    *DISK,
     "Energy",
     "p90",
     "Growth",
@@ -120,7 +121,7 @@ def _fitted(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, rig
         kept = [index for index in kept if heads[index] != name]
         widths = [max(_width(heads[i]), *(_width(row[i]) for row in rows)) for i in kept[1:]]
         room = width - sum(widths) - 2 * len(widths)
-        if room >= LEAST_TITLE:
+        if room >= (GOOD_TITLE if any(heads[index] in DISK for index in kept) else LEAST_TITLE):
             break
     title = min(max(room, LEAST_TITLE), MOST_TITLE)
     shown = [(_shortened(row[0], title), *(row[index] for index in kept[1:])) for row in rows]
@@ -164,7 +165,10 @@ def status_text(run: Run) -> str:
         *([("Plugins", plugins(run))] if run.plugin_metrics else []),
         ("GPUs", gpus(run)),
         *elsewhere.fact(run),
-        *((f"No {name}", reason) for name, reason in run.unavailable.items()),
+        *(
+            (whose, f"no {', '.join(metrics)}: {why}") if whose else (f"No {metrics[0]}", why)
+            for whose, metrics, why in unavailable(run)
+        ),
         *(("Notice", notice) for notice in run.notices),
         ("Recorder's own cost", recorder_cost(run)),
         ("Folder", run.path),
@@ -214,9 +218,8 @@ def _fact(name: str, value: str) -> str:
 
 
 def _paragraph(text: str, indent: str, then: str | None = None) -> str:
-    return textwrap.fill(
-        text, terminal_width(), initial_indent=indent, subsequent_indent=indent if then is None else then
-    )
+    after = indent if then is None else then  # names of rules are not broken at their hyphens
+    return textwrap.fill(text, terminal_width(), initial_indent=indent, subsequent_indent=after, break_on_hyphens=False)
 
 
 def _indented(text: str) -> str:

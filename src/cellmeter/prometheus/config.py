@@ -219,6 +219,8 @@ def files(setup: Setup) -> Mapping[str, str]:
 def write(setup: Setup, folder: Path) -> list[Path]:
     """Writes the files; those there are stay as they are. Raises BadUsage."""
     texts = files(setup)
+    if folder.exists() and not folder.is_dir():
+        raise BadUsage(f"{folder} is a file: name a folder to write into")
     if there := [name for name in texts if (folder / name).exists()]:
         raise BadUsage(f"{folder / there[0]} is there already, perhaps with changes of yours: choose another folder")
     try:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from cellmeter.errors import BadUsage
 
+MOST_PORT = 65_535
 LEAST_TOKEN = 16
 LOOK_SECONDS = 1.0
 SLOW_SECONDS = 10.0  # a client that says nothing for so long is hung up on
@@ -92,11 +93,13 @@ def open_server(collector: Collector, endpoint: Endpoint) -> Server:
     registry = CollectorRegistry()
     registry.register(collector)
     app = guarded(make_wsgi_app(registry), endpoint.token)
+    if not 0 <= endpoint.port <= MOST_PORT:
+        raise BadUsage(f"--port {endpoint.port}: there is no such port; 0 to {MOST_PORT}")
     kind = type("Server", (Server,), {"address_family": family, "tls": tls})
     try:
         server: Server = kind((address, endpoint.port), _Handler)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        why = error.strerror or str(error)
         raise BadUsage(
             f"cannot listen on {endpoint.address} port {endpoint.port}: {why}; --port chooses another"
         ) from None
@@ -160,7 +163,7 @@ def read_token(path: Path) -> str:
         token = path.read_text(encoding="ascii").strip()
         mode = path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
-        raise BadUsage(f"{path} cannot be read: {error}") from None
+        raise BadUsage(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(token) < LEAST_TOKEN or not token.isprintable() or " " in token:
         raise BadUsage(f"{path} holds no token: {LEAST_TOKEN} characters or more on one line (openssl rand -hex 32)")
     if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from cellmeter.rules.busy import no_gpu, use_metric, why_missing
-from cellmeter.rules.observed import ENOUGH, Observed, cell_end, observed, stretches, titles, top_cells
+from cellmeter.rules.observed import ENOUGH, Observed, cell_end, observed, readings_of, stretches, titles, top_cells
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import (
     CLEAR,
@@ -142,7 +142,7 @@ class GpuMemoryNearLimit(Rule):
         start, end = max(cell.start, device.since), cell_end(run, cell)
         if end <= start:
             return not_applicable(f"{device.id} came after all cells")
-        memory = observed(run, USED, device.id, start, end).values
+        memory = readings_of(run, USED, device.id, cell)  # a cell of some ms has but the one taken at its end
         if not device.memory_bytes or not len(memory):
             return unknown(f"{device.id}: {reason_for(run, USED, device.id)}")
         if memory.max() < self.limit_share * device.memory_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -84,18 +85,17 @@ def evidence(run: Run, finding: Finding, height: int = 132) -> str:
     limit = _limit(run, metric, subject)
     if limit is not None and peak < limit.value <= 2 * top:
         levels, top = (*levels, limit), max(top, 1.06 * limit.value)
-    of = "" if subject in ("process", "host") else f", {subject}"
+    name = curve_name(run, metric, subject)
     return drawn(
         run,
         Plot(
-            label=f"{about.meaning}{of}, from {moment_text(start, run.duration)} to "
-            f"{moment_text(end, run.duration)} of the run",
+            label=f"{name}, from {moment_text(start, run.duration)} to {moment_text(end, run.duration)} of the run",
             start=start,
             end=end,
             top=top,
             unit=unit,
             curves=(
-                Curve(about.meaning + of, KINDS.get(about.group, "cpu"), series),
+                Curve(name, KINDS.get(about.group, "cpu"), series),
                 *_others_too(run, finding),
             ),
             height=height,
@@ -105,6 +105,12 @@ def evidence(run: Run, finding: Finding, height: int = 132) -> str:
             window=(finding.start, finding.end),
         ),
     )
+
+
+def curve_name(run: Run, metric: str, subject: str) -> str:
+    """What a metric is, in its first clause, and of which part of the machine."""
+    of = "" if subject in ("process", "host") else f", {subject}"
+    return re.split(r"[;:.] ", run.metrics[metric].meaning, maxsplit=1)[0] + of
 
 
 def _others_too(run: Run, finding: Finding) -> tuple[Curve, ...]:

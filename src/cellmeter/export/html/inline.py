@@ -66,7 +66,7 @@ def _finding(run: Run, finding: Finding, charted: bool) -> str:
 def _picture(run: Run, finding: Finding) -> str:
     """What the finding rests on, drawn as the panels under cells are; nothing where there are no readings."""
     from cellmeter.charts import Frame, Line, PanelSpec
-    from cellmeter.export.html.findings import INKS
+    from cellmeter.export.html.findings import INKS, curve_name
     from cellmeter.picture import draw
 
     metric, subject = finding.evidence.metric, finding.subject
@@ -75,8 +75,7 @@ def _picture(run: Run, finding: Finding) -> str:
     series = run.series(metric, subject).between(finding.start, finding.end)
     if len(series.time) < 2 or finding.end <= finding.start:
         return ""
-    of = "" if subject == "process" else f", {subject}"
-    title, about = f"{metric.replace('.', ' ')}{of}", run.metrics[metric]
+    title, about = curve_name(run, metric, subject), run.metrics[metric]
     line = Line(metric, subject, subject, "main", INKS.get(about.group, INKS["cpu"]))
     spec = PanelSpec(about.group, title, about.unit, (line,))
     picture = draw(Frame((spec,), series.time - finding.start, series.values[:, None]), finding.end - finding.start)
