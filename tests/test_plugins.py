@@ -185,7 +185,8 @@ def test_a_source_that_fails_is_one_line_and_the_recording_goes_on(
     run = kernel.recorded_cells(2)
     assert run.sample_count > samples
     assert len(recorders_below(tmp_path)) == 1
-    assert not run.gaps or fault == "hangs"
+    starved = [gap for gap in run.gaps if gap.reason == "the recorder was stopped or got no CPU time"]
+    assert len(starved) == len(run.gaps) or fault == "hangs"
     assert kernel.run("%monitor report").status == "ok"
 
 

@@ -32,6 +32,15 @@ SLOW = "%%monitor slow --no-chart\nimport time\nwhile True: time.sleep(0.01)"
 ON_SCREEN, OFF_SCREEN, CURSOR = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
 
 
+def settings_of_a_new_terminal() -> list[Any]:
+    ours, theirs = os.openpty()
+    try:
+        return termios.tcgetattr(ours)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 class Terminal:
     """``cellmeter watch`` in a pseudo-terminal."""
 
@@ -43,7 +52,7 @@ class Terminal:
             COMMAND[0], COMMAND[1:], env=environ, dimensions=(rows, columns), encoding="utf-8", timeout=60
         )
         self.child.logfile_read = self.log = io.StringIO()
-        self.before = termios.tcgetattr(self.child.child_fd)
+        self.before = settings_of_a_new_terminal()
 
     def ended(self) -> str:
         """Waits for its end in good order; returns all it has written."""
