@@ -82,7 +82,6 @@ def test_kills_of_a_bare_process(script: Callable[..., subprocess.Popen[bytes]],
         assert all(run.usage(cell).samples >= 1 for cell in run.cells)
 
 
-@pytest.mark.timeout(300)
 def test_kills_of_a_real_kernel(start_kernel: Callable[..., Kernel], home: Path) -> None:
     dice = random.Random(7)
     for _ in range(KERNEL_KILLS):

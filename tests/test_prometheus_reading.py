@@ -130,7 +130,6 @@ def cell_of(run: Run, text: str) -> Any:
 # ---- a real kernel ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
 def test_a_kernel_whose_gpus_are_elsewhere(kernel: Kernel, site: Site, tmp_path: Path) -> None:
     go = tmp_path / "go"
     with site.steady(0, 90.0, 1):
@@ -215,7 +214,6 @@ def test_a_run_that_was_not_started_with_it_is_joined_later(
     assert [machine.id for machine in run.remote.machines] == ["127.0.0.1"]
 
 
-@pytest.mark.timeout(200)
 def test_a_script_and_its_cell(script: Callable[..., subprocess.Popen[str]], site: Site, home: Path) -> None:
     code = f"import cellmeter\ncellmeter.start(prometheus={site.server.url!r}, match={MATCH!r})\nprint('on', flush=1)\ninput()"
     with site.steady(0, 64.0, 1):
@@ -232,7 +230,6 @@ def test_a_script_and_its_cell(script: Callable[..., subprocess.Popen[str]], sit
     assert 64.0 <= (usage.gpu["node7:gpu0"].utilization_mean or 0) <= 65.0
 
 
-@pytest.mark.timeout(300)
 def test_a_prometheus_that_was_down_at_the_end(
     kernel: Kernel, home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
