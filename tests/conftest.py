@@ -70,9 +70,14 @@ def recorders_below(folder: Path) -> list[int]:
     return found
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a run's recorder has got ready."""
+    return (folder / HEADER).exists()
+
+
 def has_ended(folder: Path) -> bool:
     """Whether a run has begun and its recorder has ended."""
-    return (folder / HEADER).exists() and not is_open(read_header(folder))
+    return has_begun(folder) and not is_open(read_header(folder))
 
 
 @pytest.fixture
@@ -165,8 +170,10 @@ class Kernel:
         return self.reply(self.send(code, **options))
 
     def load(self) -> Reply:
-        """Loads the extension."""
-        return self.run("%load_ext cellmeter")
+        """Loads the extension, and waits for the recorder that it starts."""
+        reply = self.run("%load_ext cellmeter")
+        wait_until(lambda: all(map(has_begun, run_folders(self.home / "runs"))), "the recorder to begin")
+        return reply
 
     def recorded(self, number: int = -1) -> Run:
         """One of this kernel's runs, read as it is now."""

@@ -139,6 +139,17 @@ def test_help_shows_the_options(kernel: Kernel) -> None:
         assert expected in text
 
 
+def test_a_monitored_cell_waits_a_moment_for_a_recorder_that_is_slow(
+    start_kernel: Callable[..., Kernel], tmp_path: Path
+) -> None:
+    """A driver that keeps no GPU awake takes a second to open."""
+    kernel = start_kernel(env=nvml_stub.environment("delay nvmlInitWithFlags 1000000\ngpu", tmp_path))
+    kernel.run("%load_ext cellmeter")
+    reply = kernel.run("%%monitor at once\n1")
+    assert reply.stderr == ""
+    assert "at once: done in " in reply.updates[-1]["data"]["text/plain"]
+
+
 def test_a_monitored_cell_ends_as_a_picture_without_a_widget(kernel: Kernel) -> None:
     reply = kernel.run("%%monitor my label\nimport time\ntime.sleep(0.5)\n'result'")
     shown, result = reply.displays

@@ -199,7 +199,7 @@ class Book:
         )
 
     def wait(self, index: int) -> None:
-        """Waits for a cell's end."""
+        """Waits for a cell's end, and for a recorder that it started."""
         self.page.wait_for_function(
             """(index) => { const cell = window.jupyterapp.shell.currentWidget.content.widgets[index];
                 const prompt = cell.node.querySelector(".jp-InputPrompt").textContent;
@@ -207,6 +207,8 @@ class Book:
             arg=index,
             timeout=ACTION_MS,
         )
+        runs = self.server.home / "runs"
+        wait_until(lambda: all((folder / "run.json").exists() for folder in runs.glob("*")), "the recorder to begin")
 
     def outputs(self, index: int) -> list[dict[str, Any]]:
         """A cell's outputs as nbformat has them."""
