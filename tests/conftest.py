@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,3 +248,12 @@ def script(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in processes:
         process.kill()
         process.communicate()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start most browsers and recorders come first, so that the workers of xdist end together."""
+    weight: Counter[Path] = Counter()
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        weight[item.path] += 5 * ("chromium" in names) + ("home" in names)
+    items.sort(key=lambda item: -weight[item.path])
