@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +25,8 @@ os.environ["CELLMETER_CONFIG"] = os.devnull  # the settings of whoever runs the 
 
 REPOSITORY = Path(__file__).parents[1]
 OLDER = REPOSITORY / ".venv" / "older"  # ipykernel 6 and IPython 8, put there by the Makefile
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0  # a starved machine is slow; who waits in vain is wrong at any speed
+BEGUN = "open('begun', 'w').close()"  # in a cell: its code runs, not only what comes before it
 T = TypeVar("T")
 
 
@@ -34,6 +38,22 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = WAIT_SECO
             raise AssertionError(f"waited {seconds:g} s in vain for {what}")
         time.sleep(0.005)
     return result
+
+
+def whole_line(path: Path, what: str) -> str:
+    """What a file says, once it says something to the end of a line."""
+    return wait_until(lambda: (text := path.read_text()).endswith("\n") and text, what)
+
+
+def hold(pipe: Path) -> str:
+    """A cell that holds the GIL until ``let_go``: it opens a pipe that nobody writes to yet."""
+    os.mkfifo(pipe)
+    return f"import ctypes; ctypes.PyDLL(None).open({os.fsencode(pipe)!r}, 0)"
+
+
+def let_go(pipe: Path) -> None:
+    """Lets the GIL go that a cell holds, or holds in a moment."""
+    os.close(os.open(pipe, os.O_WRONLY))
 
 
 def recorders_below(folder: Path) -> list[int]:
@@ -51,9 +71,14 @@ def recorders_below(folder: Path) -> list[int]:
     return found
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a run's recorder has got ready."""
+    return (folder / HEADER).exists()
+
+
 def has_ended(folder: Path) -> bool:
     """Whether a run has begun and its recorder has ended."""
-    return (folder / HEADER).exists() and not is_open(read_header(folder))
+    return has_begun(folder) and not is_open(read_header(folder))
 
 
 @pytest.fixture
@@ -90,18 +115,32 @@ class Kernel:
         if older:
             assert OLDER.is_dir(), f"{OLDER} is missing: make test installs it"
             environ["PYTHONPATH"] = str(OLDER)
-        self.manager = KernelManager(kernel_name="python3")
+        # Ports are chosen before the kernel takes them: another kernel that starts meanwhile may get the same one.
+        self.sockets = tempfile.mkdtemp(prefix="k")
+        self.manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{self.sockets}/k")
         self.manager.start_kernel(env=environ, cwd=str(cwd or home.parent), stderr=subprocess.DEVNULL)
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
+        try:
+            self.client.wait_for_ready(timeout=WAIT_SECONDS)
+        except RuntimeError:
+            self.close()
+            raise
         self.pid: int = self.manager.provisioner.pid
 
     def send(self, code: str, **options: Any) -> str:
         """Sends a cell and returns its message id."""
         return str(self.client.execute(code, **options))
 
-    def reply(self, message_id: str, seconds: float = 60.0) -> Reply:
+    def begin(self, code: str) -> str:
+        """Sends a cell with BEGUN in it; from then on an interrupt is its own."""
+        mark = self.home.parent / "begun"
+        mark.unlink(missing_ok=True)
+        message_id = self.send(code)
+        wait_until(mark.exists, "the cell's code to run")
+        return message_id
+
+    def reply(self, message_id: str, seconds: float = WAIT_SECONDS) -> Reply:
         """Waits for a cell's outputs and its reply."""
         reply = Reply("no reply")
         until = time.monotonic() + seconds
@@ -132,8 +171,10 @@ class Kernel:
         return self.reply(self.send(code, **options))
 
     def load(self) -> Reply:
-        """Loads the extension."""
-        return self.run("%load_ext cellmeter")
+        """Loads the extension, and waits for the recorder that it starts."""
+        reply = self.run("%load_ext cellmeter")
+        wait_until(lambda: all(map(has_begun, run_folders(self.home / "runs"))), "the recorder to begin")
+        return reply
 
     def recorded(self, number: int = -1) -> Run:
         """One of this kernel's runs, read as it is now."""
@@ -153,6 +194,7 @@ class Kernel:
         self.client.stop_channels()
         if self.manager.has_kernel:
             self.manager.shutdown_kernel(now=True)
+        shutil.rmtree(self.sockets, ignore_errors=True)
 
 
 def _take(reply: Reply, message: Any) -> bool:
@@ -206,3 +248,12 @@ def script(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in processes:
         process.kill()
         process.communicate()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start most browsers and recorders come first, so that the workers of xdist end together."""
+    weight: Counter[Path] = Counter()
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        weight[item.path] += 5 * ("chromium" in names) + ("home" in names)
+    items.sort(key=lambda item: -weight[item.path])

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ from typing import Any
 
 from conftest import wait_until
 from prometheus_client.parser import text_string_to_metric_families
-from web import LoopbackServer
+from web import LoopbackServer, free_port
 
 TRACE = """gpu name="NVIDIA H100" uuid=GPU-aaaa mem=80g limit=700
 at 0 gpu 0 util=97 memutil=41 used=42g power=650 temp=61 sm=1755 reasons=0x40
@@ -74,12 +73,6 @@ def a_certificate(folder: Path) -> tuple[Path, Path]:
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject]
     subprocess.run(command, check=True, capture_output=True)
     return certificate, key
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

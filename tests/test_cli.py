@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,13 +35,25 @@ def cellmeter(home: Path, tmp_path: Path) -> Call:
     return call
 
 
+@pytest.fixture(scope="module")
+def spike(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with a spike of 400 MiB in its first cell."""
+    kernel = Kernel(tmp_path_factory.mktemp("spike") / "home")
+    try:
+        assert kernel.load().status == "ok"
+        kernel.run("%%monitor the <b>spike</b> --no-chart\nblock = bytearray(400 << 20)\ndel block")
+        kernel.run("x = 1")
+        kernel.run("%monitor stop")
+    finally:
+        kernel.close()
+    return Path(kernel.recorded().path)
+
+
 @pytest.fixture
-def recorded(kernel: Kernel) -> str:
-    """The id of a run with a spike of 400 MiB in its first cell."""
-    kernel.run("%%monitor the <b>spike</b> --no-chart\nblock = bytearray(400 << 20)\ndel block")
-    kernel.run("x = 1")
-    kernel.run("%monitor stop")
-    return kernel.recorded().id
+def recorded(spike: Path, home: Path) -> str:
+    """The id of that run, of which this test has a copy."""
+    shutil.copytree(spike, home / "runs" / spike.name)
+    return spike.name
 
 
 def notebook(path: Path, *sources: str) -> Path:

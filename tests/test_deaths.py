@@ -121,7 +121,6 @@ def test_the_users_signal_handlers_and_fork_hooks_stay(kernel: Kernel) -> None:
     assert kernel.run("print(calls)").stdout == "['before', 'child']\n"
 
 
-@pytest.mark.timeout(180)
 def test_eight_kernels_at_once_do_not_cross(start_kernel: Callable[..., Kernel], home: Path) -> None:
     kernels = [start_kernel() for _ in range(8)]
     for number, kernel in enumerate(kernels):

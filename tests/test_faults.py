@@ -26,7 +26,7 @@ import os, sys, time
 from cellmeter.recording import Recording
 from cellmeter.settings import Settings
 recording = Recording.start(Settings(rate_hz=100.0), None)
-assert recording.recorder.ready(20)
+assert recording.recorder.ready(60)
 os.write(1, f"{recording.folder}\\n".encode())
 while True:
     cell = recording.cell_started("work()")
@@ -45,7 +45,8 @@ def kill_at_random(script: Callable[..., subprocess.Popen[bytes]], dice: random.
     recorder = int(read_header(folder)["recorder"]["pid"])
     whom = "recorder" if dice.random() < 0.3 else "kernel"
     time.sleep(dice.random() * 0.12)  # the moment is what is random; nothing is waited for
-    samples = (folder / "samples-000.f64").stat().st_size
+    file = folder / "samples-000.f64"
+    samples = file.stat().st_size if file.exists() else 0
     if whom == "recorder":
         os.kill(recorder, signal.SIGKILL)
         wait_until(lambda: has_ended(folder), "the recorder to be gone")
@@ -81,7 +82,6 @@ def test_kills_of_a_bare_process(script: Callable[..., subprocess.Popen[bytes]],
         assert all(run.usage(cell).samples >= 1 for cell in run.cells)
 
 
-@pytest.mark.timeout(300)
 def test_kills_of_a_real_kernel(start_kernel: Callable[..., Kernel], home: Path) -> None:
     dice = random.Random(7)
     for _ in range(KERNEL_KILLS):

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jsonschema
 import nvml_stub
 import pytest
-from conftest import has_ended, wait_until
+from conftest import WAIT_SECONDS, has_ended, recorders_below, wait_until
 
 from cellmeter import judge
 from cellmeter.export import render
@@ -27,10 +28,11 @@ from pathlib import Path
 home = Path(os.environ["CELLMETER_HOME"])
 home.mkdir(exist_ok=True)
 (home / "pid").write_text(str(os.getpid()))
+del os.environ["NVML_STUB_T0"]  # the trace begins when the recorder opens the driver, however long all took to start
 from cellmeter.recording import Recording
 from cellmeter.settings import Settings
 recording = Recording.start(Settings(), None)
-assert recording.recorder.ready(20)
+assert recording.recorder.ready(60)
 cell = recording.cell_started("train()")
 time.sleep(float(sys.argv[1]))
 assert recording.trouble() is None, recording.trouble()
@@ -39,25 +41,57 @@ recording.stop()
 """
 
 
-@pytest.fixture
-def record(home: Path, tmp_path: Path) -> Callable[..., Run]:
-    """Records one cell of so many seconds on a machine whose driver plays a trace."""
+class Recording(NamedTuple):
+    """One cell of so many seconds on a machine whose driver plays a trace; ``HOME`` in it is the run's home."""
 
-    def run(trace: str, seconds: float = 1.0, **environ: str) -> Run:
-        env = {**os.environ, **nvml_stub.environment(trace, tmp_path), **environ}
-        command = [sys.executable, "-c", PROCESS, str(seconds)]
-        subprocess.run(command, env=env, check=True, timeout=60)
-        folder = run_folders(home / "runs")[-1]
+    trace: str
+    seconds: float = 1.0
+    environ: dict[str, str] = {}  # noqa: RUF012
+    code: str = PROCESS
+    within: tuple[str, ...] = ()
+
+
+OUR_GPU = {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+RECORDINGS: dict[str, Recording] = {}
+"""What the tests below look at. Nearly all of their time is waiting, so all are recorded at once."""
+
+
+class Recorded:
+    """A recording that goes on."""
+
+    def __init__(self, recording: Recording, folder: Path) -> None:
+        self.home = folder / "home"
+        folder.mkdir()
+        self.machine = nvml_stub.machine(recording.trace.replace("HOME", str(self.home)), folder)
+        environ = {**os.environ, **self.machine.environ, **recording.environ, "CELLMETER_HOME": str(self.home)}
+        command = [*recording.within, sys.executable, "-c", recording.code, str(recording.seconds)]
+        self.process = subprocess.Popen(command, env=environ)
+
+    def run(self) -> Run:
+        assert self.process.wait(2 * WAIT_SECONDS) == 0
+        (folder,) = run_folders(self.home / "runs")
         wait_until(lambda: has_ended(folder), "the recorder to end")
         return read_run(folder)
 
-    return run
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Recorded]]:
+    base = tmp_path_factory.mktemp("gpus")
+    all_of_them = {name: Recorded(recording, base / name) for name, recording in RECORDINGS.items()}
+    yield all_of_them
+    for one in all_of_them.values():
+        one.process.kill()
+        one.process.wait()
+    wait_until(lambda: not recorders_below(base), "the recorders to end")
 
 
-def test_one_gpu(record: Callable[..., Run]) -> None:
-    run = record(
-        'gpu name="NVIDIA H100" mem=80g limit=700\nat 0 gpu 0 util=97 used=42g power=650 temp=61 sm=1755 reasons=0x4'
-    )
+RECORDINGS["one"] = Recording(
+    'gpu name="NVIDIA H100" mem=80g limit=700\nat 0 gpu 0 util=97 used=42g power=650 temp=61 sm=1755 reasons=0x4'
+)
+
+
+def test_one_gpu(recorded: dict[str, Recorded]) -> None:
+    run = recorded["one"].run()
     (device,) = run.devices
     assert (device.id, device.name, device.memory_bytes, device.power_limit_watts) == (
         "gpu0",
@@ -80,9 +114,13 @@ def test_one_gpu(record: Callable[..., Run]) -> None:
     jsonschema.validate(json.loads(render(run, "json")), schema())
 
 
-def test_eight_gpus_of_which_one_is_lost_and_comes_back(record: Callable[..., Run]) -> None:
-    trace = "\n".join(["gpu"] * 8 + [f"at 0 gpu {i} util={10 * i}" for i in range(8)] + ["err 3 4.2 gpu 3 * 15"])
-    run = record(trace, 10.0)
+RECORDINGS["eight"] = Recording(
+    "\n".join(["gpu"] * 8 + [f"at 0 gpu {i} util={10 * i}" for i in range(8)] + ["err 3 4.2 gpu 3 * 15"]), 10.0
+)
+
+
+def test_eight_gpus_of_which_one_is_lost_and_comes_back(recorded: dict[str, Recorded]) -> None:
+    run = recorded["eight"].run()
     assert [device.id for device in run.devices] == [f"gpu{i}" for i in range(8)]
     means = [run.usage(run.cells[0]).gpu[f"gpu{i}"].utilization_mean for i in range(8)]
     assert means == pytest.approx([10.0 * i for i in range(8)])
@@ -92,16 +130,22 @@ def test_eight_gpus_of_which_one_is_lost_and_comes_back(record: Callable[..., Ru
     assert [notice.split(":")[0] for notice in run.notices] == ["gpu3 lost", "gpu3 returned"]
 
 
-def test_a_call_that_is_not_supported_is_unknown_with_its_reason(record: Callable[..., Run]) -> None:
-    run = record("gpu\nat 0 gpu 0 util=50\nerr 0 - gpu 0 nvmlDeviceGetTotalEnergyConsumption 3")
+RECORDINGS["no-energy"] = Recording("gpu\nat 0 gpu 0 util=50\nerr 0 - gpu 0 nvmlDeviceGetTotalEnergyConsumption 3")
+
+
+def test_a_call_that_is_not_supported_is_unknown_with_its_reason(recorded: dict[str, Recorded]) -> None:
+    run = recorded["no-energy"].run()
     usage = run.usage(run.cells[0])
     assert usage.gpu["gpu0"].energy_joules is None
     assert "not" in usage.unknown["gpu.gpu0.energy_joules"]
     assert usage.gpu["gpu0"].utilization_mean == pytest.approx(50)
 
 
-def test_a_cell_shorter_than_the_interval_has_the_drivers_samples(record: Callable[..., Run]) -> None:
-    run = record("gpu\nat 0 gpu 0 util=80", 0.15)
+RECORDINGS["short"] = Recording("gpu\nat 0 gpu 0 util=80", 0.15)
+
+
+def test_a_cell_shorter_than_the_interval_has_the_drivers_samples(recorded: dict[str, Recorded]) -> None:
+    run = recorded["short"].run()
     usage = run.usage(run.cells[0])
     assert usage.gpu["gpu0"].utilization_mean == pytest.approx(80, abs=1)
     drained = run.series("gpu.utilization.driver", "gpu0")
@@ -109,27 +153,37 @@ def test_a_cell_shorter_than_the_interval_has_the_drivers_samples(record: Callab
     assert abs(drained.time[-1] - (run.cells[0].end or 0)) < 0.5
 
 
-def test_no_gpu_and_no_driver_are_told_apart(record: Callable[..., Run]) -> None:
-    none, missing = record("driver 580.95.05"), record("driver-not-loaded")
+RECORDINGS["none"] = Recording("driver 580.95.05")
+RECORDINGS["no-driver"] = Recording("driver-not-loaded")
+
+
+def test_no_gpu_and_no_driver_are_told_apart(recorded: dict[str, Recorded]) -> None:
+    none, missing = recorded["none"].run(), recorded["no-driver"].run()
     assert none.devices == missing.devices == ()
     assert none.unavailable["gpu"] != missing.unavailable["gpu"]
     outcomes = {checked.rule: checked.outcome for checked in judge(missing).checked}
     assert outcomes["gpu-underused"] == outcomes["gpu-unused"] == "not-applicable"
 
 
-def test_an_idle_gpu_of_ones_own_is_found_underused(record: Callable[..., Run], home: Path) -> None:
+BURSTS = [f"at {t} gpu 0 util={95 if t % 4 == 0 else 0}" for t in range(16)]
+RECORDINGS["idle"] = Recording(
+    "\n".join(["gpu mem=80g", "proc 0 - gpu 0 pid=@HOME/pid used=20g", *BURSTS]), 14.0, OUR_GPU
+)
+
+
+def test_an_idle_gpu_of_ones_own_is_found_underused(recorded: dict[str, Recorded]) -> None:
     """Bursts of 1 s in every 4 s, by a process of ours that holds a context."""
-    bursts = [f"at {t} gpu 0 util={95 if t % 4 == 0 else 0}" for t in range(16)]
-    trace = "\n".join(["gpu mem=80g", f"proc 0 - gpu 0 pid=@{home}/pid used=20g", *bursts])
-    run = record(trace, 14.0, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    run = recorded["idle"].run()
     findings = [finding for finding in judge(run).findings if finding.rule == "gpu-underused"]
     assert [(f.subject, f.cells, f.severity) for f in findings] == [("gpu0", (1,), "warning")]
     assert findings[0].waste.gpu_seconds > 5
 
 
-def test_a_busy_gpu_is_clear(record: Callable[..., Run]) -> None:
-    trace = "gpu\nat 0 gpu 0 util=96"
-    run = record(trace, 12.0, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")
+RECORDINGS["busy"] = Recording("gpu\nat 0 gpu 0 util=96", 12.0, OUR_GPU)
+
+
+def test_a_busy_gpu_is_clear(recorded: dict[str, Recorded]) -> None:
+    run = recorded["busy"].run()
     assert [f.rule for f in judge(run).findings] == []
     assert {c.rule: c.outcome for c in judge(run).checked}["gpu-underused"] == "clear"
 
@@ -137,17 +191,22 @@ def test_a_busy_gpu_is_clear(record: Callable[..., Run]) -> None:
 TAKES_A_FEW_SECONDS = 9.0  # the recorder looks for new GPUs every five
 
 
-def test_a_gpu_that_comes_while_a_cell_runs(record: Callable[..., Run], home: Path) -> None:
-    trace = f"""
+RECORDINGS["comes"] = Recording(
+    """
         live
         gpu from=3
         at 0 gpu 0 util=90 used=30g power=600
         gpu uuid=GPU-first
         at 0 gpu 1 util=10 used=1g power=100
-        proc 0 - gpu 1 pid=@{home}/pid used=1g
-        proc 0 - gpu 0 pid=@{home}/pid used=20g
-    """
-    run = record(trace, TAKES_A_FEW_SECONDS)
+        proc 0 - gpu 1 pid=@HOME/pid used=1g
+        proc 0 - gpu 0 pid=@HOME/pid used=20g
+    """,
+    TAKES_A_FEW_SECONDS,
+)
+
+
+def test_a_gpu_that_comes_while_a_cell_runs(recorded: dict[str, Recorded]) -> None:
+    run = recorded["comes"].run()
     first, second = run.devices
     assert (first.id, first.uuid, first.since) == ("gpu0", "GPU-first", 0.0), "it was first, whatever NVML counts"
     (cell,) = run.cells
@@ -175,16 +234,14 @@ def test_a_gpu_that_comes_while_a_cell_runs(record: Callable[..., Run], home: Pa
     assert {c.outcome for c in judge(run).checked}.isdisjoint({"error"})
 
 
-def test_cells_before_and_after_a_gpu_came(home: Path, tmp_path: Path) -> None:
-    start = 'cell = recording.cell_started("train()")\n'
-    earlier = 'recording.cell_ended(recording.cell_started("first()"), "ok")\ntime.sleep(7)\n'
-    code = PROCESS.replace(start, earlier + start)
-    env = {
-        **os.environ,
-        **nvml_stub.environment("live\ngpu\nat 0 gpu 0 util=10\ngpu from=3\nat 0 gpu 1 util=90", tmp_path),
-    }
-    subprocess.run([sys.executable, "-c", code, "1.0"], env=env, check=True, timeout=60)
-    run = read_run(run_folders(home / "runs")[-1])
+COMES_AT_3 = "gpu\nat 0 gpu 0 util=10\ngpu from=3\nat 0 gpu 1 util=90"
+START = 'cell = recording.cell_started("train()")\n'
+EARLIER = 'recording.cell_ended(recording.cell_started("first()"), "ok")\ntime.sleep(7)\n'
+RECORDINGS["before-and-after"] = Recording(f"live\n{COMES_AT_3}", code=PROCESS.replace(START, EARLIER + START))
+
+
+def test_cells_before_and_after_a_gpu_came(recorded: dict[str, Recorded]) -> None:
+    run = recorded["before-and-after"].run()
     first, then = (run.usage(cell) for cell in run.cells)
     assert first.gpu["gpu1"] == GpuUsage(None, None, None, None, None)
     assert first.unknown["gpu.gpu1.utilization_mean"] == "gpu1 came after this cell"
@@ -194,9 +251,8 @@ def test_cells_before_and_after_a_gpu_came(home: Path, tmp_path: Path) -> None:
     assert after.gpu_percent == pytest.approx(50)
 
 
-def test_gpus_that_come_and_go_all_the_time_never_swap_their_numbers(record: Callable[..., Run]) -> None:
-    """Nine GPUs, of which two flap and move the others about, MIG switched on, a driver that opens by half or not at all."""
-    trace = "\n".join(
+RECORDINGS["flapping"] = Recording(
+    "\n".join(
         [
             "live",
             "gpu from=3 uuid=GPU-new gpm=1",
@@ -210,8 +266,14 @@ def test_gpus_that_come_and_go_all_the_time_never_swap_their_numbers(record: Cal
             "init 999 9 10.5",
             "err 12 14 gpu 7 * 15",
         ]
-    )
-    run = record(trace, 18.0)
+    ),
+    18.0,
+)
+
+
+def test_gpus_that_come_and_go_all_the_time_never_swap_their_numbers(recorded: dict[str, Recorded]) -> None:
+    """Nine GPUs, of which two flap and move the others about, MIG switched on, a driver that opens by half or not at all."""
+    run = recorded["flapping"].run()
     assert (run.ending, run.ending_sure) == ("stopped", True)
     assert (Path(run.path) / "recorder.log").read_text() == ""
     expected = {"GPU-new": 10.0} | {f"GPU-{i}": 11.0 + i for i in range(8)}
@@ -245,16 +307,18 @@ def can_mount() -> bool:
         return False
 
 
-@pytest.mark.skipif(not can_mount(), reason="takes the right to mount in a namespace of one's own")
-def test_a_card_that_the_kernels_driver_lists_needs_a_new_session(home: Path, tmp_path: Path) -> None:
-    machine = nvml_stub.machine(
-        "delay nvmlInitWithFlags 300000\ngpu\nat 0 gpu 0 util=10\ngpu from=3\nat 0 gpu 1 util=90", tmp_path
+if CAN_MOUNT := can_mount():
+    RECORDINGS["new-card"] = Recording(
+        f"delay nvmlInitWithFlags 300000\n{COMES_AT_3}",
+        TAKES_A_FEW_SECONDS,
+        within=("unshare", "--mount", "sh", "-c", IN_A_MOUNT_NAMESPACE, "sh"),
     )
-    within = ["unshare", "--mount", "sh", "-c", IN_A_MOUNT_NAMESPACE, "sh"]
-    command = [*within, sys.executable, "-c", PROCESS, str(TAKES_A_FEW_SECONDS)]
-    subprocess.run(command, env={**os.environ, **machine.environ}, check=True, timeout=60)
-    run = read_run(run_folders(home / "runs")[-1])
+
+
+@pytest.mark.skipif(not CAN_MOUNT, reason="takes the right to mount in a namespace of one's own")
+def test_a_card_that_the_kernels_driver_lists_needs_a_new_session(recorded: dict[str, Recorded]) -> None:
+    run = recorded["new-card"].run()
     assert [device.id for device in run.devices] == ["gpu0", "gpu1"]
     assert run.series("gpu.utilization", "gpu1").values[-1] == 90
-    assert machine.counts()["nvmlInitWithFlags"] == 2
+    assert recorded["new-card"].machine.counts()["nvmlInitWithFlags"] == 2
     assert "the NVIDIA driver was being opened anew" in {gap.reason for gap in run.gaps}

@@ -113,7 +113,7 @@ def test_a_run_that_is_stopped_ends_its_kernel_and_reports(home: Path, tmp_path:
     command = [*CELLMETER, "run", path.name, "-o", "out.ipynb"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=tmp_path, text=True, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
-        wait_until((tmp_path / "there").exists, "the cell to run", 60)
+        wait_until((tmp_path / "there").exists, "the cell to run")
         (folder,) = run_folders(home / "runs")
         process.send_signal(number)
         output, said = process.communicate(timeout=60)

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,9 +21,9 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from builders import GIB, GpuWork, a_cell, a_device, a_run
-from conftest import Kernel, wait_until
+from conftest import Kernel, wait_until, whole_line
 from mlflow import MlflowClient
-from web import Answer, Request, serving
+from web import Answer, Request, free_port, serving
 
 from cellmeter import judge
 from cellmeter.cli import main
@@ -52,14 +51,11 @@ def _is_up(address: str, server: subprocess.Popen[bytes], log: Path) -> bool:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real tracking server, its database in SQLite and its artefacts in a folder; gives its address."""
     folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     options = {
         "--backend-store-uri": "sqlite:///mlflow.db",
         "--artifacts-destination": "./artifacts",
         "--host": "127.0.0.1",
-        "--port": port,
+        "--port": (port := free_port()),
         "--workers": 1,
     }
     command = [sys.executable, "-m", "mlflow", "server", *(str(part) for pair in options.items() for part in pair)]
@@ -405,7 +401,7 @@ class TestWhenOver:
         return run_folders(kernel.home / "runs")[-1] / "mlflow.log"
 
     def said(self, kernel: Kernel) -> str:
-        return wait_until(lambda: self.log(kernel).read_text(), "the export to end", seconds=60)
+        return whole_line(self.log(kernel), "the export to end")
 
     def test_into_the_run_that_is_active(self, start_kernel, server, client):
         kernel = start_kernel(env={"MLFLOW_DISABLE_TELEMETRY": "true"})

@@ -185,21 +185,28 @@ def test_a_source_that_fails_is_one_line_and_the_recording_goes_on(
     run = kernel.recorded_cells(2)
     assert run.sample_count > samples
     assert len(recorders_below(tmp_path)) == 1
-    assert not run.gaps or fault == "hangs"
+    starved = [gap for gap in run.gaps if gap.reason == "the recorder was stopped or got no CPU time"]
+    assert len(starved) == len(run.gaps) or fault == "hangs"
     assert kernel.run("%monitor report").status == "ok"
 
 
 def test_alerts_on_what_a_plugin_measures(start_kernel: Start, example: Path, tmp_path: Path) -> None:
     kernel = start_kernel(env={"PYTHONPATH": str(example)})
     kernel.load()
-    assert kernel.run('%monitor alert "loadavg.one > -1 for 0s"').stdout == "cellmeter: alert loadavg.one > -1 for 0s\n"
-    assert kernel.run('%monitor alert "loadavg.switches.rate:host > 0 for 0s"').stderr == ""
-    assert "did you mean loadavg.one?" in kernel.run('%monitor alert "loadavg.on > 0 for 0s"').stderr
-    kernel.run(f"from pathlib import Path; stop = Path({str(tmp_path / 'stop')!r})")
+    added = [
+        kernel.run(f'%monitor alert "{text} for 0s"') for text in ("loadavg.one > -1", "loadavg.switches.rate:host > 0")
+    ]
+    assert [reply.status for reply in added] == ["ok", "ok"]
+    assert added[0].stdout == "cellmeter: alert loadavg.one > -1 for 0s\n"
+    wrong = kernel.run('%monitor alert "loadavg.on > 0 for 0s"')
+    assert "did you mean loadavg.one?" in wrong.stderr
+    made = kernel.run(f"from pathlib import Path; stop = Path({str(tmp_path / 'stop')!r})")
     message = kernel.send("import time\nwhile not stop.exists(): time.sleep(0.01)")
     wait_until(lambda: len({fired.alert for fired in kernel.recorded().alerts}) == 2, "both alerts")
     (tmp_path / "stop").touch()
-    said = kernel.reply(message).stderr
+    said = "".join(
+        reply.stderr for reply in (*added, wrong, made, kernel.reply(message))
+    )  # whichever cell saw it first
     assert "cellmeter: alert: loadavg.one > -1 for 0s (host is at " in said
     fired = {alert.alert: alert for alert in kernel.recorded().alerts}
     assert fired["loadavg.switches.rate:host > 0 for 0s"].value > 0

@@ -16,10 +16,10 @@ from typing import Any
 
 import nvml_stub
 import pytest
-from conftest import Kernel, recorders_below, wait_until
+from conftest import BEGUN, Kernel, recorders_below, wait_until
 from prometheus_client import generate_latest
 from prometheus_client.registry import Collector
-from prometheus_parts import TOKEN, TRACE, Scrape, a_certificate, a_token, free_port, get, promtool, served
+from prometheus_parts import TOKEN, TRACE, Scrape, a_certificate, a_token, get, promtool, served
 
 from cellmeter.errors import BadUsage
 from cellmeter.metrics import METRICS, Metric
@@ -40,10 +40,6 @@ HOST = {
     "cpu_count": 4,
     "memory_bytes": 8 << 30,
 }
-
-
-def sleeping(seconds: float) -> str:
-    return f"import time\ntime.sleep({seconds})"
 
 
 @pytest.fixture
@@ -123,7 +119,7 @@ def test_dcgm_names_in_both_spellings(gpu_kernel: Kernel, start_kernel: Any, hom
 
 def test_the_cell_that_runs(kernel: Kernel, home: Path, tmp_path: Path) -> None:
     with served(home=home, log=tmp_path / "log") as url:
-        running = kernel.send("%%monitor train the model --no-chart\n" + sleeping(600))
+        running = kernel.begin(f"%%monitor train the model --no-chart\n{BEGUN}\nimport time\ntime.sleep(600)")
         found = scrape(url, lambda s: s.all("cellmeter_cell_info"))
         assert found.one("cellmeter_cell_info", cell="2", label="train the model", run=kernel.recorded().id) == 1
         started = found.one("cellmeter_cell_start_timestamp_seconds")
@@ -239,7 +235,7 @@ def test_bad_use_is_one_line(home: Path, arguments: list[str], said: str) -> Non
 
 
 def test_a_taken_port_is_one_line(home: Path) -> None:
-    with socket.create_server(("127.0.0.1", free_port())) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         code, line = call(home, "serve", "--port", str(taken.getsockname()[1]))
     assert (code, line.count("\n")) == (2, 1)
     assert "--port chooses another" in line

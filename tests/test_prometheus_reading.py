@@ -18,17 +18,16 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-from conftest import Kernel, Reply, has_ended, wait_until
+from conftest import Kernel, Reply, has_ended, wait_until, whole_line
 from prometheus_parts import (
     SLOW_SECONDS,
     Dcgm,
     Prometheus,
     dcgm_exporter,
-    free_port,
     node_exporter,
     prometheus,
 )
-from web import Answer, Request, serving
+from web import Answer, Request, free_port, serving
 
 from cellmeter.cli import main
 from cellmeter.errors import BadUsage, FetchFailed
@@ -131,7 +130,6 @@ def cell_of(run: Run, text: str) -> Any:
 # ---- a real kernel ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
 def test_a_kernel_whose_gpus_are_elsewhere(kernel: Kernel, site: Site, tmp_path: Path) -> None:
     go = tmp_path / "go"
     with site.steady(0, 90.0, 1):
@@ -149,7 +147,7 @@ def test_a_kernel_whose_gpus_are_elsewhere(kernel: Kernel, site: Site, tmp_path:
     assert "node7:gpu0 " in told.displays[0]["data"]["text/plain"], "before the run is over, too"
     assert told.stderr == ""
     folder = stopped(kernel)
-    log = wait_until(lambda: (folder / reading.LOG).read_text(), "the fetch at the end", SLOW_SECONDS)
+    log = whole_line(folder / reading.LOG, "the fetch at the end")
     assert "of 2 GPUs and 1 machine" in log
     run = fetched(folder)
     remote = run.remote
@@ -216,7 +214,6 @@ def test_a_run_that_was_not_started_with_it_is_joined_later(
     assert [machine.id for machine in run.remote.machines] == ["127.0.0.1"]
 
 
-@pytest.mark.timeout(200)
 def test_a_script_and_its_cell(script: Callable[..., subprocess.Popen[str]], site: Site, home: Path) -> None:
     code = f"import cellmeter\ncellmeter.start(prometheus={site.server.url!r}, match={MATCH!r})\nprint('on', flush=1)\ninput()"
     with site.steady(0, 64.0, 1):
@@ -233,7 +230,6 @@ def test_a_script_and_its_cell(script: Callable[..., subprocess.Popen[str]], sit
     assert 64.0 <= (usage.gpu["node7:gpu0"].utilization_mean or 0) <= 65.0
 
 
-@pytest.mark.timeout(300)
 def test_a_prometheus_that_was_down_at_the_end(
     kernel: Kernel, home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,7 +247,7 @@ def test_a_prometheus_that_was_down_at_the_end(
         with prometheus(config, port), site.steady(0, 30.0, 4):
             kernel.run("%%monitor after --no-chart\ntime.sleep(1)")
         folder = stopped(kernel)
-        log = wait_until(lambda: (folder / reading.LOG).read_text(), "word of the failure", SLOW_SECONDS)
+        log = whole_line(folder / reading.LOG, "word of the failure")
         assert "cannot be asked" in log
         assert main(["report", str(folder)]) == 0, "the report is made of what there is"
         said = capfd.readouterr()
@@ -475,7 +471,7 @@ def test_no_secret_is_written_anywhere(start_kernel: Callable[..., Kernel], home
         lines = [(Path("/proc") / str(pid) / "cmdline").read_bytes() for pid in fetchers_below(home)]
         assert lines
         kernel.run("%monitor stop")
-        wait_until(lambda: (folder / reading.LOG).read_text(), "the fetch at the end", SLOW_SECONDS)
+        whole_line(folder / reading.LOG, "the fetch at the end")
         fetched(folder)
     assert {request.headers.get("Authorization") for request in seen} == {"Basic YWRhOnNlc2FtZQ=="}
     said = json.dumps([vars(reply) for reply in (told, script, report)])

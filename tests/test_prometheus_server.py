@@ -19,13 +19,13 @@ from prometheus_parts import (
     a_certificate,
     a_token,
     alertmanager,
-    free_port,
     program,
     prometheus,
     promtool,
     served,
 )
 from prometheus_parts import webhook as a_webhook
+from web import free_port
 
 from cellmeter.prometheus.config import ALERTMANAGER, DASHBOARD, RULES, SCRAPE
 from cellmeter.run import Run

@@ -63,8 +63,9 @@ SCRIPTS = {
     "exit-text": "raise SystemExit('why it ended')",
     "interrupted": "raise KeyboardInterrupt",
     "own-hook": "import sys\nsys.excepthook = lambda *a: print('hook', a[0].__name__, a[2].tb_lineno, a[2].tb_next)\n1 / 0\n",
-    "at-exit": "import atexit, threading, time\natexit.register(print, 'last')\n"
-    "threading.Timer(0.3, print, ['thread']).start()\nprint('end of main')\n",
+    "at-exit": "import atexit, threading\natexit.register(print, 'last')\n"
+    "main = threading.main_thread()\n"
+    "threading.Thread(target=lambda: (main.join(), print('thread'))).start()\nprint('end of main')\n",
     "leaves": "import os; print('out', flush=True); os._exit(4)",
     "killed": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
     "spawn": (

@@ -32,6 +32,15 @@ SLOW = "%%monitor slow --no-chart\nimport time\nwhile True: time.sleep(0.01)"
 ON_SCREEN, OFF_SCREEN, CURSOR = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
 
 
+def settings_of_a_new_terminal() -> list[Any]:
+    ours, theirs = os.openpty()
+    try:
+        return termios.tcgetattr(ours)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 class Terminal:
     """``cellmeter watch`` in a pseudo-terminal."""
 
@@ -43,7 +52,7 @@ class Terminal:
             COMMAND[0], COMMAND[1:], env=environ, dimensions=(rows, columns), encoding="utf-8", timeout=60
         )
         self.child.logfile_read = self.log = io.StringIO()
-        self.before = termios.tcgetattr(self.child.child_fd)
+        self.before = settings_of_a_new_terminal()
 
     def ended(self) -> str:
         """Waits for its end in good order; returns all it has written."""
@@ -166,10 +175,7 @@ def text_of(followed: Followed, width: int, height: int) -> str:
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 8])
-@pytest.mark.parametrize("size", [(60, 24), (80, 24), (120, 40)])
-def test_any_number_of_gpus_at_any_size(
-    start_kernel: Callable[..., Kernel], tmp_path: Path, gpus: int, size: tuple[int, int]
-) -> None:
+def test_any_number_of_gpus_at_any_size(start_kernel: Callable[..., Kernel], tmp_path: Path, gpus: int) -> None:
     trace = "".join(f"gpu mem=80g\nat 0 gpu {n} util={10 * n + 5} used={n + 1}g power=300\n" for n in range(gpus))
     kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path) if gpus else {})
     kernel.load()
@@ -179,13 +185,14 @@ def test_any_number_of_gpus_at_any_size(
     followed = Followed(run_folders(kernel.home / "runs")[0])
     followed.poll()
     wait_until(lambda: followed.summary.rows, "the table of cells")
-    shown = text_of(followed, *size).splitlines()
-    assert max(map(len, shown)) <= size[0]
-    assert len(shown) <= size[1]
-    for n in range(gpus):
-        assert any(re.match(rf"gpu{n} +{10 * n + 5} % .* {n + 1}.00 (GiB|of 80.0 GiB)", row) for row in shown)
-        assert any(f"peak {10 * n + 5} %  {n + 1}.00 of" in row for row in shown) == (size[0] == 120)
-    assert sum("x = 1" in row or re.match(r"In \[", row) is not None for row in shown) >= 3
+    for width, height in ((60, 24), (80, 24), (120, 40)):
+        shown = text_of(followed, width, height).splitlines()
+        assert max(map(len, shown)) <= width
+        assert len(shown) <= height
+        for n in range(gpus):
+            assert any(re.match(rf"gpu{n} +{10 * n + 5} % .* {n + 1}.00 (GiB|of 80.0 GiB)", row) for row in shown)
+            assert any(f"peak {10 * n + 5} %  {n + 1}.00 of" in row for row in shown) == (width == 120)
+        assert sum("x = 1" in row or re.match(r"In \[", row) is not None for row in shown) >= 3
     assert line(followed).count(" · ") == 3 + gpus
 
 

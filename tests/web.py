@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+
+
+def free_port() -> int:
+    """A port for a server that must be told one: for a minute nobody gets it who asks for any (it is in TIME_WAIT)."""
+    with socket.create_server(("127.0.0.1", 0)) as probe, socket.create_connection(probe.getsockname()):
+        connection, _ = probe.accept()
+        connection.close()  # first, so that this side is the one that waits
+        return int(probe.getsockname()[1])
 
 
 class LoopbackServer(ThreadingHTTPServer):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cellmeter.run import Run
 
 READY_SECONDS = 5.0
-PANEL_SECONDS = 0.5  # the longest a cell waits for the recorder to get ready, for the sake of its panel
+PANEL_SECONDS = 2.0  # the longest a cell waits for its panel's recorder: opening the GPUs' driver takes a second
 MOST_OPTIONS = 2000  # characters of a %%monitor line
 GROUPS = ("cpu", "memory", "gpu", "io", "net", "power")
 _GREETING = "%%monitor in a cell's first line shows it live, %monitor report tells what was found"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from browser.driver import LAB_OPTIONS, TOKEN, Book, Server, browsing, serving
+from browser.driver import ACTION_MS, LAB_OPTIONS, TOKEN, Book, Server, browsing, serving
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,6 +43,7 @@ def open_book(server: Server, chromium: Any) -> Iterator[Callable[..., Book]]:
         context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
         )
+        context.set_default_timeout(ACTION_MS)
         contexts.append((context, on))
         book = Book(context.new_page(), on, path, front)
         book.open(f"token={TOKEN}&reset")

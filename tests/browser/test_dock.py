@@ -46,12 +46,11 @@ def test_the_whole_run_beside_the_notebook(open_book: Callable[..., Book]) -> No
 
     first = book.page.locator(".jupyterlab-sidecar .cm-band a", has_text="In [3]").first
     assert first.get_attribute("title").startswith("In [3] · ok, 2")
-    assert book.page.locator(".jp-Notebook .jp-Cell").nth(2).bounding_box()["y"] < 0, "it is scrolled out of sight"
+    place = "document.querySelectorAll('.jp-Notebook .jp-Cell')[2].getBoundingClientRect()"
+    book.page.wait_for_function(f"() => {place}.top < 0", timeout=ACTION_MS)  # it is scrolled out of sight
     first.click()
     book.page.wait_for_function(
-        """() => { const box = document.querySelectorAll('.jp-Notebook .jp-Cell')[2].getBoundingClientRect();
-                   return box.top >= 0 && box.top < 900; }""",
-        timeout=ACTION_MS,
+        f"() => {{ const box = {place}; return box.top >= 0 && box.top < 900; }}", timeout=ACTION_MS
     )
     assert book.complaints() == []
     book.run(7)

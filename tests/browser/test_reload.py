@@ -13,8 +13,6 @@ from browser.driver import ACTION_MS, FRONTS, Book, wait_until
 from browser.test_live import points
 from browser.test_silence import DIES, running
 
-pytestmark = pytest.mark.timeout(300)  # a page is loaded many times
-
 SHORT = "%%monitor short\nimport time\ntime.sleep(1)\nkept = bytearray(50_000_000)\n"
 # Runs until the file `seen` is there.
 WAITS = "%%monitor waits\nimport os, time\nwhile not os.path.exists('seen'): time.sleep(0.1)\n"
@@ -41,9 +39,7 @@ def ended(
 def shown(book: Book, index: int = 1) -> None:
     """A cell shows its picture or its chart; and nobody misses a model."""
 
-    wait_until(
-        lambda: book.page.evaluate(DRAWN)[index:][:1] > [60], f"the picture or the chart: {book.console[-3:]}", 20
-    )
+    wait_until(lambda: book.page.evaluate(DRAWN)[index:][:1] > [60], f"the picture or the chart: {book.console[-3:]}")
     assert "model not found" not in book.page.inner_text("body")
     assert "Loading widget" not in book.page.inner_text("body")
 
@@ -137,8 +133,11 @@ def test_a_strangers_notebook(open_book: Callable[..., Book], front: str) -> Non
     book.path = stranger
     book.open()
     shown(book)
-    assert book.page.locator(".cellmeter-still script").count() == 0
+    still = book.page.locator(".cellmeter-still")
+    assert still.locator("script").count() == 0
     assert book.page.locator(".cellmeter").count() == 0
+    assert still.locator("img").get_attribute("alt").startswith("Charts of other: done in ")
+    assert still.locator("img").evaluate("(img) => img.naturalWidth") == 1140
 
 
 def test_two_tabs_on_one_kernel(open_book: Callable[..., Book]) -> None:

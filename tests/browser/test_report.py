@@ -14,7 +14,7 @@ from test_export import HOSTILE, busy_run
 from test_remote import elsewhere
 
 from bench.long_run import long_run
-from browser.driver import SCREENSHOTS
+from browser.driver import ACTION_MS, SCREENSHOTS
 from cellmeter.export.html import html_report
 from cellmeter.remote import RemoteDevice
 from cellmeter.rules import Judgement
@@ -62,6 +62,7 @@ def open_report(tmp_path: Path, chromium: Any) -> Iterator[Callable[..., Report]
         context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
         )
+        context.set_default_timeout(ACTION_MS)
         contexts.append(context)
         report = Report(context.new_page(), path.as_uri())
         report.view.on("console", lambda m: report.trouble.append(m.text) if m.type == "error" else None)

@@ -7,7 +7,7 @@
  *   NVML_STUB_TRACE   the script (below). Without it nvmlInit answers DRIVER_NOT_LOADED.
  *   NVML_STUB_CLOCK   a file that holds one native double: the script's time in seconds, which the test steers.
  *   NVML_STUB_T0      without a clock file: CLOCK_MONOTONIC seconds of the script's time 0, the same for all processes
- *                     of a test. Without either, time 0 is nvmlInit.
+ *                     of a test. Without either, time 0 is the first nvmlInit of a process.
  *   NVML_STUB_LOG     a file that gets one line a call: PID FUNCTION GPU ("-": a call that is about no GPU).
  *
  * The trace language: one directive a line, '#' starts a comment, names with blanks stand in double quotes. Numbers may
@@ -461,7 +461,10 @@ static void read_directive(char *line) {
 
 static void open_clock(void) {
     const char *path = getenv("NVML_STUB_CLOCK"), *t0 = getenv("NVML_STUB_T0");
-    machine.t0 = t0 ? strtod(t0, NULL) : seconds_of(CLOCK_MONOTONIC);
+    static double opened_first; /* a session that follows goes on with the script */
+    if (!opened_first)
+        opened_first = seconds_of(CLOCK_MONOTONIC);
+    machine.t0 = t0 ? strtod(t0, NULL) : opened_first;
     machine.epoch = seconds_of(CLOCK_REALTIME) - (seconds_of(CLOCK_MONOTONIC) - machine.t0);
     if (!path)
         return;
