@@ -151,6 +151,17 @@ def test_a_monitored_cell_waits_a_moment_for_a_recorder_that_is_slow(
     assert "at once: done in " in reply.updates[-1]["data"]["text/plain"]
 
 
+def test_a_driver_that_hangs_holds_up_one_monitored_cell_and_no_other(
+    start_kernel: Callable[..., Kernel], tmp_path: Path
+) -> None:
+    kernel = start_kernel(env=nvml_stub.environment("delay nvmlInitWithFlags 8000000\ngpu", tmp_path))
+    kernel.run("%load_ext cellmeter\nfrom cellmeter.recorder import Recorder\nwaited, ready = [], Recorder.ready")
+    kernel.run("Recorder.ready = lambda self, seconds: waited.append(seconds) or ready(self, seconds)")
+    assert "the recorder is not ready yet" in kernel.run("%%monitor\n1").stderr
+    assert kernel.run("%%monitor\n2").stderr == ""
+    assert kernel.run("print(waited)").stdout == "[2.0, 0.0]\n"
+
+
 def test_a_monitored_cell_ends_as_a_picture_without_a_widget(kernel: Kernel) -> None:
     reply = kernel.run("%%monitor my label\nimport time\ntime.sleep(0.5)\n'result'")
     shown, result = reply.displays

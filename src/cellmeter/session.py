@@ -100,6 +100,7 @@ class Session:
         """The Prometheus that tells of other machines, as far as this session knows how to be let in."""
         self._tagger = Tagger(shell, self._begun, self._finished)
         self._told: set[str] = set()
+        self._patience = PANEL_SECONDS
         self.lookout = Lookout(self.tell)
 
     def attach(self, greet: bool) -> None:
@@ -159,6 +160,7 @@ class Session:
         self.recording = Recording.start(settings, notebook_path(self.shell))
         self.last_folder = self.recording.folder
         self._told.clear()
+        self._patience = PANEL_SECONDS
         self.lookout.budget = budget
         self.lookout.follow(self.recording)
         return self.recording
@@ -284,7 +286,8 @@ class Session:
     ) -> Panel:
         from cellmeter.live import Panel
 
-        if not recording.recorder.ready(PANEL_SECONDS):
+        if not recording.recorder.ready(self._patience):
+            self._patience = 0.0  # a driver that hangs holds up one cell, not each
             raise RecorderUnavailable(recording.trouble() or "the recorder is not ready yet, so there is no live panel")
         seq, chart = monitored.cell.seq, not options.no_chart
         return Panel.open(
