@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import GIB, CellPlan, GpuWork, a_cell, a_device, a_run, without
+from builders import GIB, MIB, CellPlan, GpuWork, a_cell, a_device, a_run, without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -193,6 +193,16 @@ def test_many_short_cells_and_the_pauses_between_them_weigh_no_more_than_they_la
     page = html_report(run)
     assert ">90 %<" in page.split("GPU use in cells")[1][:60]
     assert ">3.6" in page.split("CPU use in cells")[1][:60]
+
+
+def test_what_the_first_cell_did_before_the_first_sample_is_in_the_runs_total() -> None:
+    """The kernel runs on while its recorder starts: such a cell has its bytes by its own edges alone."""
+    run = a_run(a_cell(2, disk_written=MIB), a_cell(2, disk_written=MIB))
+    first = replace(run.cells[0], start=-0.5, own_written_bytes=100 * MIB)
+    run = replace(run, cells=(first, run.cells[1]))
+    cells = sum(run.usage(cell).written_bytes or 0 for cell in run.cells)
+    assert cells >= 102 * MIB
+    assert cells <= (disk_bytes(run, "written") or 0) <= cells + 4 * MIB
 
 
 def test_a_cell_has_what_ran_within_it() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.rules.memory import RSS, TREE
-from cellmeter.rules.observed import readings_of
+from cellmeter.rules.observed import readings_of, top_cells
 from cellmeter.rules.units import MIB, bytes_text
 from cellmeter.run import known
 
@@ -65,6 +65,17 @@ def disk(run: Run) -> str:
 
 
 def disk_bytes(run: Run, name: str) -> float | None:
-    """Bytes ``read`` or ``written`` by the kernel and its workers from the first sample to the last."""
-    counted_bytes = known(run.series(f"process.disk.{name}", "process").values)
-    return float(counted_bytes[-1] - counted_bytes[0]) if len(counted_bytes) > 1 else None
+    """Bytes ``read`` or ``written`` by the kernel and its workers; None if there are too few samples.
+
+    From the first sample to the last, and what a cell had done before the first: the kernel runs while its recorder starts.
+    """
+    counter = run.series(f"process.disk.{name}", "process")
+    counted_bytes = known(counter.values)
+    if len(counted_bytes) < 2:
+        return None
+    missed = 0.0
+    for cell in (cell for cell in top_cells(run) if cell.start < counter.time[0]):
+        sampled = readings_of(run, f"process.disk.{name}", "process", cell)
+        own = (cell.own_read_bytes if name == "read" else cell.own_written_bytes) or 0
+        missed += max(0.0, own - (float(sampled[-1] - sampled[0]) if len(sampled) else 0.0))
+    return float(counted_bytes[-1] - counted_bytes[0]) + missed
