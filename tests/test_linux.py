@@ -21,7 +21,7 @@ from cellmeter.run import Limit
 from cellmeter.sources.cgroup import CgroupPart, cpu_quota, find_group, limits, memory_limit
 from cellmeter.sources.death import is_exiting
 from cellmeter.sources.filesystems import Filesystems, mounts, working_folders
-from cellmeter.sources.linux import Cores, HostPart, host, open_linux
+from cellmeter.sources.linux import Cores, HostPart, host, open_linux, with_device
 from cellmeter.sources.portable import Portable, PortableCores, portable_host
 from cellmeter.sources.pressure import PressurePart
 from cellmeter.sources.process import ProcessPart, descendants
@@ -231,6 +231,18 @@ def test_the_host_from_files(tmp_path: Path) -> None:
         "host.network.sent": 300,
     }
     assert Cores(str(tmp_path / "proc")).read() == pytest.approx([0.9, 0.75])
+
+
+def test_a_bond_and_a_tunnel_count_no_byte_twice(tmp_path: Path) -> None:
+    names = ("lo", "eno1", "eno2", "bond0", "wg0", "br0")
+    lines = "".join(f"{name}: {100 if name.startswith('eno') else 200} {'0 ' * 7}1 {'0 ' * 7}\n" for name in names)
+    proc = fake_proc(tmp_path)
+    (proc / "net" / "dev").write_text(f"Inter-|\n face |\n{lines}")
+    for name in names:
+        folder = tmp_path / "net" / name
+        (folder / "device" if name.startswith("eno") else folder).mkdir(parents=True)
+    part = HostPart(str(proc), (), with_device(str(tmp_path / "net")))
+    assert named(part)["host.network.received"] == 200
 
 
 def test_strain_from_files(tmp_path: Path) -> None:

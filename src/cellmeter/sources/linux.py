@@ -20,7 +20,7 @@ from cellmeter.sources.process import FLAGS, TICK, ProcessPart, open_if_there
 NAN = float("nan")
 PRESSURE_SECONDS = 1.0
 SECTOR_BYTES = 512  # of /proc/diskstats, whatever the disk's own
-# These carry traffic that another interface counts already.
+# These carry traffic that another interface counts already. A container sees no device behind any of its own.
 _VIRTUAL_INTERFACES = (b"lo", b"veth", b"docker", b"br-", b"virbr", b"cni", b"flannel")
 
 
@@ -87,10 +87,15 @@ class Opened(NamedTuple):
     process: ProcessPart
 
 
-def open_linux(pid: int, proc: str = "/proc", sys_block: str = "/sys/block") -> Opened:
+def open_linux(pid: int, proc: str = "/proc", sys_block: str = "/sys/block", sys_net: str = "/sys/class/net") -> Opened:
     """The sources of a machine with /proc. Raises OSError if pid is gone."""
     process = ProcessPart(pid, proc)
-    parts: list[Part] = [HostPart(proc, whole_disks(sys_block)), process, CgroupPart(pid, proc), OwnPart()]
+    parts: list[Part] = [
+        HostPart(proc, with_device(sys_block), with_device(sys_net)),
+        process,
+        CgroupPart(pid, proc),
+        OwnPart(),
+    ]
     # Eight small files more are a tenth of what a sample costs, and strain is a matter of seconds.
     pressure = Linux([PressurePart(pid, proc)], "pressure", PRESSURE_SECONDS)
     return Opened(Linux(parts), pressure, Cores(proc), process)
@@ -113,20 +118,21 @@ def total_memory(proc: str = "/proc") -> int:
     return int(text.split(None, 2)[1]) * 1024 if text and text.startswith("MemTotal") else 0
 
 
-def whole_disks(sys_block: str) -> frozenset[bytes]:
-    """Names of real disks: partitions, loops and mapped devices would count the same bytes again."""
+def with_device(folder: str) -> frozenset[bytes]:
+    """Names of real disks or network cards: partitions and mapped devices, bonds, bridges and tunnels count bytes again."""
     try:
-        names = os.listdir(sys_block)
+        names = os.listdir(folder)
     except OSError:
         return frozenset()
-    return frozenset(os.fsencode(name) for name in names if os.path.exists(f"{sys_block}/{name}/device"))
+    return frozenset(os.fsencode(name) for name in names if os.path.exists(f"{folder}/{name}/device"))
 
 
 class HostPart:
     """CPU, memory, disks and network of the whole machine."""
 
-    def __init__(self, proc: str, disks: Collection[bytes]) -> None:
+    def __init__(self, proc: str, disks: Collection[bytes], cards: Collection[bytes] = ()) -> None:
         self._disks = disks
+        self._cards = cards
         self._stat = os.open(f"{proc}/stat", FLAGS)
         self._meminfo = os.open(f"{proc}/meminfo", FLAGS)
         self._diskstats = open_if_there(f"{proc}/diskstats") if disks else -1
@@ -191,7 +197,8 @@ class HostPart:
         received = sent = 0
         for line in os.pread(self._net, 65536, 0).splitlines()[2:]:
             name, _, counters = line.partition(b":")
-            if not name.lstrip().startswith(_VIRTUAL_INTERFACES):
+            name = name.lstrip()
+            if name in self._cards or (not self._cards and not name.startswith(_VIRTUAL_INTERFACES)):
                 words = counters.split(None, 9)
                 received += int(words[0])
                 sent += int(words[8])
