@@ -24,7 +24,7 @@ from cellmeter.rules.units import MIB, bytes_text, percent_text
 from cellmeter.run import known
 
 if TYPE_CHECKING:
-    from cellmeter.run import Cell, CellUsage, Device, Run
+    from cellmeter.run import Cell, CellUsage, Device, Limit, Run
 
 RSS = "process.memory.rss"
 TREE = "process.tree.memory.rss"
@@ -137,7 +137,7 @@ class MemorySpike(Rule):
             f"{'' if hump.exact else 'no less than '}{bytes_text(hump.peak)}, and was at {bytes_text(hump.base)} or less "
             "before and after."
             + ("" if hump.mapped is not None else " Mapped files, which cost nothing, could not be told apart."),
-            consequence=_consequence(hump),
+            consequence=_consequence(run, hump),
             advice=_advice(hump),
             evidence=Evidence(hump.metric, float(hump.height), float(threshold), "By"),
         )
@@ -150,12 +150,19 @@ class MemorySpike(Rule):
         return "warning" if hump.height >= self.limit_share * hump.limit else "info"
 
 
-def _consequence(hump: Hump) -> str:
+def when_full(limit: Limit) -> str:
+    """What happens at a memory limit."""
+    return "allocation fails (MemoryError)" if limit.source == "rlimit" else "the kernel is killed"
+
+
+def _consequence(run: Run, hump: Hump) -> str:
     if not hump.limit:
         return "The limit is unknown; a machine sized for the peak is larger than the rest of the cell needs."
     share = percent_text(100 * hump.peak / hump.limit)
-    end = "would kill the kernel" if hump.subject == "process" else "would fail (CUDA out of memory)"
-    return f"The peak was {share} of the limit, {bytes_text(hump.limit)}; a peak beyond it {end}."
+    end = (
+        when_full(run.limits["memory_bytes"]) if hump.subject == "process" else "allocation fails (CUDA out of memory)"
+    )
+    return f"The peak was {share} of the limit, {bytes_text(hump.limit)}; beyond it {end}."
 
 
 def _advice(hump: Hump) -> str:

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
 from cellmeter.rules.held import MAPPED, holding
-from cellmeter.rules.memory import RSS, TREE, kept_bytes
+from cellmeter.rules.memory import RSS, TREE, kept_bytes, when_full
 from cellmeter.rules.observed import Observed, at_times, cell_end, observed, titles, top_cells
 from cellmeter.rules.ownership import reason_for
 from cellmeter.rules.rule import CLEAR, Evidence, Finding, Outcome, Rule, combined, found, not_applicable, unknown
@@ -130,7 +130,7 @@ class MemoryGrowth(Rule):
             fact=f"{cell.title} took {bytes_text(rate)} more each second, steadily, for "
             f"{seconds_text(own.end - own.start)}: {bytes_text(own.values[-1] - own.values[0])} in all.",
             consequence=f"{went_on} {seconds_text(left / rate)} away from the {bytes_text(limit.value)} there are; "
-            "then the kernel is killed.",
+            f"then {when_full(limit)}.",
             advice="Look for what its loop adds to: a list or cache that only grows, tensors with their graph (loss.item() "
             "instead of loss), results kept that could be written out.",
             evidence=Evidence(RSS, rate * self.horizon_seconds, left, "By"),
@@ -227,11 +227,15 @@ class MemoryNearLimit(Rule):
             fact=f"Memory stood at up to {share} of the limit in {titles(near)}: {bytes_text(peak)} of "
             f"{bytes_text(limit.value)} ({limit.source}).{_pressure(run, full)}"
             + (f" Most was kept by {named}." if named else ""),
-            consequence="A little more and the kernel is killed, with all its variables.",
+            consequence=f"A little more and {when_full(limit)}{_with_all(limit)}.",
             advice="del what is no longer needed, load less at once (chunks, fewer columns, smaller dtypes), start fewer "
             "workers; or ask for more memory.",
             evidence=Evidence(metric, peak, self.limit_share * limit.value, "By"),
         )
+
+
+def _with_all(limit: Limit) -> str:
+    return "" if limit.source == "rlimit" else ", with all its variables"
 
 
 def _under(run: Run, limit: Limit) -> tuple[str, str]:
