@@ -195,6 +195,17 @@ def test_many_short_cells_and_the_pauses_between_them_weigh_no_more_than_they_la
     assert ">3.6" in page.split("CPU use in cells")[1][:60]
 
 
+@pytest.mark.parametrize(("lost_at", "mean"), [(18.0, 70), (9.0, None)])
+def test_a_gpu_that_was_lost_for_most_of_a_cell_has_no_mean_of_it(lost_at: float, mean: float | None) -> None:
+    work = GpuWork(lambda t: 70 if t < lost_at else math.nan)
+    run = a_run(a_cell(20, gpu={"gpu0": work}), devices=[GPU])
+    cell = report(run)["cells"][0]
+    assert cell["gpu"]["gpu0"]["utilization_mean"] == (None if mean is None else pytest.approx(mean))
+    assert cell["unknown"].get("gpu.gpu0.utilization_mean") == (
+        None if mean else "it was read for less than 80 % of the cell"
+    )
+
+
 def test_what_the_first_cell_did_before_the_first_sample_is_in_the_runs_total() -> None:
     """The kernel runs on while its recorder starts: such a cell has its bytes by its own edges alone."""
     run = a_run(a_cell(2, disk_written=MIB), a_cell(2, disk_written=MIB))

@@ -122,8 +122,11 @@ RECORDINGS["eight"] = Recording(
 def test_eight_gpus_of_which_one_is_lost_and_comes_back(recorded: dict[str, Recorded]) -> None:
     run = recorded["eight"].run()
     assert [device.id for device in run.devices] == [f"gpu{i}" for i in range(8)]
-    means = [run.usage(run.cells[0]).gpu[f"gpu{i}"].utilization_mean for i in range(8)]
-    assert means == pytest.approx([10.0 * i for i in range(8)])
+    usage = run.usage(run.cells[0])
+    means = [usage.gpu[f"gpu{i}"].utilization_mean for i in range(8)]
+    assert means[3] is None, "it was lost for too long to tell"
+    assert usage.unknown["gpu.gpu3.utilization_mean"] == "it was read for less than 80 % of the cell"
+    assert means[:3] + means[4:] == pytest.approx([0, 10, 20, 40, 50, 60, 70])
     lost = run.series("gpu.utilization", "gpu3")
     assert any(value != value for value in lost.values), "NaN while it was lost"
     assert lost.values[-1] == 30

@@ -47,6 +47,8 @@ _OWN_CPU = "cpu_ns", "alone_cpu_ns"  # of an edge
 BORN_SINCE_SECONDS = (
     0.02  # of CPU time: a worker of no more at a cell's first sample was born between its start and that
 )
+ENOUGH = 0.8  # of an interval must have been observed to judge it
+MOSTLY_UNREAD = f"it was read for less than {ENOUGH:.0%} of the cell".replace("%", " %")
 LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
 
 
@@ -659,8 +661,9 @@ def _gpu_usage(run: Run, device: Device, cell: Cell, end: float, unknown: dict[s
     inside = known(utilization.between(cell.start, end).values)
     mean = time_weighted_mean(utilization, cell.start, end)
     p95 = float(np.percentile(inside, 95)) if len(inside) else None
-    if mean is None:
-        why = _gpu_unknown(run, "gpu.utilization", device, end)
+    if mean is None or _mostly_unread(run, utilization, max(cell.start, device.since), end):
+        why = _gpu_unknown(run, "gpu.utilization", device, end) if mean is None else MOSTLY_UNREAD
+        mean = p95 = None
         unknown[prefix + "utilization_mean"] = unknown[prefix + "utilization_p95"] = why
     memory = known(run.series("gpu.memory.used", gpu).between(cell.start, end).values)
     if not len(memory):
@@ -679,6 +682,16 @@ def _gpu_usage(run: Run, device: Device, cell: Cell, end: float, unknown: dict[s
     if torch is None:
         unknown[prefix + "torch_peak_bytes"] = "PyTorch was not in use, or the cell stayed below an earlier peak"
     return GpuUsage(mean, p95, int(memory.max()) if len(memory) else None, energy, torch)
+
+
+def _mostly_unread(run: Run, series: Series, start: float, end: float) -> bool:
+    """Whether too much of an interval is without a reading for those there are to speak for it."""
+    import numpy as np
+
+    part = series.between(start, end)
+    each = np.diff(part.time, prepend=start).clip(0, max(LONGEST_READING_SECONDS, 2.5 / run.rate_hz))
+    unread = end - start - float(each[~np.isnan(part.values)].sum())
+    return unread > max((1 - ENOUGH) * (end - start), LONGEST_READING_SECONDS)
 
 
 def _gpu_unknown(run: Run, metric: str, device: Device, end: float) -> str:

@@ -155,7 +155,7 @@ class DiskFilling(Rule):
         wrote = [(_written(run, max(start, cell.start), cell_end(run, cell)), cell) for cell in top_cells(run)]
         writers = [cell for amount, cell in sorted(wrote, key=lambda p: -p[0]) if amount > 0.1 * max(lost, 1.0)][:3]
         who = f" Most was written by {titles(writers)}." if writers and lost > 0 else ""
-        if lost > 0 and not writers:
+        if lost > 0 and not writers and run.subjects("process.disk.written"):
             who = " Little of it was written by this kernel."
         cells = writers or [cell for cell in top_cells(run)][-1:]
         return Finding(

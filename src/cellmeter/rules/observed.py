@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from cellmeter.run import ENOUGH as ENOUGH
 from cellmeter.run import LATE_EDGE_SECONDS, LONGEST_READING_SECONDS
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from cellmeter.run import Cell, Run
 
     Floats = NDArray[np.float64]
-
-ENOUGH = 0.8  # of an interval must have been observed to judge it
 
 
 class Observed(NamedTuple):

@@ -131,7 +131,8 @@ def _tiles(run: Run, rows: Sequence[CellRow], judgement: Judgement, spent: Costs
         )
     if run.devices:
         tiles.append(_gpu_tile(run))
-        wasted = sum(finding.waste.gpu_seconds for finding in judgement.findings)
+        most = sum(run.duration - device.since for device in run.devices)  # two findings may tell of the same time
+        wasted = min(sum(finding.waste.gpu_seconds for finding in judgement.findings), most)
         tiles.append(("GPU time unused", seconds_text(wasted) if wasted else "none found", "by the findings below"))
     top = {cell.seq for cell in top_cells(run)}  # what ran within a cell is in its energy
     cells = [row for row in rows if row.seq in top]
