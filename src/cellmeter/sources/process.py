@@ -48,6 +48,7 @@ class ProcessPart:
         self._cpu_clock = _process_clock(pid) if proc == "/proc" else None
         self._known: dict[int, tuple[int, int]] = {}  # each after its parent
         self._io_of: dict[int, tuple[int, int]] = {}
+        self._io_when: dict[int, Used] = {}  # what they had used when that was read
         self._tree_io = TreeTotal(), TreeTotal()
         self._children_text = b""
         self._rescan_at = self._scanned_at = -1.0
@@ -166,6 +167,7 @@ class ProcessPart:
             if fd >= 0:
                 os.close(fd)
         self._io_of.pop(pid, None)
+        self._io_when.pop(pid, None)
 
     def _read_children(self) -> tuple[dict[int, Used], list[tuple[int, int, int]]]:
         """Their CPU time by pid; pid, resident bytes and minor page faults of each."""
@@ -192,11 +194,12 @@ class ProcessPart:
         return (int(words[11]) + int(words[12])) * TICK
 
     def _disk_bytes(self, used: Mapping[int, Used]) -> list[float]:
-        """Read and written; ``used`` tells who is there, and whose child it is."""
+        """Read and written; ``used`` tells who is there, whose child it is, and who did nothing since: no file is read then."""
         self._io_of[self.pid] = _io_bytes(os.pread(self._io, 512, 0))
-        for pid in used:
+        for pid, one in used.items():
             fd = self._known[pid][1]
-            if fd >= 0:
+            if fd >= 0 and self._io_when.get(pid) != one:
+                self._io_when[pid] = one
                 try:
                     self._io_of[pid] = _io_bytes(os.pread(fd, 512, 0))
                 except (OSError, ValueError, IndexError):
