@@ -446,6 +446,17 @@ def test_what_a_child_wrote_before_a_cell_is_not_written_when_it_is_waited_for(
     assert len(subject.ended(2).cells) == 2
 
 
+def test_what_the_kernel_writes_after_a_cell_is_not_the_cells(subject: Subject, tmp_path: Path) -> None:
+    """The cell's last sample is taken when its end has reached the recorder: here it is held up meanwhile."""
+    write = f"open({str(tmp_path / 'file')!r}, 'wb').write(bytes(16 << 20))"
+    subject.do("c = recording.cell_started('idle'); time.sleep(0.3)")
+    os.kill(subject.recorder, signal.SIGSTOP)
+    subject.do(f"recording.cell_ended(c, 'ok'); {write}")
+    os.kill(subject.recorder, signal.SIGCONT)
+    run = subject.ended(1)
+    assert (run.usage(run.cells[0]).written_bytes or 0) < 1 << 20
+
+
 def test_a_script_is_one_cell_at_the_full_rate(script: Script, home: Path) -> None:
     source = "import cellmeter, time; cellmeter.start(rate_hz=50); time.sleep(2); cellmeter.stop()"
     _, err = script(source).communicate(timeout=WAIT_SECONDS)

@@ -589,12 +589,15 @@ def cell_usage(run: Run, cell: Cell) -> CellUsage:
 
 
 def _disk_bytes(run: Run, cell: Cell, end: float, name: str, own: int | None, unknown: dict[str, str]) -> int | None:
-    """The kernel's own count at the edges is exact; the samples know of its children too: the more of both.
+    """The kernel's own count at the edges is exact, and all there is without workers; else the samples know of these too.
 
-    Only the samples, if a worker ended that was there before: the kernel's own count then has all that it ever did.
+    Then it is the more of both; but if a worker ended that was there before, the kernel's own count has all that it ever did.
     """
     sampled = _growth(run.series(f"process.disk.{name}", "process"), cell, end)
-    if sampled is not None and _old_worker_ended(run, cell, end):
+    before, least, most = _workers(run, cell, end)
+    if own is not None and most == 0:  # the samples begin and end a little later than the cell
+        return own
+    if sampled is not None and least < before:
         own = None
     found = [int(value) for value in (own, sampled) if value is not None]
     if not found:
@@ -602,11 +605,14 @@ def _disk_bytes(run: Run, cell: Cell, end: float, name: str, own: int | None, un
     return max(found, default=None)
 
 
-def _old_worker_ended(run: Run, cell: Cell, end: float) -> bool:
+def _workers(run: Run, cell: Cell, end: float) -> tuple[float, float, float]:
+    """How many there were at a cell's start, and the least and the most of them since; NaN if that is unknown."""
     workers = run.series("process.children", "process")
     inside = known(_tagged(workers, cell, end).values)
-    before = last_known(workers, cell.start) or 0.0
-    return len(inside) > 0 and inside.min() < max(before, inside[0])
+    if not len(inside):
+        return math.nan, math.nan, math.nan
+    before = max(last_known(workers, cell.start) or 0.0, float(inside[0]))
+    return before, float(inside.min()), max(before, float(inside.max()))
 
 
 def _tagged(series: Series, cell: Cell, end: float) -> Series:
