@@ -217,7 +217,7 @@ def test_what_the_first_cell_did_before_the_first_sample_is_in_the_runs_total() 
 
 
 def test_a_cell_has_what_ran_within_it() -> None:
-    """``%run other.ipynb``: each of its cells runs within the one that has the line."""
+    """By ``get_ipython().run_cell``."""
     run = a_run(a_cell(10, rss=GIB), a_cell(10, rss=3 * GIB, cores=1.0), a_cell(10, rss=GIB), devices=[GPU], pause=0.0)
     whole = replace(run.cells[0], end=run.cells[2].end, peak_rss_bytes=None)
     nested = [replace(cell, parent=1) for cell in run.cells[1:]]
