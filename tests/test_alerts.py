@@ -237,6 +237,27 @@ def test_each_subject_is_on_its_own_and_cells_begin_anew() -> None:
     assert board.see(0, COLUMNS, int(9e9), 2, [10.0, 10.0]) == []
 
 
+def test_a_gpu_that_is_not_ours_is_watched_only_where_it_is_named() -> None:
+    idle = [[10.0, 10.0]] * 3
+    for text, subjects in (("gpu.utilization", ["gpu0"]), ("gpu.utilization:gpu1", ["gpu1"])):
+        board = Board()
+        board.set_foreign(["gpu1"])
+        board.set_alerts(message_of([parse(f"{text} < 30 for 2s")], None)["alerts"])
+        seen = [event for i, row in enumerate(idle) for event in board.see(0, COLUMNS, int(i * 1e9), 1, row)]
+        assert [event["subject"] for event in seen] == subjects
+
+
+def test_a_gpu_that_is_hidden_from_the_kernel_sets_off_nothing(
+    start_kernel: Callable[..., Kernel], tmp_path: Path
+) -> None:
+    ours = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    kernel = start_kernel(env={**nvml_stub.environment("gpu\ngpu\ngpu", tmp_path), **ours})
+    kernel.load()
+    kernel.run('%monitor alert "gpu.utilization < 30 for 200ms"')
+    said = kernel.run("import time; time.sleep(2)").stderr
+    assert re.findall(r"gpu\d", said) == ["gpu1"], said
+
+
 def test_it_is_news_again_once_it_has_cleared_in_or_between_cells() -> None:
     board = Board()
     board.set_alerts(message_of([parse("gpu.utilization > 30 for 0s")], None)["alerts"])
