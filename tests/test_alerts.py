@@ -546,7 +546,7 @@ def test_gpus_are_watched_and_spans_tell_of_them(start_kernel: Callable[..., Ker
     trace = "gpu name=A mem=80g\ngpu name=B mem=80g\nat 0 gpu 0 util=90 power=300\nat 0 gpu 1 util=4 power=60\n"
     kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path))
     kernel.load()
-    assert kernel.run('%monitor alert "gpu.utilization < 30 for 500ms"').stdout.endswith("for 500ms\n")
+    assert kernel.run('%monitor alert "gpu.utilization < 30 for 500ms"').stdout.endswith("for 500ms, in %\n")
     reply = kernel.run("import cellmeter, time\nwith cellmeter.span('infer'): time.sleep(1.5)")
     assert "cellmeter: alert: gpu.utilization < 30 for 500ms (gpu1 is at 4 %)" in reply.stderr
     assert "gpu0" not in reply.stderr
