@@ -611,7 +611,7 @@ def test_a_part_of_the_report_keeps_the_verdict_of_the_whole(tmp_path: Path) -> 
         ("1-", None, "'1-' is no cell's number"),
         ("", None, "'' is no cell's number"),
         ("99", None, "none of these cells"),
-        ("3-1", None, "none of these cells"),
+        ("3-1", None, "3-1 runs backwards; write 1-3"),
         (None, "10 minutes", "write 90s, 10m, 2h or 1d"),
         (None, "2031-01-01", "nothing of run-1 is that late|nothing of .* is that late"),
     ],

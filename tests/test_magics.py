@@ -192,6 +192,11 @@ def test_show_draws_a_cell_again(kernel: Kernel) -> None:
     assert latest["data"]["text/plain"] == again["data"]["text/plain"], "the last cell that did something"
 
 
+def test_the_cell_that_stops_the_recording_keeps_its_number(kernel: Kernel) -> None:
+    reply = kernel.run("%monitor stop")
+    assert kernel.recorded_cells(1).cells[-1].title == f"In [{reply.execution_count}]"
+
+
 def test_a_run_is_not_compared_with_itself(kernel: Kernel) -> None:
     kernel.run("1")
     assert "would be compared with itself" in kernel.run(f"%monitor compare {kernel.recorded_cells(1).id}").stderr

@@ -39,6 +39,16 @@ def test_no_spike_is_lost_between_two_steps() -> None:
     assert tops[0] < tops[1]
 
 
+def test_few_readings_make_a_line_and_no_stairs() -> None:
+    memory = a_frame(0).panels[1]
+    ramp = np.repeat(np.linspace(0.1, 2.0, 11)[:, None] * GIB, len(memory.lines), axis=1)
+    drawn = picture.draw(charts.Frame((memory,), np.linspace(0, 1, 11), ramp), 1.0)
+    image = np.asarray(Image.open(io.BytesIO(drawn.image)).convert("RGBA"))[30:, 90:-20]
+    green = (image[..., 1] > image[..., 0] + 60) & (image[..., 3] == 255)
+    assert green.any(0).mean() > 0.95
+    assert green.sum(0).max() < 8, "not as high as the rise from one reading to the next"
+
+
 def test_a_peak_that_no_sample_has_seen_is_drawn() -> None:
     frame = a_frame(0)
     memory = replace(frame.panels[1], exact_peak=9.0 * GIB)

@@ -154,6 +154,23 @@ def test_it_says_what_the_report_says(start_kernel: Callable[..., Kernel], tmp_p
     assert found[-1].words == f"{joules:.0f} J"
 
 
+def test_with_workers_it_says_the_words_of_the_panel(auto: Kernel) -> None:
+    """The peak with them, and the kernel's alone: they may be all that worked."""
+    holds = "import sys, time; block = bytearray(300 << 20); print(1, flush=True); time.sleep(30)"
+    auto.run(
+        "import subprocess, sys\n"
+        f"worker = subprocess.Popen([sys.executable, '-c', {holds!r}], stdout=subprocess.PIPE)\nworker.stdout.read(1)"
+    )
+    (line,) = lines(auto.run("import time; time.sleep(2.5)"))
+    panel = auto.run("%monitor show").displays[-1]["data"]["text/plain"]
+    auto.run("worker.kill(); worker.wait(); worker.stdout.close()")
+    found = re.search(r"peak (\d{3}) MiB \(.*\), kernel alone ([\d.]+) MiB", line)
+    assert found, line
+    assert float(found[1]) > float(found[2]) + 250
+    assert f"memory peak {found[1]} MiB of " in panel
+    assert f"kernel alone {found[2]} MiB" in panel
+
+
 def test_pieces_of_any_size_say_the_same(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read at once is a matter of memory alone."""
     kernel.run(WORK.format(1.2))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
@@ -327,6 +327,7 @@ class Board:
         self._alerts: list[Alert] = []
         self._watches: dict[tuple[Alert, str], Watch] = {}
         self._guards: tuple[Guard, ...] = ()
+        self._foreign: frozenset[str] = frozenset()
         self._seq = 0
         self._places: dict[int, tuple[list[_Place], list[tuple[int, Guard]]]] = {}
 
@@ -334,6 +335,11 @@ class Board:
         """From here on these and no others; one that stays goes on as it is."""
         self._alerts = [Alert(**alert) for alert in alerts]
         self._watches = {key: watch for key, watch in self._watches.items() if key[0] in self._alerts}
+        self._places.clear()
+
+    def set_foreign(self, gpus: Iterable[str]) -> None:
+        """GPUs that are not the kernel's: what they do is watched only where an alert names them."""
+        self._foreign = frozenset(gpus)
         self._places.clear()
 
     def set_guards(self, guards: Sequence[Guard]) -> None:
@@ -363,7 +369,8 @@ class Board:
         watched = []
         for index, column in enumerate(columns):
             for alert in self._alerts:
-                if watches(alert, column.metric, column.subject):
+                named = alert.subject is not None or column.subject not in self._foreign
+                if named and watches(alert, column.metric, column.subject):
                     key = (alert, column.subject)
                     watched.append(_Place(index, self._watches.setdefault(key, Watch(*key))))
         at = {(column.metric, column.subject): index for index, column in enumerate(columns)}

@@ -156,7 +156,8 @@ def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_sta
         start=(start["t"] - start_ns) * 1e-9,
         end=(end["t"] - start_ns) * 1e-9 if end else None,
         status=end["status"] if end else open_status,
-        execution_count=(end or start).get("execution_count"),
+        # the end knows it for sure, but not that of the cell that stops the recording
+        execution_count=(end or {}).get("execution_count") or start.get("execution_count"),
         cell_id=start.get("cell_id"),
         label=start.get("label"),
         parent=start.get("parent"),

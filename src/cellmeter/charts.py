@@ -39,6 +39,7 @@ _TREE = "the kernel and its worker processes"
 MOST_LINES = 3  # more devices than that get a lane each: eight lines in one chart cannot be told apart
 LANE_FILL = 0.84  # of a lane's height, so that full lanes do not touch
 UNKNOWN = "unknown"
+NOTABLE_SHARE, NOTABLE_BYTES = 1.05, 32 << 20  # what workers add to the kernel's own memory, to be worth a word
 
 
 class Ink(NamedTuple):
@@ -298,6 +299,11 @@ def format_of(value: float | None, limit: float | None, unit: str) -> str:
     most = re.sub(r"\.0+(?= |$)", "", format_value(limit, unit))
     number, _, suffix = text.partition(" ")
     return f"{number if most.endswith(' ' + suffix) else text} of {most}"
+
+
+def notably_more(tree: float | None, kernel: float | None) -> bool:
+    """Whether workers add so much to the kernel's own memory that it is to be said."""
+    return tree is not None and kernel is not None and tree > max(NOTABLE_SHARE * kernel, kernel + NOTABLE_BYTES)
 
 
 def format_cores(cores: float | None, seconds: float, limit: float | None) -> str:

@@ -118,6 +118,7 @@ class Child:
         self._start_ns: int = header["start_ns"]
         self._since: dict[str, float] = {}
         self._writer.describe(**header, **machine, **self._gpu_header(0.0))
+        self._tell_whose_gpus()
         sources = [*self._machine_sources, *self._gpus.sources]
         self._sampler = Sampler(sources, self._writer, clock, self._config.rate_hz, self._gpus.backlogs)
         self._sampler.observer = self._observe
@@ -248,8 +249,13 @@ class Child:
         self._machine_sources.append(source)
         self._sampler.change([*self._machine_sources, *self._gpus.sources], self._gpus.backlogs)
 
+    def _tell_whose_gpus(self) -> None:
+        devices = [device for source in self._gpus.sources for device in source.devices()]
+        self._board.set_foreign(device.id for device in devices if device.mine is False)
+
     def _describe_gpus(self) -> None:
         """Puts into the header what is known of GPUs now; tried again each second until the disk takes it."""
+        self._tell_whose_gpus()
         try:
             self._writer.describe(**self._gpu_header((time.monotonic_ns() - self._start_ns) * 1e-9))
         except OSError as error:

@@ -194,6 +194,7 @@ class Canvas:
         """The steps of a line through points (CSS pixels, left to right). Neighbours touch, but not across a gap (NaN)."""
         import numpy as np
 
+        x, y = self._on_the_way(x, y)
         there = ~np.isnan(y)
         if not there.any():
             return []
@@ -209,6 +210,22 @@ class Canvas:
         after = np.append(left[1:], left[-1] + self._step)
         right = np.where(np.append(joined[1:], False), np.maximum(after, left + 1), left + self._step) - 1
         return [Step(*step) for step in np.column_stack([left, high, right, low]).tolist()]
+
+    def _on_the_way(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        """With a point in each step that has none: few readings make a line from one to the next, and not stairs."""
+        import numpy as np
+
+        if len(x) < 2:
+            return x, y
+        width = self._step / self._scale
+        columns = np.arange(np.ceil(x[0] / width), np.floor(x[-1] / width) + 1)
+        columns = columns[~np.isin(columns, np.round(x * self._scale) // self._step)]
+        between = columns * width
+        passed = np.interp(between, x, y)  # NaN beside a NaN
+        known = ~np.isnan(passed)
+        together, heights = np.append(x, between[known]), np.append(y, passed[known])
+        order = together.argsort(kind="stable")
+        return together[order], heights[order]
 
     def area(self, steps: Sequence[Step], floor: float, line: Line) -> None:
         """Fills between a line and a floor."""

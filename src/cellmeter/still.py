@@ -98,7 +98,7 @@ def _memory(spec: charts.PanelSpec, values: Floats, facts: Facts) -> str:
     growth = float(main[-1] - main[0]) if facts.growth_bytes is None else facts.growth_bytes
     sign = "+" if growth >= 0 else "−"
     text = f"memory {charts.format_peak(max(own, peaks[0]), spec)} ({sign}{charts.format_value(abs(growth), 'By')})"
-    alone = kernel and peaks[0] > 1.01 * own
+    alone = kernel and charts.notably_more(peaks[0], own)
     return f"{text}, kernel alone {charts.format_value(own, 'By')}" if alone else text
 
 

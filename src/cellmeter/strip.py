@@ -36,6 +36,7 @@ Event = Mapping[str, Any]
 CPU: Key = ("process.cpu.time", "process")
 WORKERS: Key = ("process.children.cpu.time", "process")
 RSS: Key = ("process.memory.rss", "process")
+TREE: Key = ("process.tree.memory.rss", "process")
 MAPPED: Key = ("process.memory.file", "process")
 
 
@@ -200,14 +201,14 @@ def parts(folder: Path, start: Event, end: Event) -> list[Part]:
     seconds = (end["t"] - start["t"]) * 1e-9
     gpus = [device["id"] for device in header["devices"] if device["mine"] is not False]
     wanted = [(metric, gpu) for gpu in gpus for metric in ("gpu.utilization", "gpu.energy")]
-    found = courses(folder, header, [CPU, WORKERS, RSS, MAPPED, *wanted], start, end)
+    found = courses(folder, header, [CPU, WORKERS, RSS, TREE, MAPPED, *wanted], start, end)
     if seconds < LEAST_SECONDS and not _spiked(header, start, end, found[MAPPED]):
         return []
     ended: CellStatus = end["status"]
     return [
         Part("", "", _ENDED.get(ended, f"{ended} ") + charts.format_duration(seconds)),
         _cpu(header, start, end, found),
-        _memory(header, start, end, found[RSS]),
+        _memory(start, end, found[RSS], found[TREE]),
         *_gpus([found["gpu.utilization", gpu] for gpu in gpus]),
         *_energy([found["gpu.energy", gpu] for gpu in gpus]),
     ]
@@ -250,17 +251,20 @@ def _cpu(header: Mapping[str, Any], start: Event, end: Event, found: Mapping[Key
     )
 
 
-def _memory(header: Mapping[str, Any], start: Event, end: Event, rss: Course) -> Part:
-    """The kernel's peak, exact where it is known, and how much more it holds than before."""
+def _memory(start: Event, end: Event, rss: Course, tree: Course) -> Part:
+    """The peak, with workers where they matter, and how much more the kernel holds than before: as the panel says it."""
     before, after = start["rss_bytes"], end["rss_bytes"]
     exact = end["peak_rss_bytes"]
-    peak = exact if exact is not None else rss.peak
-    words = (
-        f"{'' if exact is not None else '≥ '}{charts.format_value(peak, 'By')}" if peak is not None else charts.UNKNOWN
-    )
+    own = exact if exact is not None else rss.peak
+    workers = charts.notably_more(tree.peak, own)
+    peak, drawn = (tree.peak, tree) if workers else (own, rss)
+    at_least = "" if workers or exact is not None else "≥ "
+    words = f"{at_least}{charts.format_value(peak, 'By')}" if peak is not None else charts.UNKNOWN
     if before is not None and after is not None:
         words += f" ({'+' if after >= before else '−'}{charts.format_value(abs(after - before), 'By')})"
-    peaks = [piece.peak for piece in rss.pieces]
+    if workers:
+        words += f", kernel alone {charts.format_value(own, 'By')}"
+    peaks = [piece.peak for piece in drawn.pieces]
     return Part("memory", bars(peaks, max([*peaks, peak or 1.0])), f"peak {words}", charts.GREEN.light)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from cellmeter.charts import notably_more
 from cellmeter.rules.memory import RSS, TREE
 from cellmeter.rules.observed import readings_of, top_cells
 from cellmeter.rules.units import MIB, bytes_text
@@ -12,7 +13,6 @@ from cellmeter.run import known
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Run
 
-NOTABLE_SHARE, NOTABLE_BYTES = 1.05, 32 * MIB  # what workers add to the kernel's own memory, to be worth a word
 NOTABLE_DISK = 10 * MIB
 
 
@@ -22,11 +22,6 @@ def tree_peak(run: Run, cell: Cell) -> float | None:
     own = run.usage(cell).peak_rss_bytes
     seen = [float(sampled.max())] if len(sampled) else []
     return max([*seen, float(own)] if own is not None else seen, default=None)
-
-
-def notably_more(tree: float | None, kernel: float | None) -> bool:
-    """Whether workers add so much to the kernel's own memory that it is to be said."""
-    return tree is not None and kernel is not None and tree > max(NOTABLE_SHARE * kernel, kernel + NOTABLE_BYTES)
 
 
 class Peaks(NamedTuple):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cellmeter.export.amounts import NOTABLE_DISK, notably_more, tree_peak
+from cellmeter.charts import notably_more
+from cellmeter.export.amounts import NOTABLE_DISK, tree_peak
 from cellmeter.export.summary import counted, plain, title_of
 from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
