@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,10 @@ from jupyter_client.manager import KernelManager
 from cellmeter.run import Run
 from cellmeter.store import HEADER, is_open, read_header, read_run, run_folders
 
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as a shell starts what is to run in the background: so would all here
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["CELLMETER_CONFIG"] = os.devnull  # the settings of whoever runs the tests have no say in them
 
 REPOSITORY = Path(__file__).parents[1]

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -499,7 +500,12 @@ def test_what_lets_us_in_comes_from_the_address_or_the_environment() -> None:
 
 
 def reported(remote: Remote, *cells: float) -> Run:
-    return replace(a_run(*(a_cell(seconds) for seconds in cells)), remote=remote)
+    return replace(idle_here(*cells), remote=remote)
+
+
+@cache
+def idle_here(*cells: float) -> Run:
+    return a_run(*(a_cell(seconds) for seconds in cells))
 
 
 def test_every_report_says_what_is_coarse() -> None:

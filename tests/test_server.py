@@ -25,19 +25,29 @@ from test_live import COLUMNS, SECOND, Written
 from cellmeter import server
 from cellmeter.feed import Feed
 from cellmeter.run import EDGE_END, EDGE_START, Column
-from cellmeter.store import Tail, process_identity, run_folders
+from cellmeter.store import Tail, process_identity
 
 GROUPS = ("cpu", "memory", "gpu")
 RUN = "20260301T120000Z-0a1b2c"
-HOLDS_THE_GIL = "import ctypes; ctypes.PyDLL(None).usleep({microseconds})"
+HOLDS_THE_GIL = "import ctypes; ctypes.PyDLL(None).sleep(600)"
+
+
+@pytest.fixture(scope="module")
+def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    base = tmp_path_factory.mktemp("jupyter")
+    with serving(base, "jupyter_server", base / "home") as running:
+        yield running
 
 
 @pytest.fixture
-def jupyter(tmp_path: Path, home: Path) -> Iterator[Server]:
-    base = tmp_path / "jupyter"
-    base.mkdir()
-    with serving(base, "jupyter_server", home) as running:
-        yield running
+def beside(jupyter: Server) -> Iterator[Kernel]:
+    """A kernel with the extension loaded, whose runs the server has too."""
+    kernel = Kernel(jupyter.home)
+    try:
+        assert kernel.load().status == "ok"
+        yield kernel
+    finally:
+        kernel.close()
 
 
 def asked(jupyter: Server, path: str) -> tuple[int, Any]:
@@ -55,11 +65,10 @@ def rows_of(reply: dict[str, Any]) -> np.ndarray:
 
 
 def test_the_tail_goes_on_while_the_cell_holds_the_gil_and_tells_how_the_kernel_died(
-    jupyter: Server, kernel: Kernel, home: Path
+    jupyter: Server, beside: Kernel
 ) -> None:
-    kernel.send(HOLDS_THE_GIL.format(microseconds=60_000_000))
-    (folder,) = wait_until(lambda: run_folders(home / "runs"), "the run")
-    path = f"runs/{folder.name}/cells/1/tail?from="
+    beside.send(HOLDS_THE_GIL)
+    path = f"runs/{beside.recorded().id}/cells/1/tail?from="
 
     def reply_from(number: int) -> Any:
         status, reply = asked(jupyter, f"{path}{number}")
@@ -70,20 +79,17 @@ def test_the_tail_goes_on_while_the_cell_holds_the_gil_and_tells_how_the_kernel_
     assert (first["s"], second["s"], first["ending"]) == (0, first["n"], None)
     assert rows_of(first)[0, 0] == 0
     assert rows_of(second)[0, 0] > rows_of(first)[-1, 0]
-    os.kill(kernel.pid, signal.SIGKILL)
+    os.kill(beside.pid, signal.SIGKILL)
     last = wait_until(lambda: (r := asked(jupyter, f"{path}0")[1])["ending"] and r, "the ending")
     assert last["ending"]["status"] == "died"
     assert last["ending"]["says"].startswith("kernel died in this cell: killed (SIGKILL), memory at ")
     assert last["ending"]["seconds"] >= rows_of(last)[-1, 0]
 
 
-def test_the_tail_of_the_whole_run_has_its_cells_and_tells_how_it_ended(
-    jupyter: Server, kernel: Kernel, home: Path
-) -> None:
-    kernel.run("x = 1")
-    kernel.send(HOLDS_THE_GIL.format(microseconds=60_000_000))
-    folder = Path(kernel.recorded_cells(1).path)
-    path = f"runs/{folder.name}/tail?from="
+def test_the_tail_of_the_whole_run_has_its_cells_and_tells_how_it_ended(jupyter: Server, beside: Kernel) -> None:
+    beside.run("x = 1")
+    beside.send(HOLDS_THE_GIL)
+    path = f"runs/{beside.recorded_cells(1).id}/tail?from="
 
     def reply_from(number: int) -> Any:
         status, reply = asked(jupyter, f"{path}{number}")
@@ -93,17 +99,16 @@ def test_the_tail_of_the_whole_run_has_its_cells_and_tells_how_it_ended(
     second = wait_until(lambda: reply_from(first["n"]), "more rows while the GIL is held")
     assert (first["s"], second["s"], first["ending"]) == (0, first["n"], None)
     assert [(cell["title"], cell["status"]) for cell in first["cells"]] == [("In [2]", "ok"), ("In [3]", "running")]
-    os.kill(kernel.pid, signal.SIGKILL)
+    os.kill(beside.pid, signal.SIGKILL)
     last = wait_until(lambda: (r := asked(jupyter, f"{path}0")[1])["ending"] and r, "the ending")
     assert last["ending"]["status"] == "died"
     assert last["ending"]["says"].startswith("killed (SIGKILL) in In [3]")
     assert last["ending"]["seconds"] >= rows_of(last)[-1, 0]
 
 
-def test_who_is_not_let_in_gets_nothing(jupyter: Server, kernel: Kernel, home: Path) -> None:
-    kernel.run("x = 1")
-    kernel.recorded_cells(1)
-    path = f"/cellmeter/v1/runs/{run_folders(home / 'runs')[0].name}/cells/1/tail"
+def test_who_is_not_let_in_gets_nothing(jupyter: Server, beside: Kernel) -> None:
+    beside.run("x = 1")
+    path = f"/cellmeter/v1/runs/{beside.recorded_cells(1).id}/cells/1/tail"
     assert asked(jupyter, path.removeprefix("/cellmeter/v1/"))[0] == 200
     client = http.client.HTTPConnection("127.0.0.1", urlparse(jupyter.url).port or 0, timeout=20)
     for method, headers, refused in (
@@ -138,15 +143,8 @@ def test_who_is_not_let_in_gets_nothing(jupyter: Server, kernel: Kernel, home: P
         ("runs", 404),
     ],
 )
-def test_bad_requests(refusing: Server, path: str, status: int) -> None:
-    assert asked(refusing, path)[0] == status
-
-
-@pytest.fixture(scope="module")
-def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    base = tmp_path_factory.mktemp("jupyter")
-    with serving(base, "jupyter_server", base / "home") as running:
-        yield running
+def test_bad_requests(jupyter: Server, path: str, status: int) -> None:
+    assert asked(jupyter, path)[0] == status
 
 
 # ---- without a server: whose folders, which rows ---------------------------------------------------------------------

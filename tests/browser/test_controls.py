@@ -290,28 +290,35 @@ def test_gpus_that_are_asked_for_and_not_there_are_said_to_be_missing(running: C
     assert gpu.is_disabled()
 
 
-@pytest.mark.parametrize(("cores", "width", "dark"), [(2, 1400, False), (192, 1400, True), (192, 500, False)])
-def test_cores_can_be_read_at_2_and_at_192(open_book: Callable[..., Book], cores: int, width: int, dark: bool) -> None:
-    book = open_book(f"cores-{cores}-{width}", [LOAD, f"%run {SYNTHETIC} 1 {cores}"], width=width, dark=dark)
+def test_cores_can_be_read_at_2_and_at_192(open_book: Callable[..., Book]) -> None:
+    book = open_book("cores", [LOAD, *(f"%run {SYNTHETIC} 1 {cores}" for cores in (2, 192))], width=1400)
     book.command("application:toggle-left-area")
-    book.path.with_name("go").unlink(missing_ok=True)
     book.run(0)
     book.wait(0)
-    book.run(1)
-    wait_for(book, "+el.dataset.points > 599")
-    press(book, "Charts")
-    press(book, "Cores")
-    press(book, "Power")
-    drawn_with(book, "cores")
-    drawn_with(book, "power")
-    figure = book.page.locator("[data-panel=cores] .cm-fig")
-    figure.hover(position={"x": 120, "y": 20})
-    said = book.page.locator("[data-panel=cores] .cm-peak").inner_text()
-    assert f"of {cores} more than half busy" in said
-    assert said.startswith("cpu")
-    assert 40 < figure.bounding_box()["height"] < 240
-    book.screenshot(f"cores-{cores}-{width}-{'dark' if dark else 'light'}", 1)
-    finish(book)
+    for cell, cores in enumerate((2, 192), 1):
+        book.path.with_name("go").unlink(missing_ok=True)
+        book.command("notebook:clear-all-cell-outputs")
+        book.run(cell)
+        wait_for(book, "+el.dataset.points > 599")
+        if cell == 1:  # the next panel has them, too
+            press(book, "Charts")
+            press(book, "Cores")
+            press(book, "Power")
+        for width, dark in ((1400, False), (1400, True), (500, False)):
+            book.page.set_viewport_size({"width": width, "height": 900})
+            book.command("apputils:change-theme", {"theme": f"JupyterLab {'Dark' if dark else 'Light'}"})
+            wait_for(book, "el.dataset.theme === arg", str(dark).lower())
+            drawn_with(book, "cores")
+            drawn_with(book, "power")
+            figure = book.page.locator("[data-panel=cores] .cm-fig")
+            figure.hover(position={"x": 120, "y": 20})
+            said = book.page.locator("[data-panel=cores] .cm-peak")
+            said.get_by_text(f"of {cores} more than half busy").wait_for()
+            assert said.inner_text().startswith("cpu")
+            assert 40 < figure.bounding_box()["height"] < 240
+            book.screenshot(f"cores-{cores}-{width}-{'dark' if dark else 'light'}", cell)
+            book.page.mouse.move(0, 0)
+        finish(book, cell)
     assert book.complaints() == []
 
 
