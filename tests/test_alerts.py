@@ -237,6 +237,27 @@ def test_each_subject_is_on_its_own_and_cells_begin_anew() -> None:
     assert board.see(0, COLUMNS, int(9e9), 2, [10.0, 10.0]) == []
 
 
+def test_a_gpu_that_is_not_ours_is_watched_only_where_it_is_named() -> None:
+    idle = [[10.0, 10.0]] * 3
+    for text, subjects in (("gpu.utilization", ["gpu0"]), ("gpu.utilization:gpu1", ["gpu1"])):
+        board = Board()
+        board.set_foreign(["gpu1"])
+        board.set_alerts(message_of([parse(f"{text} < 30 for 2s")], None)["alerts"])
+        seen = [event for i, row in enumerate(idle) for event in board.see(0, COLUMNS, int(i * 1e9), 1, row)]
+        assert [event["subject"] for event in seen] == subjects
+
+
+def test_a_gpu_that_is_hidden_from_the_kernel_sets_off_nothing(
+    start_kernel: Callable[..., Kernel], tmp_path: Path
+) -> None:
+    ours = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    kernel = start_kernel(env={**nvml_stub.environment("gpu\ngpu\ngpu", tmp_path), **ours})
+    kernel.load()
+    kernel.run('%monitor alert "gpu.utilization < 30 for 200ms"')
+    said = kernel.run("import time; time.sleep(2)").stderr
+    assert re.findall(r"gpu\d", said) == ["gpu1"], said
+
+
 def test_it_is_news_again_once_it_has_cleared_in_or_between_cells() -> None:
     board = Board()
     board.set_alerts(message_of([parse("gpu.utilization > 30 for 0s")], None)["alerts"])
@@ -524,7 +545,7 @@ def test_gpus_are_watched_and_spans_tell_of_them(start_kernel: Callable[..., Ker
     trace = "gpu name=A mem=80g\ngpu name=B mem=80g\nat 0 gpu 0 util=90 power=300\nat 0 gpu 1 util=4 power=60\n"
     kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path))
     kernel.load()
-    assert kernel.run('%monitor alert "gpu.utilization < 30 for 500ms"').stdout.endswith("for 500ms\n")
+    assert kernel.run('%monitor alert "gpu.utilization < 30 for 500ms"').stdout.endswith("for 500ms, in %\n")
     reply = kernel.run("import cellmeter, time\nwith cellmeter.span('infer'): time.sleep(1.5)")
     assert "cellmeter: alert: gpu.utilization < 30 for 500ms (gpu1 is at 4 %)" in reply.stderr
     assert "gpu0" not in reply.stderr
