@@ -232,6 +232,22 @@ def test_a_drivers_own_samples_are_put_on_our_clock() -> None:
     assert len(stage.times("driver")) <= written + 24
 
 
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_drivers_samples_from_before_the_clock_was_set_are_in_no_other_cell(hours: int) -> None:
+    stage = Stage()
+    backlog = FakeBacklog(stage.clock)
+    stage.sampler = Sampler([stage.source], stage.sink, stage.clock, 10.0, [backlog])
+    stage.begin(1)
+    stage.run_for(6.5)
+    before = stage.times("driver")
+    kept = backlog.drain()
+    assert kept, "taken, and not asked for yet"
+    backlog.drain = lambda: kept  # type: ignore[method-assign]
+    stage.clock.set_by = hours * 3600 * 1000 * MS
+    stage.end(1)
+    assert stage.times("driver") == before
+
+
 def test_a_full_disk_loses_samples_but_no_edge_and_says_so() -> None:
     stage = Stage()
     stage.run_for(0.5)

@@ -19,6 +19,7 @@ ANCHOR_SECONDS = 60.0
 SUSPENDED_SECONDS = 0.5  # BOOTTIME moves on in a suspend while MONOTONIC stands still
 LEAP_SECONDS = 0.5  # of the wall clock against MONOTONIC: it was set, or the machine suspended
 _NS = 1_000_000_000
+BACKLOG_SLACK_NS = 2 * _NS  # a driver tells of what it read a little later
 
 
 class Clock(Protocol):
@@ -93,6 +94,7 @@ class LateStream:
         self.interval_ns = int(backlog.interval * _NS)
         self.segment = -1
         self.due_ns = 0
+        self.drained_ns = 0
 
 
 def streams_of(sources: Iterable[Source]) -> list[Stream]:
@@ -258,13 +260,20 @@ class Sampler:
         self._sink.sample(stream.segment, t_ns, seq, flags, row)
 
     def _catch_up(self, late: LateStream, now: int) -> None:
-        """Readings of others, put on our clock by the time of day; those from long after a cell are of no use."""
+        """Readings of others, put on our clock by the time of day; those from long after a cell are of no use.
+
+        When that was set meanwhile, they seem to be of a time when they were not taken, and are left out.
+        """
         epoch_ns = now - int(self._clock.wall() * _NS)
-        rows = late.backlog.drain()
+        rows = [(row.epoch_us * 1000 + epoch_ns, row.values) for row in late.backlog.drain()]
         wanted = self._open or now - self._cell_ended_ns < 2 * late.interval_ns
-        for row in rows if wanted else ():
+        first, last = late.drained_ns - BACKLOG_SLACK_NS, now + BACKLOG_SLACK_NS
+        late.drained_ns = now
+        for t_ns, values in rows if wanted else ():
+            if not first <= t_ns <= last:
+                continue
             try:
-                self._record(late, row.epoch_us * 1000 + epoch_ns, 0, 0, row.values)
+                self._record(late, t_ns, 0, 0, values)
             except OSError as error:
                 self._lose(now, error)
         self._tell(late.backlog.notices, now)
