@@ -77,13 +77,19 @@ def recorders_below(folder: Path) -> list[int]:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a run's recorder has got ready."""
-    return (folder / HEADER).exists()
+    """Whether a run's recorder takes samples: what comes before the first is tagged late."""
+    return (folder / HEADER).exists() and bool(read_header(folder)["segments"])
+
+
+def ended_cells(run: Run) -> int:
+    """How many cells have ended, and have the sample that the recorder takes then."""
+    sampled = run.series("process.memory.rss", "process").time[-1:]
+    return sum(cell.end is not None and cell.end <= sampled.max(initial=0.0) for cell in run.cells)
 
 
 def has_ended(folder: Path) -> bool:
     """Whether a run has begun and its recorder has ended."""
-    return has_begun(folder) and not is_open(read_header(folder))
+    return (folder / HEADER).exists() and not is_open(read_header(folder))
 
 
 @pytest.fixture
@@ -189,9 +195,7 @@ class Kernel:
         """The run, once that many of its cells have ended."""
         wait_until(lambda: run_folders(self.home / "runs"), "a run folder")
         wait_until(lambda: (run_folders(self.home / "runs")[-1] / "run.json").exists(), "the run's header")
-        wait_until(
-            lambda: sum(c.end is not None for c in self.recorded().cells) >= count, f"{count} cells to have ended"
-        )
+        wait_until(lambda: ended_cells(self.recorded()) >= count, f"{count} cells to have ended")
         return self.recorded()
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import WAIT_SECONDS, recorders_below, wait_until
+from conftest import WAIT_SECONDS, ended_cells, recorders_below, wait_until
 
 from cellmeter.run import Run
 from cellmeter.sources.death import judge_death
@@ -63,7 +63,7 @@ class Subject:
 
     def ended(self, count: int) -> Run:
         """The run, once that many of its cells have ended."""
-        wait_until(lambda: sum(c.end is not None for c in read_run(self.folder).cells) >= count, f"{count} ends")
+        wait_until(lambda: ended_cells(read_run(self.folder)) >= count, f"{count} ends")
         return read_run(self.folder)
 
 
