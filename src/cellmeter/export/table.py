@@ -10,7 +10,6 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from cellmeter.errors import MissingExtra
@@ -89,8 +88,7 @@ def _quantities(run: Run) -> dict[tuple[str, str], str]:
 def _pieces(run: Run, part: Part) -> Iterator[Piece]:
     for (metric, subject), unit in _quantities(run).items():
         if metric in run.metrics:
-            # A run keeps every series it was asked for; a copy that is dropped keeps none.
-            series = _selected(replace(run).series(metric, subject), part)
+            series = _selected(run.series(metric, subject), part)
             yield from _cut(run, metric, subject, unit, series)
     for key, said in _said(run).items():
         yield from _cut(run, *key, _selected(said, part))
