@@ -1,7 +1,6 @@
 """The samples in long form, one row a reading: as CSV for any tool, as Parquet for those that keep types and units.
 
-A day at 10 Hz with 80 columns is 69 million rows: they are written in pieces, and no more than one column is held at a time
-beside the run itself.
+A day at 10 Hz with 80 columns is 69 million rows: they are written in pieces, column by column, as a run reads them.
 """
 
 from __future__ import annotations
