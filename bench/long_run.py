@@ -1,14 +1,19 @@
-"""A long run on a large machine, made up in memory: what the report of a day's work costs cannot wait a day for its samples."""
+"""A long run on a large machine, made up: what the report of a day's work costs cannot wait a day for its samples."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cellmeter.run import EDGE_END, EDGE_START, Cell, Column, Device, Host, Limit, OwnCpu, Run, Segment
+from cellmeter.store import Writer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,3 +131,49 @@ def _segment(stream: str, columns: dict[Column, Floats], time: Floats, seq: NDAr
     for index, values in enumerate(columns.values()):
         records["v"][:, index] = values
     return Segment(stream, tuple(columns), records)
+
+
+def write_run(run: Run, home: Path) -> Path:
+    """A run made up in memory as a run folder below ``home``, as the recorder would have written it."""
+    folder = home / run.id
+    folder.mkdir(parents=True)
+    writer = Writer(folder)
+    limits = {name: list(limit) for name, limit in run.limits.items()}
+    writer.describe(
+        id=run.id,
+        start_ns=run.start_ns,
+        started=run.started.timestamp(),
+        rate_hz=run.rate_hz,
+        host=asdict(run.host),
+        devices=[asdict(device) for device in run.devices],
+        limits=limits,
+        notebook=run.notebook,
+        recorder=None,
+    )
+    for event in sorted(_edges(run), key=lambda event: event["t"]):
+        writer.event(event)
+    writer.event({"event": "end", "t": _ns(run, run.duration), "ending": "stopped", "signal": None, "exit_code": 0})
+    for segment in run.segments:
+        writer.add_segment(segment.stream, segment.columns)
+    writer.close()
+    for entry, segment in zip(writer.header["segments"], run.segments, strict=True):
+        records = np.array(segment.records)
+        each = records.view(np.uint8).reshape(len(records), -1)
+        records["crc"] = [zlib.crc32(record[:-4]) for record in each]
+        records.tofile(folder / entry["file"])
+    return folder
+
+
+def _ns(run: Run, seconds: float) -> int:
+    return run.start_ns + round(seconds * 1e9)
+
+
+def _edges(run: Run) -> Iterator[dict[str, Any]]:
+    for cell in run.cells:
+        about = {"seq": cell.seq, "execution_count": cell.execution_count}
+        start = {"event": "cell_start", "t": _ns(run, cell.start), "first_line": cell.first_line, "label": cell.label}
+        yield start | about | {"rss_bytes": cell.rss_start_bytes, "cpu_ns": 0}
+        end = {"event": "cell_end", "t": _ns(run, cell.end or run.duration), "status": cell.status}
+        used = round((cell.own_cpu.seconds or 0.0) * 1e9)
+        peak = {"rss_bytes": cell.rss_end_bytes, "peak_rss_bytes": cell.peak_rss_bytes}
+        yield end | about | peak | {"cpu_ns": used}

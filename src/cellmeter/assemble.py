@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cellmeter import form
 from cellmeter.metrics import Metric
+from cellmeter.records import StoredRecords
 from cellmeter.remote import Anchor, Remote, epochs, remote_from
 from cellmeter.run import (
     EDGE_END,
@@ -26,6 +27,7 @@ from cellmeter.run import (
     Limit,
     OverBudget,
     OwnCpu,
+    Records,
     Run,
     Segment,
 )
@@ -34,7 +36,7 @@ from cellmeter.spans import own_from
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Part = tuple[str, tuple[Column, ...], "NDArray[Any]"]
+Part = tuple[str, tuple[Column, ...], Records]
 Event = Mapping[str, Any]
 NEARLY_FULL = 0.95
 
@@ -125,7 +127,8 @@ def _probable_ending(parts: Sequence[Part], header: Mapping[str, Any], limits: M
     bounds = {"cgroup.memory.used": limits["memory_bytes"].value, "host.memory.used": header["host"]["memory_bytes"]}
     for stream, columns, records in reversed(parts):
         if stream == "main" and len(records):
-            last = {column.metric: value for column, value in zip(columns, records["v"][-1], strict=True)}
+            values = records.last() if isinstance(records, StoredRecords) else records["v"][-1]
+            last = {column.metric: value for column, value in zip(columns, values, strict=True)}
             full = any(last.get(metric, 0.0) >= NEARLY_FULL * bound > 0 for metric, bound in bounds.items())
             return "out-of-memory" if full else "unknown"
     return "unknown"
@@ -229,7 +232,7 @@ def _segments(parts: Sequence[Part], cells: Sequence[Cell], start_ns: int) -> tu
     )
 
 
-def _tagged(records: NDArray[Any], cells: Sequence[Cell], start_ns: int) -> NDArray[Any]:
+def _tagged(records: Records, cells: Sequence[Cell], start_ns: int) -> Records:
     """Samples tagged anew by the kernel's own timestamps: an edge that reached the recorder late is no error here.
 
     Samples taken for a cell's edges come a little after them and keep the tag they have: of a short cell, both after its end.
@@ -246,18 +249,23 @@ def _tagged(records: NDArray[Any], cells: Sequence[Cell], start_ns: int) -> NDAr
         tags[low:high] = cell.seq
     keep = (records["flags"] & (EDGE_START | EDGE_END)) != 0
     tags[keep] = records["seq"][keep]
-    if not records.flags.writeable:
-        records = records.copy()
-    records["seq"] = tags
-    return records
+    if isinstance(records, StoredRecords):
+        return records.tagged(tags)
+    held = cast("NDArray[Any]", records)
+    if not held.flags.writeable:
+        held = held.copy()
+    held["seq"] = tags
+    return held
 
 
-def _in_order(records: NDArray[Any]) -> NDArray[Any]:
+def _in_order(records: Records) -> Records:
     """By time: what a driver kept is written when it was asked for, GPU by GPU."""
     import numpy as np
 
-    times = records["t"]
-    return records if (times[1:] >= times[:-1]).all() else records[np.argsort(times, kind="stable")]
+    if isinstance(records, StoredRecords):
+        return records.in_order()
+    held, times = cast("NDArray[Any]", records), records["t"]
+    return held if (times[1:] >= times[:-1]).all() else held[np.argsort(times, kind="stable")]
 
 
 def _notices(events: Iterable[Event], damaged_lines: int, damaged_records: int) -> Iterable[str]:

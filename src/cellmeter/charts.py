@@ -502,15 +502,30 @@ def frame_of(run: Run, start: float, end: float, groups: Sequence[Group] = DEFAU
     columns = dict.fromkeys(c for segment in run.segments for c in segment.columns)
     specs = panels(columns, run.limits, run.devices, groups)
     lines = [line for spec in specs for line in spec.lines]
-    series = [run.series(line.metric, line.subject).between(start, end) for line in lines]
-    time = _all_times([s.time for s in series])
-    values = np.full((len(time), len(lines)), np.nan)
-    for index, one in enumerate(series):
-        values[time.searchsorted(one.time), index] = one.values
+    time = all_times([within(run.times(line.metric, line.subject), start, end) for line in lines])
+    values = np.empty((len(time), len(lines)))
+    for index, line in enumerate(lines):
+        values[:, index] = at_each(run.series(line.metric, line.subject).between(start, end), time)
     return Frame(specs, time, values, missing(specs, run.devices))
 
 
-def _all_times(times: Sequence[Floats]) -> Floats:
+def within(times: Floats, start: float, end: float) -> Floats:
+    """Those from ``start`` to ``end``, both included."""
+    return times[times.searchsorted(start, "left") : times.searchsorted(end, "right")]
+
+
+def at_each(series: Series, times: Floats) -> Floats:
+    """The readings at times that have all of theirs among them; NaN at the others."""
+    import numpy as np
+
+    if np.array_equal(series.time, times):
+        return series.values
+    values = np.full(len(times), np.nan)
+    values[times.searchsorted(series.time)] = series.values
+    return values
+
+
+def all_times(times: Sequence[Floats]) -> Floats:
     """The times of all series together. Nearly always they are the same, and a day of them takes seconds to sort."""
     import numpy as np
 

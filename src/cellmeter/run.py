@@ -14,19 +14,28 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from cellmeter.columns import Column as Column
+from cellmeter.columns import Columns
+from cellmeter.columns import Records as Records
+from cellmeter.columns import Segment as Segment
 from cellmeter.frames import cells_frame, logged_frame, samples_frame, spans_frame
 from cellmeter.metrics import LONGEST_READING_SECONDS as LONGEST_READING_SECONDS
-from cellmeter.metrics import (
-    METRICS,
-    RATE_OF,
-    SHORT_FOR_CPU_SECONDS,
-    SHORT_FOR_ENERGY_SECONDS,
-    SHORT_FOR_UTILIZATION_SECONDS,
-    Metric,
-)
+from cellmeter.metrics import METRICS, RATE_OF, Metric
 from cellmeter.remote import Anchor, Remote, RemoteUsage, epochs, usage_between
+from cellmeter.series import Limit as Limit
+from cellmeter.series import Rates as Rates
+from cellmeter.series import Series as Series
+from cellmeter.series import known as known
+from cellmeter.series import time_weighted_mean as time_weighted_mean
 from cellmeter.span_stats import SpanStats, span_stats
 from cellmeter.spans import Logged, Own, Span, Steps
+from cellmeter.usage import ENOUGH as ENOUGH
+from cellmeter.usage import LATE_EDGE_SECONDS as LATE_EDGE_SECONDS
+from cellmeter.usage import CellUsage as CellUsage
+from cellmeter.usage import GpuUsage as GpuUsage
+from cellmeter.usage import cell_usage as cell_usage
+from cellmeter.usage import cpu_seconds as cpu_seconds
+from cellmeter.usage import usages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,22 +51,7 @@ Ending = Literal["stopped", "exited", "restarted", "killed", "out-of-memory", "c
 EDGE_START = 1
 EDGE_END = 2
 
-DRIVER_SAMPLE_SECONDS = 1 / 6
 _OWN_CPU = "cpu_ns", "alone_cpu_ns"  # of an edge
-BORN_SINCE_SECONDS = (
-    0.02  # of CPU time: a worker of no more at a cell's first sample was born between its start and that
-)
-ENOUGH = 0.8  # of an interval must have been observed to judge it
-MOSTLY_UNREAD = f"it was read for less than {ENOUGH:.0%} of the cell".replace("%", " %")
-LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
-
-
-class Column(NamedTuple):
-    """One stored quantity of one subject (``host``, ``process``, ``cpu3``, ``gpu0``)."""
-
-    metric: str
-    subject: str
-    unit: str
 
 
 class Gap(NamedTuple):
@@ -66,13 +60,6 @@ class Gap(NamedTuple):
     start: float
     end: float
     reason: str
-
-
-class Limit(NamedTuple):
-    """The most that may be used of a resource, and what sets it (``cgroup``, ``cpuset``, ``rlimit``, ``host``)."""
-
-    value: float
-    source: str
 
 
 @dataclass(frozen=True)
@@ -176,56 +163,6 @@ def is_ours(source: str) -> bool:
     return bool(lines) and all(re.match(r"%monitor(\s|$)", line) for line in lines)
 
 
-class Series(NamedTuple):
-    """Readings of one quantity: seconds since the run's start, values, and the cell each was taken in (0: none)."""
-
-    time: Floats
-    values: Floats
-    seq: NDArray[np.int64]
-
-    def between(self, start: float, end: float) -> Series:
-        """The part from ``start`` to ``end``, both included."""
-        low, high = self.time.searchsorted(start, "left"), self.time.searchsorted(end, "right")
-        return Series(self.time[low:high], self.values[low:high], self.seq[low:high])
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Samples that share their columns: a structured array ``t`` (ns), ``seq``, ``flags``, ``v`` (n × columns)."""
-
-    stream: str
-    columns: tuple[Column, ...]
-    records: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class GpuUsage:
-    """What one cell did to one GPU. None: unknown."""
-
-    utilization_mean: float | None
-    utilization_p95: float | None
-    memory_peak_bytes: int | None
-    energy_joules: float | None
-    torch_peak_bytes: int | None
-
-
-@dataclass(frozen=True)
-class CellUsage:
-    """What one cell used; ``cores`` on the average. ``unknown`` says why a number is None, by its dotted key."""
-
-    samples: int
-    cpu_seconds: float | None
-    cores: float | None
-    peak_rss_bytes: int | None
-    peak_exact: bool
-    rss_start_bytes: int | None
-    rss_end_bytes: int | None
-    read_bytes: int | None
-    written_bytes: int | None
-    gpu: Mapping[str, GpuUsage]
-    unknown: Mapping[str, str]
-
-
 @dataclass(frozen=True)
 class AlertFired:
     """An alert that went off, in seconds since the run's start. ``cleared`` None: it held to the end of its cell."""
@@ -299,8 +236,8 @@ class Run:
         return f"<Run {self.id}: {cells} in {self.duration:.3g} s, {self.ending or 'still running'}>"
 
     @cached_property
-    def _cache(self) -> dict[tuple[str, str], Series]:
-        return {}
+    def _columns(self) -> Columns:
+        return Columns(self.segments, self.start_ns)
 
     @cached_property
     def metrics(self) -> Mapping[str, Metric]:
@@ -339,38 +276,21 @@ class Run:
 
         Empty if it was never recorded. Raises KeyError if :attr:`metrics` has no such metric.
         """
-        kind = self.metrics[metric].kind
-        key = (metric, subject)
-        if key not in self._cache and self.remote is not None and key in self.remote.readings:
+        about, key = self.metrics[metric], (metric, subject)
+        if self.remote is not None and key in self.remote.readings:
             told = self.remote.readings[key]
-            self._cache[key] = Series(told.time, told.values, self.cells_at(told.time))
-        if key not in self._cache:
-            stored = self._stored(self.counter_of(metric), subject)
-            self._cache[key] = self.rates.of(self.metrics[metric], stored) if kind == "rate" else stored
-        return self._cache[key]
+            return self._columns.made(key, lambda: Series(told.time, told.values, self.cells_at(told.time)))
+        if about.kind != "rate":
+            return self._columns.stored(self.counter_of(metric), subject)
+        return self._columns.made(
+            key, lambda: self.rates.of(about, self._columns.stored(self.counter_of(metric), subject))
+        )
 
-    def _stored(self, metric: str, subject: str) -> Series:
-        import numpy as np
-
-        def place(segment: Segment) -> int | None:
-            found = (i for i, c in enumerate(segment.columns) if c.metric == metric and c.subject == subject)
-            return next(found, None)
-
-        streams = {segment.stream for segment in self.segments if place(segment) is not None}
-        times, values, seqs = [], [], []
-        for segment in self.segments:
-            if segment.stream in streams:
-                index, count = place(segment), len(segment.records)
-                times.append(segment.records["t"])
-                # a device that came later, or went: unknown while the stream went on without it
-                values.append(np.full(count, np.nan) if index is None else segment.records["v"][:, index])
-                seqs.append(segment.records["seq"])
-        if not times:
-            return Series(np.empty(0), np.empty(0), np.empty(0, np.int64))
-        seconds = (np.concatenate(times) - self.start_ns) * 1e-9
-        readings = np.concatenate(values)
-        readings[np.isinf(readings)] = np.nan
-        return Series(seconds, readings, np.concatenate(seqs).astype(np.int64))
+    def times(self, metric: str, subject: str) -> Floats:
+        """The times of :meth:`series`, for which no reading is read."""
+        if self.remote is not None and (metric, subject) in self.remote.readings:
+            return self.remote.readings[metric, subject].time
+        return self._columns.times(self.counter_of(metric), subject)
 
     def usage(self, cell: Cell) -> CellUsage:
         """What a cell used, from its edges and its samples."""
@@ -379,6 +299,14 @@ class Run:
             known = self.memo["usage", cell.seq] = (cell, cell_usage(self, cell))
         usage: CellUsage = known[1]
         return usage
+
+    def usages(self) -> tuple[CellUsage, ...]:
+        """What each of :attr:`cells` used. For all of them at once: a long run is not to be read again for each."""
+        if "usages" not in self.memo:
+            self.memo["usages"] = found = usages(self)
+            self.memo.update({("usage", c.seq): (c, used) for c, used in zip(self.cells, found, strict=True)})
+        every: tuple[CellUsage, ...] = self.memo["usages"]
+        return every
 
     def epoch(self, time: float) -> float:
         """Seconds since the epoch at a time of the run (:func:`cellmeter.remote.epochs`)."""
@@ -476,231 +404,3 @@ class Run:
         import cellmeter
 
         return list(cellmeter.judge(self).findings)
-
-
-class Rates(NamedTuple):
-    """How rates are made of counters: over no less than what a counter's steps and the samples' jitter ask for.
-
-    No processor does more than a second's work in a second: what a counter says beyond that is its error. ``cores`` are the
-    machine's, ``own_cores`` those that the kernel may run on.
-    """
-
-    rate_hz: float
-    cores: float
-    own_cores: float
-
-    @classmethod
-    def on(cls, rate_hz: float, cpu_count: int, limits: Mapping[str, Limit]) -> Rates:
-        """For a machine with so many CPUs. A quota is no bound: what is left of one period is used in the next."""
-        limit = limits.get("cpu_cores")
-        cores = float(cpu_count or math.inf)
-        return cls(rate_hz, cores, min(cores, limit.value) if limit and limit.source == "cpuset" else cores)
-
-    def of(self, metric: Metric, counter: Series) -> Series:
-        """A rate of the catalogue from its counter."""
-        most = {"core": 1.0, "process": self.own_cores}.get(metric.scope, self.cores)
-        least_seconds = max(0.5 / self.rate_hz, metric.least_seconds)
-        return rate_of(counter, least_seconds, most if metric.unit == "{cpu}" else math.inf)
-
-    def mean_cores(self, cpu_seconds: float | None, seconds: float) -> float | None:
-        """Cores that a cell used; None where that is unknown, or the cell was too short for it to mean anything."""
-        if cpu_seconds is None or seconds < SHORT_FOR_CPU_SECONDS:
-            return None
-        return min(cpu_seconds / seconds, self.own_cores)
-
-
-def rate_of(counter: Series, least_seconds: float, most: float = math.inf) -> Series:
-    """Increase per second of a counter, over at least ``least_seconds``: a tiny interval would turn jitter into spikes.
-
-    The first reading, and any that looks back on a counter that was reset or unknown, is NaN.
-    """
-    import numpy as np
-
-    time, values, seq = counter
-    before = time.searchsorted(time - least_seconds, "right") - 1
-    known = before >= 0
-    before = np.maximum(before, 0)
-    elapsed = time - time[before]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rate = (values - values[before]) / elapsed
-    rate[~known | (rate < 0)] = np.nan
-    return Series(time, np.minimum(rate, most), seq)
-
-
-def known(values: Floats) -> Floats:
-    """The readings that are numbers."""
-    import numpy as np
-
-    return values[~np.isnan(values)]
-
-
-def time_weighted_mean(series: Series, start: float, end: float) -> float | None:
-    """Mean over an interval, each reading standing for the time up to it, but not for a gap. None without a reading."""
-    import numpy as np
-
-    part = series.between(start, end)
-    valid = ~np.isnan(part.values)
-    if not valid.any():
-        return None
-    weights = np.diff(part.time, prepend=start).clip(0, LONGEST_READING_SECONDS)[valid]
-    if weights.sum() <= 0:
-        return float(part.values[valid].mean())
-    return float(np.average(part.values[valid], weights=weights))
-
-
-def last_known(series: Series, at: float) -> float | None:
-    """The newest reading at or before a time; None if there is none or it is unknown."""
-    index = int(series.time.searchsorted(at, "right")) - 1
-    if index < 0 or math.isnan(series.values[index]):
-        return None
-    return float(series.values[index])
-
-
-def cell_usage(run: Run, cell: Cell) -> CellUsage:
-    """What a cell used; see :class:`CellUsage`."""
-    end = run.duration if cell.end is None else cell.end
-    unknown: dict[str, str] = {}
-    rss = _tagged(run.series("process.memory.rss", "process"), cell, end)
-    sampled = known(rss.values)
-    peak, exact = cell.peak_rss_bytes, cell.peak_rss_bytes is not None
-    if peak is None and len(sampled):
-        peak = int(sampled.max())
-    if not exact:
-        unknown["peak_exact"] = cell.peak_unknown or "the cell has no end record"
-    first, last = cell.rss_start_bytes, cell.rss_end_bytes
-    if first is None and len(sampled):
-        first = int(sampled[0])
-    if last is None and len(sampled) > 1:
-        last = int(sampled[-1])
-    why = run.unavailable.get("process.memory.rss:process", "too few samples in this cell")
-    for key, value in (("peak_rss_bytes", peak), ("rss_start_bytes", first), ("rss_end_bytes", last)):
-        if value is None:
-            unknown[key] = why
-    gpu = {device.id: _gpu_usage(run, device, cell, end, unknown) for device in run.devices}
-    cpu = _cell_cpu(run, cell, end, unknown)
-    read, written = (
-        _disk_bytes(run, cell, end, metric, own, unknown)
-        for metric, own in (("read", cell.own_read_bytes), ("written", cell.own_written_bytes))
-    )
-    cores = run.rates.mean_cores(cpu, end - cell.start)
-    if cores is None:
-        unknown["cores"] = unknown.get("cpu_seconds", f"cell shorter than {SHORT_FOR_CPU_SECONDS:g} s")
-    return CellUsage(len(rss.time), cpu, cores, peak, exact, first, last, read, written, gpu, unknown)
-
-
-def _disk_bytes(run: Run, cell: Cell, end: float, name: str, own: int | None, unknown: dict[str, str]) -> int | None:
-    """The kernel's own count at the edges is exact, and all there is without workers; else the samples know of these too.
-
-    Then it is the more of both; but if a worker ended that was there before, the kernel's own count has all that it ever did.
-    """
-    sampled = _growth(run.series(f"process.disk.{name}", "process"), cell, end)
-    before, least, most = _workers(run, cell, end)
-    if own is not None and most == 0:  # the samples begin and end a little later than the cell
-        return own
-    if sampled is not None and least < before:
-        own = None
-    found = [int(value) for value in (own, sampled) if value is not None]
-    if not found:
-        unknown[f"{name}_bytes"] = run.unavailable.get(f"process.disk.{name}", "too few samples in this cell")
-    return max(found, default=None)
-
-
-def _workers(run: Run, cell: Cell, end: float) -> tuple[float, float, float]:
-    """How many there were at a cell's start, and the least and the most of them since; NaN if that is unknown."""
-    workers = run.series("process.children", "process")
-    inside = known(_tagged(workers, cell, end).values)
-    if not len(inside):
-        return math.nan, math.nan, math.nan
-    before = max(last_known(workers, cell.start) or 0.0, float(inside[0]))
-    return before, float(inside.min()), max(before, float(inside.max()))
-
-
-def _tagged(series: Series, cell: Cell, end: float) -> Series:
-    """The samples taken while a cell ran, whatever ran within it, and the one taken at its end."""
-    part = series.between(cell.start, end + LATE_EDGE_SECONDS)
-    mine = ((part.time <= end) & (part.seq > 0)) | (part.seq == cell.seq)
-    return Series(part.time[mine], part.values[mine], part.seq[mine])
-
-
-def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> float | None:
-    """See :func:`cpu_seconds`."""
-    total = _growth(run.series("process.cpu.time", "process"), cell, end)
-    of_workers = run.series("process.children.cpu.time", "process")
-    workers = known(_tagged(of_workers, cell, end).values)
-    # a worker may be waited for before the cell's first sample is taken
-    first = max(float(workers[0]), last_known(of_workers, cell.start) or 0.0) if len(workers) else 0.0
-    used = cpu_seconds(cell.own_cpu, total, (first, float(workers[-1])) if len(workers) else None)
-    if used is None:
-        unknown["cpu_seconds"] = "too few samples in this cell"
-    return used
-
-
-def cpu_seconds(own: OwnCpu, total: float | None, workers: tuple[float, float] | None) -> float | None:
-    """CPU time of a cell.
-
-    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the start
-    and at the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
-    they serve where no worker was there at the start; what those born since did is added. Else the samples tell, which begin
-    and end a little later than the cell: what the kernel process did alone it did in any case.
-    """
-    if own.seconds is None or (total is not None and workers is not None and workers[0] > BORN_SINCE_SECONDS):
-        return total if total is None or own.alone is None else max(total, own.alone)
-    return own.seconds if total is None or workers is None else max(own.seconds + workers[1], total)
-
-
-def _growth(counter: Series, cell: Cell, end: float) -> float | None:
-    values = known(_tagged(counter, cell, end).values)
-    return float(values[-1] - values[0]) if len(values) > 1 else None
-
-
-def _gpu_usage(run: Run, device: Device, cell: Cell, end: float, unknown: dict[str, str]) -> GpuUsage:
-    import numpy as np
-
-    gpu = device.id
-    prefix, seconds = f"gpu.{gpu}.", end - cell.start
-    utilization = run.series("gpu.utilization", gpu)
-    if seconds < SHORT_FOR_UTILIZATION_SECONDS:
-        # too short for readings of ours; a sample of the driver's stands for the sixth of a second before it
-        own = run.series("gpu.utilization.driver", gpu).between(cell.start, end + DRIVER_SAMPLE_SECONDS)
-        if len(known(own.values)):
-            utilization, end = own, end + DRIVER_SAMPLE_SECONDS
-    inside = known(utilization.between(cell.start, end).values)
-    mean = time_weighted_mean(utilization, cell.start, end)
-    p95 = float(np.percentile(inside, 95)) if len(inside) else None
-    if mean is None or _mostly_unread(run, utilization, max(cell.start, device.since), end):
-        why = _gpu_unknown(run, "gpu.utilization", device, end) if mean is None else MOSTLY_UNREAD
-        mean = p95 = None
-        unknown[prefix + "utilization_mean"] = unknown[prefix + "utilization_p95"] = why
-    memory = known(run.series("gpu.memory.used", gpu).between(cell.start, end).values)
-    if not len(memory):
-        unknown[prefix + "memory_peak_bytes"] = _gpu_unknown(run, "gpu.memory.used", device, end)
-    counter = run.series("gpu.energy", gpu)
-    energy = _growth(counter, cell, cell.start + seconds)
-    if energy is None:
-        unknown[prefix + "energy_joules"] = _gpu_unknown(run, "gpu.energy", device, end)
-    elif seconds < SHORT_FOR_ENERGY_SECONDS:
-        energy = None
-        unknown[prefix + "energy_joules"] = "cell shorter than the counter's period"
-    elif (np.diff(known(_tagged(counter, cell, end).values)) < 0).any():
-        energy = None
-        unknown[prefix + "energy_joules"] = "the GPU's counter began anew within the cell: it was reset"
-    torch = cell.torch_peak_bytes.get(device.uuid)
-    if torch is None:
-        unknown[prefix + "torch_peak_bytes"] = "PyTorch was not in use, or the cell stayed below an earlier peak"
-    return GpuUsage(mean, p95, int(memory.max()) if len(memory) else None, energy, torch)
-
-
-def _mostly_unread(run: Run, series: Series, start: float, end: float) -> bool:
-    """Whether too much of an interval is without a reading for those there are to speak for it."""
-    import numpy as np
-
-    part = series.between(start, end)
-    each = np.diff(part.time, prepend=start).clip(0, max(LONGEST_READING_SECONDS, 2.5 / run.rate_hz))
-    unread = end - start - float(each[~np.isnan(part.values)].sum())
-    return unread > max((1 - ENOUGH) * (end - start), LONGEST_READING_SECONDS)
-
-
-def _gpu_unknown(run: Run, metric: str, device: Device, end: float) -> str:
-    if end <= device.since:
-        return f"{device.id} came after this cell"
-    return run.unavailable.get(f"{metric}:{device.id}", "too few samples in this cell")

@@ -185,5 +185,7 @@ def _together(run: Run, metric: str, devices: list[Device]) -> Observed:
     import numpy as np
 
     first = observed(run, metric, devices[0].id, 0.0, run.duration)
-    total = np.sum([at_times(run, metric, device.id, first.time) for device in devices], axis=0)
+    total = np.zeros(len(first.time))
+    for device in devices:
+        total += at_times(run, metric, device.id, first.time)
     return Observed(first.time, total, first.seconds, first.seq).where(~np.isnan(total))

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.errors import BadUsage, RunNotFound, RunUnreadable
+from cellmeter.records import StoredRecords, parse_records, record_size
 from cellmeter.remote import FILE as REMOTE
-from cellmeter.run import Column, Run
+from cellmeter.run import Column, Records, Run
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 VERSION = 1
@@ -39,6 +39,7 @@ HEADER = "run.json"
 KERNEL = "kernel.json"
 EVENTS = "events.jsonl"
 MOST_WORKER_FILES = 256
+HELD_BYTES = 32 << 20  # of sample files: of a larger run, readings are read from them as they are asked for
 RECORDER_LOG = "recorder.log"
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 _CRC_FIELD = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
@@ -194,35 +195,6 @@ class Writer:
         for fd in (self._events, *self._samples.values()):
             os.close(fd)
         self._samples.clear()
-
-
-def record_size(columns: int) -> int:
-    """Bytes of one sample record."""
-    return 20 + 8 * columns
-
-
-def _record_dtype(columns: int) -> np.dtype[Any]:
-    import numpy as np
-
-    return np.dtype([("t", "<i8"), ("seq", "<u4"), ("flags", "<u4"), ("v", "<f8", (columns,)), ("crc", "<u4")])
-
-
-def _sound(data: bytes | memoryview, size: int) -> list[bool]:
-    crc, view = zlib.crc32, memoryview(data)
-    at = range(0, len(view), size)
-    return [crc(view[i : i + size - 4]) == int.from_bytes(view[i + size - 4 : i + size], "little") for i in at]
-
-
-def parse_records(data: bytes, columns: int) -> tuple[NDArray[Any], int]:
-    """Whole, sound records as a structured array, and how many damaged ones were left out."""
-    import numpy as np
-
-    size = record_size(columns)
-    whole = len(data) // size * size
-    sound = _sound(memoryview(data)[:whole], size)
-    records = np.frombuffer(data, _record_dtype(columns), count=whole // size)
-    damaged = sound.count(False)
-    return (records[np.array(sound)] if damaged else records), damaged
 
 
 class Tail:
@@ -454,23 +426,29 @@ def _read_run(folder: Path, header: Mapping[str, Any], newest: int | None) -> Ru
         form.check_events(said)
         events += said
         damaged_lines += damaged
-    parts, damaged_records = [], 0
+    parts: list[assemble.Part] = []
+    damaged_records = 0
+    large = sum(_file_size(folder / entry["file"]) for entry in header["segments"]) > HELD_BYTES
     for entry in header["segments"]:
         columns = tuple(Column(*column) for column in entry["columns"])
-        data = _read_records(folder / entry["file"], record_size(len(columns)), newest)
-        records, damaged = parse_records(data, len(columns))
+        records, damaged = _read_records(folder / entry["file"], len(columns), newest, large)
         damaged_records += damaged
         parts.append((entry["stream"], columns, records))
     remote = read_events(folder / REMOTE) if newest is None else ([], 0)
     return assemble.run_from(folder, header, events, parts, running, damaged_lines, damaged_records, remote)
 
 
-def _read_records(path: Path, size: int, newest: int | None) -> bytes:
+def _read_records(path: Path, columns: int, newest: int | None, large: bool) -> tuple[Records, int]:
+    """The records of a file, or the newest of them, and how many were damaged. ``large``: their readings stay in the file."""
+    size = record_size(columns)
     try:
+        if large and newest is None:
+            stored = StoredRecords(path, columns)
+            return stored, stored.damaged
         with open(path, "rb") as file:
             if newest is not None:
                 file.seek(max(0, os.fstat(file.fileno()).st_size // size - newest) * size)
-            return file.read()
+            return parse_records(file.read(), columns)
     except OSError as error:
         raise RunUnreadable(f"{path} cannot be read: {error.strerror}") from None
 

@@ -232,7 +232,7 @@ def _spiked(header: Mapping[str, Any], start: Event, end: Event, mapped: Course)
 
 
 def _cpu(header: Mapping[str, Any], start: Event, end: Event, found: Mapping[Key, Course]) -> Part:
-    """As ``run.cell_usage`` has it."""
+    """As ``usage.cell_usage`` has it."""
     tree, workers = found[CPU], found[WORKERS]
     living = (workers.first, workers.pieces[-1].last) if workers.pieces else None
     used = cpu_seconds(OwnCpu.between(start, end), tree.growth, living)

@@ -15,13 +15,16 @@ from cellmeter.charts import (
     DEFAULT_GROUPS,
     VERMILLION,
     PanelSpec,
+    all_times,
+    at_each,
     axis_of,
     decimate,
     format_peak,
-    frame_of,
     highest,
     lane_values,
+    panels,
     scale_top,
+    within,
 )
 from cellmeter.metrics import Group
 from cellmeter.rules.scripts import is_script
@@ -90,12 +93,15 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
     from bokeh.layouts import column
 
     models = _models()
-    frame = frame_of(run, start, end, groups)
+    columns = dict.fromkeys(c for segment in run.segments for c in segment.columns)
+    specs = panels(columns, run.limits, run.devices, groups)
+    lines = [line for spec in specs for line in spec.lines]
+    time = all_times([within(run.times(line.metric, line.subject), start, end) for line in lines])
     x_range = models.Range1d(start, max(end, start + 1e-3), bounds=(start, max(end, start + 1e-3)))
     bands = bands_of(run, start, end)
     figures: list[Any] = []
-    for spec in frame.panels:
-        readings = thinned(frame.time, frame.of(spec), by_peaks=spec.unit == "By")
+    for spec in specs:
+        readings = _thinned_lines(run, spec, time, start, end)
         if is_script(run):
             spec = replace(
                 spec, lines=tuple(x._replace(label="script") if x.label == "kernel" else x for x in spec.lines)
@@ -111,6 +117,19 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
         band(fig, bands, start, end, titled=not figures)
         figures.append(fig)
     return column(figures, sizing_mode="stretch_width", spacing=6)
+
+
+def _thinned_lines(run: Run, spec: PanelSpec, time: Floats, start: float, end: float) -> Thinned:
+    """Line by line where there are many readings: those of all GPUs are not to be held side by side."""
+    import numpy as np
+
+    by_peaks = spec.unit == "By"
+    lines = ((at_each(run.series(line.metric, line.subject).between(start, end), time)) for line in spec.lines)
+    if len(time) <= 4 * MOST_POINTS:
+        return thinned(time, np.column_stack(list(lines)), by_peaks=by_peaks)
+    parts = [thinned(time, values[:, None], by_peaks=by_peaks) for values in lines]
+    low, high = (np.hstack([getattr(part, end) for part in parts]) for end in ("low", "high"))
+    return Thinned(parts[0].time, np.hstack([part.values for part in parts]), low, high)
 
 
 def thinned(time: Floats, values: Floats, *, by_peaks: bool = False) -> Thinned:

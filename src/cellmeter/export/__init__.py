@@ -18,7 +18,7 @@ from cellmeter.export.in_notebook import annotate
 from cellmeter.export.markdown import markdown_report
 from cellmeter.export.records import jsonl_report, write_cells_csv, write_cells_parquet
 from cellmeter.export.report_json import json_report
-from cellmeter.export.selection import Part, narrowed, part_of, selection
+from cellmeter.export.selection import WHOLE, Part, narrowed, part_of, selection
 from cellmeter.export.table import write_csv, write_parquet
 from cellmeter.export.text import cells_table, runs_table, status_text, text_report
 from cellmeter.plugins import found
@@ -117,7 +117,7 @@ def write(
     place = target.with_name(target.name + ".part")
     try:
         with place.open("wb") as file:
-            _write(run, file, suffix, judgement, per_cell, part or Part(None, 0.0))
+            _write(run, file, suffix, judgement, per_cell, part or WHOLE)
         place.replace(target)
     finally:
         place.unlink(missing_ok=True)

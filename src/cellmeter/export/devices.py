@@ -53,13 +53,14 @@ class DeviceStatistics:
 
 def device_statistics(run: Run) -> tuple[DeviceStatistics, ...]:
     """One entry a GPU, in the order of the run's devices."""
-    return tuple(statistics_of(run, device.id) for device in run.devices)
-
-
-def statistics_of(run: Run, gpu: str) -> DeviceStatistics:
-    """Those of one GPU."""
-    spreads = tuple(spread for metric in GPU_METRICS if (spread := _spread(run, gpu, metric)) is not None)
-    return DeviceStatistics(gpu, spreads, _histogram(run, gpu))
+    gpus = [device.id for device in run.devices]
+    spreads = [[_spread(run, gpu, metric) for gpu in gpus] for metric in GPU_METRICS]
+    return tuple(
+        DeviceStatistics(
+            gpu, tuple(one for of_gpus in spreads if (one := of_gpus[n]) is not None), _histogram(run, gpu)
+        )
+        for n, gpu in enumerate(gpus)
+    )
 
 
 def _spread(run: Run, gpu: str, metric: str) -> Spread | None:

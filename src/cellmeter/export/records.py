@@ -30,6 +30,7 @@ _UNIT_OF_ENDING = {"seconds": "s", "bytes": "By", "percent": "%", "joules": "J"}
 
 def cell_records(run: Run) -> list[Record]:
     """A record a cell, all with the same fields."""
+    run.usages()
     return [_cell(run, cell) for cell in run.cells]
 
 

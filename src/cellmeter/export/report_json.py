@@ -16,7 +16,7 @@ import cellmeter
 from cellmeter.costs import Costs, costs
 from cellmeter.export import elsewhere, plugged, said
 from cellmeter.export.amounts import disk_bytes, tree_peak
-from cellmeter.export.devices import Spread, statistics_of
+from cellmeter.export.devices import DeviceStatistics, Spread, device_statistics
 from cellmeter.rules import judge
 from cellmeter.settings import load_settings
 from cellmeter.sizing import HIGHEST_TARGET, TARGET, sizes
@@ -38,11 +38,12 @@ def json_report(run: Run, judgement: Judgement | None = None, prices: Prices | N
 def report(run: Run, judgement: Judgement | None = None, prices: Prices | None = None) -> dict[str, Any]:
     """The report as plain data."""
     judgement = judge(run) if judgement is None else judgement
+    run.usages()
     fields = {
         "version": VERSION,
         "generator": {"name": "cellmeter", "version": cellmeter.__version__},
         "run": _run(run) | {"notes": [note._asdict() for note in judgement.notes]},
-        "devices": [_device(run, device) for device in run.devices],
+        "devices": [_device(*both) for both in zip(run.devices, device_statistics(run), strict=True)],
         "cells": [_cell(run, cell) for cell in run.cells],
         "plugins": plugged.fields(run),
         **said.fields(run),
@@ -90,8 +91,7 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _device(run: Run, device: Device) -> dict[str, Any]:
-    statistics = statistics_of(run, device.id)
+def _device(device: Device, statistics: DeviceStatistics) -> dict[str, Any]:
     return asdict(device) | {
         "statistics": {spread.metric: _spread(spread) for spread in statistics.spreads},
         "utilization_histogram_seconds": statistics.histogram_seconds,

@@ -134,6 +134,7 @@ def notable(rows: Sequence[CellRow], findings: Sequence[Finding]) -> tuple[list[
 
 def cell_rows(run: Run) -> list[CellRow]:
     """A row a cell, in the order they ran; what a cell magic ran of its own cell, as ``%%capture`` does, is that cell."""
+    run.usages()
     within = Counter(cell.parent for cell in run.cells)
     wraps = {cell.seq for cell in run.cells if within[cell.seq] == 1 and cell.first_line.startswith("%%")}
     return [cell_row(run, cell) for cell in run.cells if cell.parent not in wraps]

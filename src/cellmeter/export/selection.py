@@ -39,6 +39,9 @@ class Part(NamedTuple):
     start: float
 
 
+WHOLE = Part(None, 0.0)
+
+
 def selection(cells: str | None, since: str | None) -> Selection:
     """Reads ``--cells 3,5-7`` and ``--since 10m`` or ``--since 2026-03-01T12:00``. Raises BadUsage."""
     return Selection(_numbers(cells) if cells is not None else None, *_since(since))
@@ -94,6 +97,8 @@ def _in(cell: Cell, ranges: tuple[tuple[int, int], ...]) -> bool:
 
 def narrowed(run: Run, judgement: Judgement, part: Part) -> tuple[Run, Judgement]:
     """The run with the selected cells only, and the findings that touch one of them: judged is the whole run."""
+    if part == WHOLE:
+        return run, judgement
     cells = tuple(c for c in run.cells if c.start >= part.start and (part.cells is None or c.seq in part.cells))
     seqs = {cell.seq for cell in cells}
     findings = tuple(

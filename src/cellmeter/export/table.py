@@ -1,7 +1,6 @@
 """The samples in long form, one row a reading: as CSV for any tool, as Parquet for those that keep types and units.
 
-A day at 10 Hz with 80 columns is 69 million rows: they are written in pieces, and no more than one column is held at a time
-beside the run itself.
+A day at 10 Hz with 80 columns is 69 million rows: they are written in pieces, column by column, as a run reads them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from cellmeter.errors import MissingExtra
@@ -89,8 +87,7 @@ def _quantities(run: Run) -> dict[tuple[str, str], str]:
 def _pieces(run: Run, part: Part) -> Iterator[Piece]:
     for (metric, subject), unit in _quantities(run).items():
         if metric in run.metrics:
-            # A run keeps every series it was asked for; a copy that is dropped keeps none.
-            series = _selected(replace(run).series(metric, subject), part)
+            series = _selected(run.series(metric, subject), part)
             yield from _cut(run, metric, subject, unit, series)
     for key, said in _said(run).items():
         yield from _cut(run, *key, _selected(said, part))

@@ -22,10 +22,11 @@ from cellmeter.rules.io import DiskFilling, IoBound
 from cellmeter.rules.memory import MemoryRetained, MemorySpike, OutOfMemory
 from cellmeter.rules.memory_limit import MemoryGrowth, MemoryNearLimit
 from cellmeter.rules.notes import Note, notes
-from cellmeter.rules.rule import Evidence, Finding, Outcome, Rule, Severity, Verdict, Waste
+from cellmeter.rules.rule import DeviceRule, Evidence, Finding, Outcome, Rule, Severity, Verdict, Waste
 from cellmeter.rules.scripts import for_script, is_script
-from cellmeter.rules.together import explained_by, merged, priced
+from cellmeter.rules.together import explained_by, merged, of_cells, priced
 from cellmeter.settings import Prices, load_settings
+from cellmeter.usage import gpu_usages
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -156,9 +157,11 @@ def judge(run: Run, rules: Sequence[Rule] | None = None, prices: Prices | None =
         settings = load_settings()
         rules = configured(settings.rules) if rules is None else rules
         prices = settings.prices if prices is None else prices
-    outcomes = {rule.id: _outcome(rule, run) for rule in rules}
+    of_devices = _of_devices(run, [rule for rule in rules if isinstance(rule, DeviceRule)])
+    outcomes = {rule.id: of_devices[rule.id] if rule.id in of_devices else _outcome(rule, run) for rule in rules}
     found = {rule: outcome.findings for rule, outcome in outcomes.items()}
-    told_by = {rule: [explained_by(finding, found) for finding in findings] for rule, findings in found.items()}
+    by_cell = {rule: of_cells(findings) for rule, findings in found.items()}
+    told_by = {rule: [explained_by(finding, by_cell) for finding in findings] for rule, findings in found.items()}
     told = [f for rule in found for f, by in zip(found[rule], told_by[rule], strict=True) if by is None]
     findings = [priced(finding, prices) for finding in merged(run, told)]
     checked = [Checked(rule, outcome.outcome, _reason(outcome, told_by[rule])) for rule, outcome in outcomes.items()]
@@ -188,11 +191,31 @@ def _reason(outcome: Outcome, told_by: Sequence[str | None]) -> str | None:
     return outcome.reason if None in told_by or not names else f"told by {' and '.join(names)}"
 
 
-def _outcome(rule: Rule, run: Run) -> Outcome:
+def _of_devices(run: Run, rules: Sequence[DeviceRule]) -> dict[str, Outcome]:
+    """What the rules say that look at GPUs, each of which is looked at by all of them before the next."""
+    parts: dict[str, list[list[Outcome]]] = {rule.id: [] for rule in rules}
+    failed: dict[str, Outcome] = {}
+    for device in run.devices:
+        gpu_usages(run, device)
+        for rule in rules:
+            if rule.id not in failed:
+                try:
+                    parts[rule.id].append(rule.of_device(run, device))
+                except Exception as error:
+                    failed[rule.id] = _error(error)
+    run.usages()
+    return failed | {rule.id: _outcome(rule, run, parts[rule.id]) for rule in rules if rule.id not in failed}
+
+
+def _outcome(rule: Rule, run: Run, parts: Sequence[list[Outcome]] | None = None) -> Outcome:
     try:
-        outcome = rule.check(run)
+        outcome = rule.together(run, parts) if isinstance(rule, DeviceRule) and parts is not None else rule.check(run)
         if not isinstance(outcome, Outcome):
             raise TypeError(f"it says {outcome!r:.80} and no Outcome")
         return outcome
     except Exception as error:  # a report without one rule is worth more than none
-        return Outcome("error", f"{type(error).__name__}: {error}")
+        return _error(error)
+
+
+def _error(error: Exception) -> Outcome:
+    return Outcome("error", f"{type(error).__name__}: {error}")

@@ -27,12 +27,17 @@ GAP_SECONDS = 0.5
 class Busy:
     """The readings of ``metric`` from the first to the last work of a GPU in a cell."""
 
-    def __init__(self, run: Run, device: Device, cell: Cell, metric: str, readings: Observed) -> None:
+    def __init__(self, run: Run, device: Device, cell: Cell, work: slice) -> None:
         self.run = run
         self.device = device
         self.cell = cell
-        self.metric = metric
-        self.readings = readings
+        self.metric = use_metric(run, device)
+        self._work = work
+
+    @cached_property
+    def readings(self) -> Observed:
+        """From the first to the last work."""
+        return _in_cell(self.run, self.device, self.cell).where(self._work)
 
     @property
     def seconds(self) -> float:
@@ -76,21 +81,28 @@ class Busy:
 
 
 def busy_part(run: Run, device: Device, cell: Cell, least_seconds: float) -> Busy | Outcome:
-    """The busy part of a cell on a GPU of the kernel's own, or why there is none to judge. Several rules ask for it."""
+    """The busy part of a cell on a GPU of the kernel's own, or why there is none to judge.
+
+    Several rules ask for it, so it is kept which readings these are; not the readings, which in a long run are many.
+    """
     key = ("busy", device.id, cell.seq, least_seconds)
     if key not in run.memo:
-        run.memo[key] = _busy_part(run, device, cell, least_seconds)
-    found: Busy | Outcome = run.memo[key]
-    return found
+        run.memo[key] = _work(run, device, cell, least_seconds)
+    found: slice | Outcome = run.memo[key]
+    return Busy(run, device, cell, found) if isinstance(found, slice) else found
 
 
-def _busy_part(run: Run, device: Device, cell: Cell, least_seconds: float) -> Busy | Outcome:
+def _in_cell(run: Run, device: Device, cell: Cell) -> Observed:
+    return observed(run, use_metric(run, device), device.id, max(cell.start, device.since), cell_end(run, cell))
+
+
+def _work(run: Run, device: Device, cell: Cell, least_seconds: float) -> slice | Outcome:
+    """Which of a cell's readings lie between the first and the last work."""
     start, end = max(cell.start, device.since), cell_end(run, cell)
     too_short = not_applicable(f"no cell with {seconds_text(least_seconds)} of GPU work")
     if end - start < least_seconds:
         return too_short
-    metric = use_metric(run, device)
-    readings = observed(run, metric, device.id, start, end)
+    readings = _in_cell(run, device, cell)
     working = readings.values > 0
     seen = readings.total >= ENOUGH * (end - start)
     if seen and not working.any():
@@ -101,8 +113,9 @@ def _busy_part(run: Run, device: Device, cell: Cell, least_seconds: float) -> Bu
     if not seen:
         return unknown(f"{device.id}: {why_missing(run, device, readings)}")
     first, last = int(working.argmax()), len(working) - int(working[::-1].argmax())
-    busy = readings.where(slice(first, last))
-    return Busy(run, device, cell, metric, busy) if busy.end - busy.start >= least_seconds else too_short
+    work = slice(first, last)
+    busy = readings.where(work)
+    return work if busy.end - busy.start >= least_seconds else too_short
 
 
 def use_metric(run: Run, device: Device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,10 +14,10 @@ from cellmeter.rules.observed import ENOUGH, Observed, cell_end, cell_seconds, i
 from cellmeter.rules.ownership import ownership
 from cellmeter.rules.rule import (
     CLEAR,
+    DeviceRule,
     Evidence,
     Finding,
     Outcome,
-    Rule,
     Severity,
     Waste,
     combined,
@@ -36,7 +37,7 @@ FRAMEWORK = re.compile(
 
 
 @dataclass(frozen=True)
-class GpuUnused(Rule):
+class GpuUnused(DeviceRule):
     """A GPU that is allocated to the kernel, or on which it holds a context, and that never worked."""
 
     id: ClassVar[str] = "gpu-unused"
@@ -48,10 +49,14 @@ class GpuUnused(Rule):
     context_seconds: float = 10.0
     """Length of a cell that holds a context, after which the same is true."""
 
-    def check(self, run: Run) -> Outcome:
+    def together(self, run: Run, parts: Sequence[list[Outcome]]) -> Outcome:
         """One outcome a GPU; cells are judged together, since a GPU that rests in one may have worked in the next."""
-        here = [self._device(run, device) for device in run.devices]
+        here = [part for device in parts for part in device]
         return combined([*here, *elsewhere.unused(run, self.allocated_seconds, self.id)], no_gpu(run))
+
+    def of_device(self, run: Run, device: Device) -> list[Outcome]:
+        """One outcome."""
+        return [self._device(run, device)]
 
     def _device(self, run: Run, device: Device) -> Outcome:
         metric = use_metric(run, device)
@@ -119,7 +124,7 @@ class GpuUnused(Rule):
 
 
 @dataclass(frozen=True)
-class GpuUnderused(Rule):
+class GpuUnderused(DeviceRule):
     """A GPU that worked in a cell, but waited for most of the time between its first and its last work."""
 
     id: ClassVar[str] = "gpu-underused"
@@ -150,11 +155,15 @@ class GpuUnderused(Rule):
     """... and below this, and for ``critical_seconds``, critical."""
     critical_seconds: float = 300.0
 
-    def check(self, run: Run) -> Outcome:
+    def together(self, run: Run, parts: Sequence[list[Outcome]]) -> Outcome:
         """One outcome a cell and GPU."""
-        parts = [self._cell(run, device, cell) for device in run.devices for cell in top_cells(run)]
-        parts += elsewhere.underused(run, self.mean_percent, self.warning_percent, self.id)
-        return combined(parts, "no cell was run" if run.devices else no_gpu(run))
+        here = [part for device in parts for part in device]
+        there = elsewhere.underused(run, self.mean_percent, self.warning_percent, self.id)
+        return combined([*here, *there], "no cell was run" if run.devices else no_gpu(run))
+
+    def of_device(self, run: Run, device: Device) -> list[Outcome]:
+        """One outcome a cell."""
+        return [self._cell(run, device, cell) for cell in top_cells(run)]
 
     def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
         busy = busy_part(run, device, cell, self.busy_seconds)

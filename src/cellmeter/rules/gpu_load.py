@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +12,7 @@ from cellmeter.rules.observed import ENOUGH, at_times, cell_end, observed, top_c
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import (
     CLEAR,
+    DeviceRule,
     Evidence,
     Finding,
     Outcome,
@@ -36,7 +38,7 @@ OWNERS = ("gpu.process.memory.used", "gpu.foreign.processes")
 
 
 @dataclass(frozen=True)
-class GpuHollow(Rule):
+class GpuHollow(DeviceRule):
     """A GPU that always has a kernel to run, but kernels that leave most of it idle."""
 
     id: ClassVar[str] = "gpu-hollow"
@@ -54,12 +56,15 @@ class GpuHollow(Rule):
     power_percent: float = 25.0
     """Without SM activity: the share of the power between idle and the limit below which it is hollow (info)."""
 
-    def check(self, run: Run) -> Outcome:
+    def together(self, run: Run, parts: Sequence[list[Outcome]]) -> Outcome:
         """One outcome a cell and GPU."""
         if not run.devices:
             return not_applicable(no_gpu(run))
-        parts = (self._cell(run, device, cell) for device in run.devices for cell in top_cells(run))
-        return combined(parts, "no cell was run")
+        return combined((part for device in parts for part in device), "no cell was run")
+
+    def of_device(self, run: Run, device: Device) -> list[Outcome]:
+        """One outcome a cell."""
+        return [self._cell(run, device, cell) for cell in top_cells(run)]
 
     def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
         busy = busy_part(run, device, cell, self.busy_seconds)
@@ -213,7 +218,7 @@ class GpuImbalance(Rule):
 
 
 @dataclass(frozen=True)
-class GpuThrottled(Rule):
+class GpuThrottled(DeviceRule):
     """A GPU whose clock is held down while it works."""
 
     id: ClassVar[str] = "gpu-throttled"
@@ -227,12 +232,15 @@ class GpuThrottled(Rule):
     cap_percent: float = 90.0
     """From this mean utilisation on, the software power cap in more than half of the samples is worth a note."""
 
-    def check(self, run: Run) -> Outcome:
+    def together(self, run: Run, parts: Sequence[list[Outcome]]) -> Outcome:
         """One outcome a cell and GPU."""
         if not run.devices:
             return not_applicable(no_gpu(run))
-        parts = (self._cell(run, device, cell) for device in run.devices for cell in top_cells(run))
-        return combined(parts, "no cell was run")
+        return combined((part for device in parts for part in device), "no cell was run")
+
+    def of_device(self, run: Run, device: Device) -> list[Outcome]:
+        """One outcome a cell."""
+        return [self._cell(run, device, cell) for cell in top_cells(run)]
 
     def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
         busy = busy_part(run, device, cell, self.busy_seconds)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from cellmeter.rules.busy import no_gpu, use_metric, why_missing
@@ -11,10 +11,10 @@ from cellmeter.rules.observed import ENOUGH, Observed, cell_end, observed, readi
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import (
     CLEAR,
+    DeviceRule,
     Evidence,
     Finding,
     Outcome,
-    Rule,
     Waste,
     combined,
     found,
@@ -40,7 +40,7 @@ class Rest(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GpuMemoryHeld(Rule):
+class GpuMemoryHeld(DeviceRule):
     """Device memory that this kernel holds, in or between cells, while the GPU does nothing for long."""
 
     id: ClassVar[str] = "gpu-memory-held"
@@ -52,13 +52,17 @@ class GpuMemoryHeld(Rule):
     idle_seconds: float = 1800.0
     """Time without any work on the GPU after which it is worth a word."""
 
-    def check(self, run: Run) -> Outcome:
+    def together(self, run: Run, parts: Sequence[list[Outcome]]) -> Outcome:
         """One outcome a GPU, over the whole run: memory is held between cells too."""
         if not run.devices:
             return not_applicable(no_gpu(run))
         if run.duration < self.idle_seconds:
             return not_applicable(f"the run is shorter than {seconds_text(self.idle_seconds)}")
-        return combined((self._device(run, device) for device in run.devices), no_gpu(run))
+        return combined((part for device in parts for part in device), no_gpu(run))
+
+    def of_device(self, run: Run, device: Device) -> list[Outcome]:
+        """One outcome; none of a run that is too short."""
+        return [self._device(run, device)] if run.duration >= self.idle_seconds else []
 
     def _device(self, run: Run, device: Device) -> Outcome:
         held = observed(run, HELD, device.id, device.since, run.duration)
@@ -79,15 +83,18 @@ class GpuMemoryHeld(Rule):
 
     def _longest_rest(self, held: Observed, used: Observed) -> Rest:
         """Work of anybody ends a rest: whose it was is not known."""
+        import numpy as np
+
         longest = Rest(0.0, 0.0, 0.0)
         work = used.time[used.values > 0]
         for stretch in stretches(held, held.values > self.least_bytes):
-            inside = work[(work > stretch.start) & (work < stretch.end)]
-            times = [stretch.start, *map(float, inside), stretch.end]
-            for start, end in pairwise(times):
-                if end - start > longest.end - longest.start:
-                    within = held.values[(held.time >= start) & (held.time <= end)]
-                    longest = Rest(start, end, float(within.max()) if len(within) else 0.0)
+            inside = work[work.searchsorted(stretch.start, "right") : work.searchsorted(stretch.end, "left")]
+            times = np.concatenate([[stretch.start], inside, [stretch.end]])
+            at = int(np.diff(times).argmax())
+            start, end = float(times[at]), float(times[at + 1])
+            if end - start > longest.end - longest.start:
+                within = held.values[(held.time >= start) & (held.time <= end)]
+                longest = Rest(start, end, float(within.max()) if len(within) else 0.0)
         return longest
 
     def _finding(self, run: Run, device: Device, rest: Rest) -> Finding:
@@ -115,7 +122,7 @@ class GpuMemoryHeld(Rule):
 
 
 @dataclass(frozen=True)
-class GpuMemoryNearLimit(Rule):
+class GpuMemoryNearLimit(DeviceRule):
     """Device memory that grows in a cell until little is left. Pools that a framework takes at once are its own affair."""
 
     id: ClassVar[str] = "gpu-memory-near-limit"
@@ -129,12 +136,15 @@ class GpuMemoryNearLimit(Rule):
     pool_share: float = 0.2
     """A step of this share of the device's memory, and half of what was free, is a pool taken at once (JAX, TF, vLLM)."""
 
-    def check(self, run: Run) -> Outcome:
+    def together(self, run: Run, parts: Sequence[list[Outcome]]) -> Outcome:
         """One outcome a cell and GPU."""
         if not run.devices:
             return not_applicable(no_gpu(run))
-        parts = (self._cell(run, device, cell) for device in run.devices for cell in top_cells(run))
-        return combined(parts, "no cell was run")
+        return combined((part for device in parts for part in device), "no cell was run")
+
+    def of_device(self, run: Run, device: Device) -> list[Outcome]:
+        """One outcome a cell."""
+        return [self._cell(run, device, cell) for cell in top_cells(run)]
 
     def _cell(self, run: Run, device: Device, cell: Cell) -> Outcome:
         import numpy as np

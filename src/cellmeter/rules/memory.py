@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -10,6 +11,7 @@ from cellmeter.rules.observed import cell_end, observed, readings_of, top_cells
 from cellmeter.rules.ownership import ownership
 from cellmeter.rules.rule import (
     CLEAR,
+    DeviceRule,
     Evidence,
     Finding,
     Outcome,
@@ -55,7 +57,7 @@ class Hump(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MemorySpike(Rule):
+class MemorySpike(DeviceRule):
     """A cell that needed much more memory for a while than before or after it. What stays is no spike."""
 
     id: ClassVar[str] = "memory-spike"
@@ -77,12 +79,15 @@ class MemorySpike(Rule):
     critical_share: float = 0.5
     """Share of the limit above which it is critical."""
 
-    def check(self, run: Run) -> Outcome:
+    def together(self, run: Run, parts: Sequence[list[Outcome]]) -> Outcome:
         """One outcome a cell for the kernel's memory, and one a GPU that it holds alone."""
-        cells = [cell for cell in top_cells(run) if cell.end is not None]
-        parts = [self._kernel(run, cell) for cell in cells]
-        parts += [self._device(run, cell, device) for cell in cells for device in run.devices]
-        return combined(parts, "no cell has ended")
+        kernel = [self._kernel(run, cell) for cell in top_cells(run) if cell.end is not None]
+        devices = [part for of_cell in zip(*parts, strict=True) for part in of_cell]
+        return combined([*kernel, *devices], "no cell has ended")
+
+    def of_device(self, run: Run, device: Device) -> list[Outcome]:
+        """One outcome a cell."""
+        return [self._device(run, cell, device) for cell in top_cells(run) if cell.end is not None]
 
     def _kernel(self, run: Run, cell: Cell) -> Outcome:
         usage = run.usage(cell)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.run import ENOUGH as ENOUGH
 from cellmeter.run import LATE_EDGE_SECONDS, LONGEST_READING_SECONDS
+from cellmeter.series import seconds_since
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,9 +43,8 @@ class Observed(NamedTuple):
 
     def mean(self) -> float:
         """Time-weighted mean; the plain one where the readings stand for no time at all."""
-        import numpy as np
-
-        mean = np.average(self.values, weights=self.seconds) if self.total > 0 else self.values.mean()
+        total = self.total
+        mean = (self.values * self.seconds).sum() / total if total > 0 else self.values.mean()
         return round(float(mean), 9)  # seconds are no binary fractions: the mean of fifties was 49.99999999999999
 
     def where(self, chosen: NDArray[np.bool_] | slice) -> Observed:
@@ -65,8 +65,9 @@ def observed(run: Run, metric: str, subject: str, start: float, end: float) -> O
     import numpy as np
 
     part = run.series(metric, subject).between(start, end)
-    seconds = np.diff(part.time, prepend=start).clip(0, max(LONGEST_READING_SECONDS, 2.5 / run.rate_hz))
-    return Observed(part.time, part.values, seconds, part.seq).where(~np.isnan(part.values))
+    seconds = seconds_since(part.time, start, max(LONGEST_READING_SECONDS, 2.5 / run.rate_hz))
+    readings, unknown = Observed(part.time, part.values, seconds, part.seq), np.isnan(part.values)
+    return readings.where(~unknown) if unknown.any() else readings
 
 
 def readings_of(run: Run, metric: str, subject: str, cell: Cell) -> Floats:
@@ -107,16 +108,20 @@ def stretches(readings: Observed, chosen: NDArray[np.bool_]) -> list[Stretch]:
 
 
 def at_times(run: Run, metric: str, subject: str, times: Floats) -> Floats:
-    """What a metric read at or just after given times; NaN where it was not read within ``LONGEST_READING_SECONDS``.
+    """What a metric read at or just after times that are in order; NaN where it was not within ``LONGEST_READING_SECONDS``.
 
     Just after, because a rate looks back: the reading at the end of an interval is the one that speaks of it.
     """
     import numpy as np
 
     series = run.series(metric, subject)
-    if not len(series.time):
+    if not len(series.time) or not len(times):
         return np.full(len(times), np.nan)
-    index = series.time.searchsorted(times, "left").clip(max=len(series.time) - 1)
+    low, high = series.time.searchsorted(times[[0, -1]], "left")
+    around = series.time[low : high + 1]
+    if np.array_equal(around, times):  # nearly always, and there is nothing to look for
+        return series.values[low : high + 1]
+    index = (low + around.searchsorted(times, "left")).clip(max=len(series.time) - 1)
     near = np.abs(series.time[index] - times) <= LONGEST_READING_SECONDS
     return np.where(near, series.values[index], np.nan)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from cellmeter.run import Run
+    from cellmeter.run import Device, Run
 
 Severity = Literal["critical", "warning", "info"]
 Verdict = Literal["found", "clear", "not-applicable", "unknown", "error"]
@@ -111,6 +111,25 @@ class Rule(ABC):
     @abstractmethod
     def check(self, run: Run) -> Outcome:
         """Judges a run. May raise: :func:`cellmeter.rules.judge` reports that as the outcome ``error``."""
+
+
+class DeviceRule(Rule):
+    """A rule that looks at one GPU after the other.
+
+    So that all such rules can look at one before the next: the readings of all GPUs together may be too many to hold.
+    """
+
+    @abstractmethod
+    def of_device(self, run: Run, device: Device) -> list[Outcome]:
+        """The outcomes of its parts on one GPU."""
+
+    @abstractmethod
+    def together(self, run: Run, parts: Sequence[list[Outcome]]) -> Outcome:
+        """The outcome of the run from those of its GPUs."""
+
+    def check(self, run: Run) -> Outcome:
+        """All GPUs."""
+        return self.together(run, [self.of_device(run, device) for device in run.devices])
 
 
 def combined(parts: Iterable[Outcome], nothing: str) -> Outcome:

@@ -40,11 +40,23 @@ EXPLAINED_BY: Mapping[str, tuple[Explains, ...]] = {
 MEMORY_SUBJECTS = frozenset({"process", "cgroup", "host"})  # three views of the same memory
 
 
-def explained_by(finding: Finding, by_rule: Mapping[str, Sequence[Finding]]) -> str | None:
+ByCell = Mapping[int | None, Sequence[Finding]]
+
+
+def of_cells(findings: Sequence[Finding]) -> ByCell:
+    """A rule's findings by the cells that they are about, and all of them under None: a long run has thousands."""
+    by_cell: dict[int | None, list[Finding]] = {None: list(findings)}
+    for finding in findings:
+        for seq in set(finding.cells):
+            by_cell.setdefault(seq, []).append(finding)
+    return by_cell
+
+
+def explained_by(finding: Finding, by_rule: Mapping[str, ByCell]) -> str | None:
     """The rule that tells of the same problem, if its findings are about all of a finding's cells."""
     for explains in EXPLAINED_BY.get(finding.rule, ()):
-        others = [other for other in by_rule.get(explains.rule, ()) if _tells(explains, other, finding)]
-        if others and set(finding.cells) <= {seq for other in others for seq in other.cells}:
+        others = by_rule.get(explains.rule, {})
+        if all(any(_tells(explains, o, finding) for o in others.get(seq, ())) for seq in finding.cells or (None,)):
             return explains.rule
     return None
 

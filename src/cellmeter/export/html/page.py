@@ -171,9 +171,9 @@ def _memory_tile(run: Run) -> tuple[str, str, str]:
 
 def _gpu_tile(run: Run) -> tuple[str, str, str]:
     devices = [device for device in run.devices if device.mine is not False]
-    used = [readings for device in devices if (readings := in_cells(run, "gpu.utilization", device.id)).total > 0]
-    seconds = sum(readings.total for readings in used)
-    mean = sum(readings.mean() * readings.total for readings in used) / seconds if used else None
+    readings = (in_cells(run, "gpu.utilization", device.id) for device in devices)  # not all are to be held at once
+    used = [(one.mean(), one.total) for one in readings if one.total > 0]
+    mean = sum(mean * seconds for mean, seconds in used) / sum(seconds for _, seconds in used) if used else None
     return "GPU use in cells", percent_text(mean), f"mean of {counted(len(devices), 'GPU')}"
 
 

@@ -1,0 +1,230 @@
+"""What a cell used, from its edges and its samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cellmeter.metrics import (
+    LONGEST_READING_SECONDS,
+    SHORT_FOR_CPU_SECONDS,
+    SHORT_FOR_ENERGY_SECONDS,
+    SHORT_FOR_UTILIZATION_SECONDS,
+)
+from cellmeter.series import Series, known, last_known, quantile, seconds_since, time_weighted_mean
+
+if TYPE_CHECKING:
+    from cellmeter.run import Cell, Device, OwnCpu, Run
+
+DRIVER_SAMPLE_SECONDS = 1 / 6
+BORN_SINCE_SECONDS = (
+    0.02  # of CPU time: a worker of no more at a cell's first sample was born between its start and that
+)
+ENOUGH = 0.8  # of an interval must have been observed to judge it
+MOSTLY_UNREAD = f"it was read for less than {ENOUGH:.0%} of the cell".replace("%", " %")
+LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
+
+
+@dataclass(frozen=True)
+class GpuUsage:
+    """What one cell did to one GPU. None: unknown."""
+
+    utilization_mean: float | None
+    utilization_p95: float | None
+    memory_peak_bytes: int | None
+    energy_joules: float | None
+    torch_peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class CellUsage:
+    """What one cell used; ``cores`` on the average. ``unknown`` says why a number is None, by its dotted key."""
+
+    samples: int
+    cpu_seconds: float | None
+    cores: float | None
+    peak_rss_bytes: int | None
+    peak_exact: bool
+    rss_start_bytes: int | None
+    rss_end_bytes: int | None
+    read_bytes: int | None
+    written_bytes: int | None
+    gpu: Mapping[str, GpuUsage]
+    unknown: Mapping[str, str]
+
+
+def usages(run: Run) -> tuple[CellUsage, ...]:
+    """What each of a run's cells used: GPU by GPU, and not cell by cell, as their readings are read column by column."""
+    gpus = [gpu_usages(run, device) for device in run.devices]
+    return tuple(_usage(run, cell, [of_cells[n] for of_cells in gpus]) for n, cell in enumerate(run.cells))
+
+
+def gpu_usages(run: Run, device: Device) -> Sequence[tuple[GpuUsage, Mapping[str, str]]]:
+    """What each of a run's cells did to one GPU, and why some of it is not known."""
+    key = ("gpu-usages", device.id)
+    if key not in run.memo:
+        run.memo[key] = [_gpu_usage(run, device, cell, _end(run, cell)) for cell in run.cells]
+    found: Sequence[tuple[GpuUsage, Mapping[str, str]]] = run.memo[key]
+    return found
+
+
+def cell_usage(run: Run, cell: Cell) -> CellUsage:
+    """What a cell used; see :class:`CellUsage`."""
+    return _usage(run, cell, [_gpu_usage(run, device, cell, _end(run, cell)) for device in run.devices])
+
+
+def _end(run: Run, cell: Cell) -> float:
+    return run.duration if cell.end is None else cell.end
+
+
+def _usage(run: Run, cell: Cell, gpus: Sequence[tuple[GpuUsage, Mapping[str, str]]]) -> CellUsage:
+    end = _end(run, cell)
+    unknown: dict[str, str] = {}
+    rss = _tagged(run.series("process.memory.rss", "process"), cell, end)
+    sampled = known(rss.values)
+    peak, exact = cell.peak_rss_bytes, cell.peak_rss_bytes is not None
+    if peak is None and len(sampled):
+        peak = int(sampled.max())
+    if not exact:
+        unknown["peak_exact"] = cell.peak_unknown or "the cell has no end record"
+    first, last = cell.rss_start_bytes, cell.rss_end_bytes
+    if first is None and len(sampled):
+        first = int(sampled[0])
+    if last is None and len(sampled) > 1:
+        last = int(sampled[-1])
+    why = run.unavailable.get("process.memory.rss:process", "too few samples in this cell")
+    for key, value in (("peak_rss_bytes", peak), ("rss_start_bytes", first), ("rss_end_bytes", last)):
+        if value is None:
+            unknown[key] = why
+    for _, reasons in gpus:
+        unknown |= reasons
+    gpu = {device.id: used for device, (used, _) in zip(run.devices, gpus, strict=True)}
+    cpu = _cell_cpu(run, cell, end, unknown)
+    read, written = (
+        _disk_bytes(run, cell, end, metric, own, unknown)
+        for metric, own in (("read", cell.own_read_bytes), ("written", cell.own_written_bytes))
+    )
+    cores = run.rates.mean_cores(cpu, end - cell.start)
+    if cores is None:
+        unknown["cores"] = unknown.get("cpu_seconds", f"cell shorter than {SHORT_FOR_CPU_SECONDS:g} s")
+    return CellUsage(len(rss.time), cpu, cores, peak, exact, first, last, read, written, gpu, unknown)
+
+
+def _disk_bytes(run: Run, cell: Cell, end: float, name: str, own: int | None, unknown: dict[str, str]) -> int | None:
+    """The kernel's own count at the edges is exact, and all there is without workers; else the samples know of these too.
+
+    Then it is the more of both; but if a worker ended that was there before, the kernel's own count has all that it ever did.
+    """
+    sampled = _growth(run.series(f"process.disk.{name}", "process"), cell, end)
+    before, least, most = _workers(run, cell, end)
+    if own is not None and most == 0:  # the samples begin and end a little later than the cell
+        return own
+    if sampled is not None and least < before:
+        own = None
+    found = [int(value) for value in (own, sampled) if value is not None]
+    if not found:
+        unknown[f"{name}_bytes"] = run.unavailable.get(f"process.disk.{name}", "too few samples in this cell")
+    return max(found, default=None)
+
+
+def _workers(run: Run, cell: Cell, end: float) -> tuple[float, float, float]:
+    """How many there were at a cell's start, and the least and the most of them since; NaN if that is unknown."""
+    workers = run.series("process.children", "process")
+    inside = known(_tagged(workers, cell, end).values)
+    if not len(inside):
+        return math.nan, math.nan, math.nan
+    before = max(last_known(workers, cell.start) or 0.0, float(inside[0]))
+    return before, float(inside.min()), max(before, float(inside.max()))
+
+
+def _tagged(series: Series, cell: Cell, end: float) -> Series:
+    """The samples taken while a cell ran, whatever ran within it, and the one taken at its end."""
+    part = series.between(cell.start, end + LATE_EDGE_SECONDS)
+    mine = ((part.time <= end) & (part.seq > 0)) | (part.seq == cell.seq)
+    return Series(part.time[mine], part.values[mine], part.seq[mine])
+
+
+def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> float | None:
+    """See :func:`cpu_seconds`."""
+    total = _growth(run.series("process.cpu.time", "process"), cell, end)
+    of_workers = run.series("process.children.cpu.time", "process")
+    workers = known(_tagged(of_workers, cell, end).values)
+    # a worker may be waited for before the cell's first sample is taken
+    first = max(float(workers[0]), last_known(of_workers, cell.start) or 0.0) if len(workers) else 0.0
+    used = cpu_seconds(cell.own_cpu, total, (first, float(workers[-1])) if len(workers) else None)
+    if used is None:
+        unknown["cpu_seconds"] = "too few samples in this cell"
+    return used
+
+
+def cpu_seconds(own: OwnCpu, total: float | None, workers: tuple[float, float] | None) -> float | None:
+    """CPU time of a cell.
+
+    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the start
+    and at the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
+    they serve where no worker was there at the start; what those born since did is added. Else the samples tell, which begin
+    and end a little later than the cell: what the kernel process did alone it did in any case.
+    """
+    if own.seconds is None or (total is not None and workers is not None and workers[0] > BORN_SINCE_SECONDS):
+        return total if total is None or own.alone is None else max(total, own.alone)
+    return own.seconds if total is None or workers is None else max(own.seconds + workers[1], total)
+
+
+def _growth(counter: Series, cell: Cell, end: float) -> float | None:
+    values = known(_tagged(counter, cell, end).values)
+    return float(values[-1] - values[0]) if len(values) > 1 else None
+
+
+def _gpu_usage(run: Run, device: Device, cell: Cell, end: float) -> tuple[GpuUsage, Mapping[str, str]]:
+    """And why some of it is not known."""
+    gpu, unknown = device.id, dict[str, str]()
+    prefix, seconds = f"gpu.{gpu}.", end - cell.start
+    utilization = run.series("gpu.utilization", gpu)
+    if seconds < SHORT_FOR_UTILIZATION_SECONDS:
+        # too short for readings of ours; a sample of the driver's stands for the sixth of a second before it
+        own = run.series("gpu.utilization.driver", gpu).between(cell.start, end + DRIVER_SAMPLE_SECONDS)
+        if len(known(own.values)):
+            utilization, end = own, end + DRIVER_SAMPLE_SECONDS
+    utilization = utilization.between(cell.start, end)
+    inside = known(utilization.values)
+    mean = time_weighted_mean(utilization, cell.start, end)
+    p95 = quantile(inside, 0.95) if len(inside) else None
+    if mean is None or _mostly_unread(run, utilization, max(cell.start, device.since), end):
+        why = _gpu_unknown(run, "gpu.utilization", device, end) if mean is None else MOSTLY_UNREAD
+        mean = p95 = None
+        unknown[prefix + "utilization_mean"] = unknown[prefix + "utilization_p95"] = why
+    memory = known(run.series("gpu.memory.used", gpu).between(cell.start, end).values)
+    if not len(memory):
+        unknown[prefix + "memory_peak_bytes"] = _gpu_unknown(run, "gpu.memory.used", device, end)
+    counted = known(_tagged(run.series("gpu.energy", gpu), cell, cell.start + seconds).values)
+    energy = float(counted[-1] - counted[0]) if len(counted) > 1 else None
+    if energy is None:
+        unknown[prefix + "energy_joules"] = _gpu_unknown(run, "gpu.energy", device, end)
+    elif seconds < SHORT_FOR_ENERGY_SECONDS:
+        energy = None
+        unknown[prefix + "energy_joules"] = "cell shorter than the counter's period"
+    elif (counted[1:] < counted[:-1]).any():
+        energy = None
+        unknown[prefix + "energy_joules"] = "the GPU's counter began anew within the cell: it was reset"
+    torch = cell.torch_peak_bytes.get(device.uuid)
+    if torch is None:
+        unknown[prefix + "torch_peak_bytes"] = "PyTorch was not in use, or the cell stayed below an earlier peak"
+    return GpuUsage(mean, p95, int(memory.max()) if len(memory) else None, energy, torch), unknown
+
+
+def _mostly_unread(run: Run, series: Series, start: float, end: float) -> bool:
+    """Whether too much of an interval is without a reading for those there are to speak for it."""
+    import numpy as np
+
+    part = series.between(start, end)
+    each = seconds_since(part.time, start, max(LONGEST_READING_SECONDS, 2.5 / run.rate_hz))
+    unread = end - start - float(each[~np.isnan(part.values)].sum())
+    return unread > max((1 - ENOUGH) * (end - start), LONGEST_READING_SECONDS)
+
+
+def _gpu_unknown(run: Run, metric: str, device: Device, end: float) -> str:
+    if end <= device.since:
+        return f"{device.id} came after this cell"
+    return run.unavailable.get(f"{metric}:{device.id}", "too few samples in this cell")
