@@ -24,7 +24,8 @@ from cellmeter.sources.filesystems import Filesystems, mounts, working_folders
 from cellmeter.sources.linux import Cores, HostPart, host, open_linux, with_device
 from cellmeter.sources.portable import Portable, PortableCores, portable_host
 from cellmeter.sources.pressure import PressurePart
-from cellmeter.sources.process import ProcessPart, descendants
+from cellmeter.sources.proc_file import ProcFile
+from cellmeter.sources.process import RESCAN_SECONDS, ProcessPart, descendants
 from cellmeter.sources.tree_total import TreeTotal, Used
 
 BUSY_CHILD = """
@@ -52,6 +53,47 @@ def child() -> Iterator[Callable[[], subprocess.Popen[str]]]:
     yield start
     for process in started:
         process.communicate()
+
+
+GROWS = """
+import sys
+blocks = []
+for line in sys.stdin:
+    blocks.append(bytearray(32 << 20))
+    print("grown", flush=True)
+"""
+
+
+def test_a_process_that_has_not_run_is_read_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it did is seen at once, what others did to it within the second."""
+    now, read = 0.0, []
+    real = ProcFile.read
+    monkeypatch.setattr(ProcFile, "read", lambda file: read.append(file) or real(file))
+    command = [sys.executable, "-S", "-c", GROWS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        still = psutil.Process(process.pid)
+
+        def grow() -> None:
+            print("more", file=process.stdin, flush=True)
+            assert process.stdout.readline() == "grown\n"
+            wait_until(lambda: still.status() == psutil.STATUS_SLEEPING, "the process to wait for more")
+
+        grow()
+        part = ProcessPart(process.pid, clock=lambda: now)
+        first = named(part)
+        read.clear()
+        assert named(part) == first
+        assert read == []
+        grow()
+        assert named(part)["process.memory.rss"] >= first["process.memory.rss"] + (31 << 20)
+        read.clear()
+        now += RESCAN_SECONDS
+        named(part)
+        assert len(read) >= 3
+        part.close()
+        process.stdin.close()
 
 
 def named(source: ProcessPart | HostPart | Portable) -> dict[str, float]:

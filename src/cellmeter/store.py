@@ -127,26 +127,30 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.header: dict[str, Any] = {"version": VERSION, "segments": []}
+        self._written: dict[int, tuple[int, int]] = {}
+        """Bytes of each open file, and when the last of them were written, in ns since the epoch."""
         self._events = self._open(EVENTS)
         self._samples: dict[int, int] = {}
         self._formats: list[struct.Struct] = []
 
     def _open(self, name: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(self.folder / name, flags, 0o600)
+        fd = os.open(self.folder / name, flags, 0o600)
+        self._written[fd] = os.fstat(fd).st_size, time.time_ns()
+        return fd
 
     def _append(self, fd: int, record: bytes) -> None:
         """All of a record or nothing: a torn one would shift all that follow."""
-        before = os.fstat(fd)
+        size, last_ns = self._written[fd]
         try:
-            written = os.write(fd, record)
-            if written != len(record):
+            if os.write(fd, record) != len(record):
                 raise OSError(28, "No space left on device")
         except OSError:
-            if os.fstat(fd).st_size != before.st_size:
-                os.ftruncate(fd, before.st_size)
-                os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # it tells when something was last written
+            if os.fstat(fd).st_size != size:
+                os.ftruncate(fd, size)
+                os.utime(fd, ns=(last_ns, last_ns))  # it tells when something was last written
             raise
+        self._written[fd] = size + len(record), time.time_ns()
 
     def describe(self, **fields: Any) -> None:
         """Sets fields of ``run.json`` and replaces it whole."""

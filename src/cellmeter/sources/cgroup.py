@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cellmeter.run import Column, Limit
+from cellmeter.sources.proc_file import LONG, ProcFile
 
 # cgroup v1 writes "no limit" as the largest page-aligned signed 64-bit number.
 _UNLIMITED_BYTES = 1 << 60
@@ -142,17 +143,18 @@ class CgroupPart:
     def __init__(self, pid: int, proc: str = "/proc") -> None:
         self.columns: tuple[Column, ...] = ()
         self.unavailable: dict[str, str] = {}
-        self._memory = self._stat = self._cpu = -1
+        self._memory: tuple[ProcFile[int], ProcFile[tuple[int, int]]] | None = None
+        self._cpu: ProcFile[float] | None = None
         memory, cpu = find_group(pid, "memory", proc), self._cpu_group(pid, proc)
         why = "the process is in no control group of its own"
         if memory is None:
             self.unavailable["cgroup.memory.used"] = self.unavailable["cgroup.memory.anon"] = why
         else:
             v2 = memory.version == 2
-            self._memory = os.open(f"{memory.folder}/{'memory.current' if v2 else 'memory.usage_in_bytes'}", _FLAGS)
-            self._stat = os.open(f"{memory.folder}/memory.stat", _FLAGS)
-            self._inactive = b"\ninactive_file " if v2 else b"\ntotal_inactive_file "
-            self._kept = (b"\nanon ", b"\nshmem ") if v2 else (b"\ntotal_rss ", b"\ntotal_shmem ")
+            self._memory = (
+                ProcFile(f"{memory.folder}/{'memory.current' if v2 else 'memory.usage_in_bytes'}", int),
+                ProcFile(f"{memory.folder}/memory.stat", _v2_memory if v2 else _v1_memory, LONG),
+            )
             self.columns += (
                 Column("cgroup.memory.used", "cgroup", "By"),
                 Column("cgroup.memory.anon", "cgroup", "By"),
@@ -161,8 +163,8 @@ class CgroupPart:
             self.unavailable["cgroup.cpu.time"] = why
         else:
             v2 = cpu.version == 2
-            self._cpu = os.open(f"{cpu.folder}/{'cpu.stat' if v2 else 'cpuacct.usage'}", _FLAGS)
-            self._parse_cpu = _v2_cpu if v2 else _v1_cpu
+            name, parse = ("cpu.stat", _v2_cpu) if v2 else ("cpuacct.usage", _v1_cpu)
+            self._cpu = ProcFile(f"{cpu.folder}/{name}", parse)
             self.columns += (Column("cgroup.cpu.time", "cgroup", "s"),)
 
     @staticmethod
@@ -173,22 +175,33 @@ class CgroupPart:
     def read(self) -> list[float]:
         """One value a column."""
         row = []
-        if self._memory >= 0:
-            stat = b"\n" + os.pread(self._stat, 8192, 0)
-            row.append(float(max(0, int(os.pread(self._memory, 64, 0)) - _number(stat, self._inactive))))
-            row.append(float(sum(_number(stat, key) for key in self._kept)))
-        if self._cpu >= 0:
-            row.append(self._parse_cpu(os.pread(self._cpu, 64, 0)))
+        if self._memory is not None:
+            usage, stat = self._memory
+            inactive, anonymous = stat.read()
+            row += [float(max(0, usage.read() - inactive)), float(anonymous)]
+        if self._cpu is not None:
+            row.append(self._cpu.read())
         return row
 
     def close(self) -> None:
         """Closes the descriptors."""
-        for fd in (self._memory, self._stat, self._cpu):
-            if fd >= 0:
-                os.close(fd)
+        for file in (*(self._memory or ()), self._cpu):
+            if file is not None:
+                file.close()
 
 
-_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+def _v2_memory(stat: bytes) -> tuple[int, int]:
+    """Bytes of file cache that can go at once, and of memory that cannot."""
+    stat = b"\n" + stat
+    return _number(stat, b"\ninactive_file "), _number(stat, b"\nanon ") + _number(stat, b"\nshmem ")
+
+
+def _v1_memory(stat: bytes) -> tuple[int, int]:
+    stat = b"\n" + stat
+    return (
+        _number(stat, b"\ntotal_inactive_file "),
+        _number(stat, b"\ntotal_rss ") + _number(stat, b"\ntotal_shmem "),
+    )
 
 
 def _number(stat: bytes, key: bytes) -> int:

@@ -15,7 +15,8 @@ from cellmeter.run import Column, Device, Host
 from cellmeter.sources import Notice
 from cellmeter.sources.cgroup import CgroupPart, read_text
 from cellmeter.sources.pressure import PressurePart
-from cellmeter.sources.process import FLAGS, TICK, ProcessPart, open_if_there
+from cellmeter.sources.proc_file import FLAGS, LONG, ProcFile, opened
+from cellmeter.sources.process import TICK, ProcessPart
 
 NAN = float("nan")
 PRESSURE_SECONDS = 1.0
@@ -133,14 +134,14 @@ class HostPart:
     def __init__(self, proc: str, disks: Collection[bytes], cards: Collection[bytes] = ()) -> None:
         self._disks = disks
         self._cards = cards
-        self._stat = os.open(f"{proc}/stat", FLAGS)
-        self._meminfo = os.open(f"{proc}/meminfo", FLAGS)
-        self._diskstats = open_if_there(f"{proc}/diskstats") if disks else -1
-        self._net = open_if_there(f"{proc}/net/dev")
+        self._stat = ProcFile(f"{proc}/stat", _host_cpu, 256)
+        self._meminfo = ProcFile(f"{proc}/meminfo", _memory_and_swap)
+        self._diskstats = opened(f"{proc}/diskstats", self._disk_bytes, LONG) if disks else None
+        self._net = opened(f"{proc}/net/dev", self._net_bytes, LONG)
         self.unavailable: dict[str, str] = {}
         # gVisor serves a /proc/stat of zeros: a machine that never worked does not exist.
-        self._has_cpu = _busy_seconds(os.pread(self._stat, 256, 0)) > 0
-        self._has_swap = _kilobytes(os.pread(self._meminfo, 4096, 0), b"SwapTotal:") > 0
+        self._has_cpu = self._stat.read()[0] > 0
+        self._has_swap = self._meminfo.read()[2] > 0
         self.columns = tuple(self._find_columns())
 
     def _find_columns(self) -> Iterable[Column]:
@@ -155,12 +156,12 @@ class HostPart:
             yield Column("host.swap.used", "host", "By")
         else:
             self.unavailable["host.swap.used"] = "the machine has no swap"
-        if self._diskstats >= 0:
+        if self._diskstats is not None:
             yield Column("host.disk.read", "host", "By")
             yield Column("host.disk.written", "host", "By")
         else:
             self.unavailable["host.disk.read"] = self.unavailable["host.disk.written"] = "no disk is visible here"
-        if self._net >= 0:
+        if self._net is not None:
             yield Column("host.network.received", "host", "By")
             yield Column("host.network.sent", "host", "By")
         else:
@@ -169,46 +170,55 @@ class HostPart:
 
     def read(self) -> list[float]:
         """One value a column."""
-        row = []
-        if self._has_cpu:
-            line = os.pread(self._stat, 256, 0)
-            row += [_busy_seconds(line), int(line.split(None, 6)[5]) * TICK]
-        meminfo = os.pread(self._meminfo, 4096, 0)
-        words = meminfo.split(None, 9)  # MemTotal: n kB MemFree: n kB MemAvailable: n kB …
-        row.append((int(words[1]) - int(words[7])) * 1024.0)
+        row = [*self._stat.read()] if self._has_cpu else []
+        memory, swap, _ = self._meminfo.read()
+        row.append(memory)
         if self._has_swap:
-            row.append((_kilobytes(meminfo, b"SwapTotal:") - _kilobytes(meminfo, b"SwapFree:")) * 1024.0)
-        if self._diskstats >= 0:
-            row += self._disk_bytes()
-        if self._net >= 0:
-            row += self._net_bytes()
+            row.append(swap)
+        if self._diskstats is not None:
+            row += self._diskstats.read()
+        if self._net is not None:
+            row += self._net.read()
         return row
 
-    def _disk_bytes(self) -> list[float]:
+    def _disk_bytes(self, content: bytes) -> tuple[float, float]:
         read = written = 0
-        for line in os.pread(self._diskstats, 65536, 0).splitlines():
+        for line in content.splitlines():
             words = line.split(None, 10)
             if words[2] in self._disks:
                 read += int(words[5])
                 written += int(words[9])
-        return [float(read * SECTOR_BYTES), float(written * SECTOR_BYTES)]
+        return float(read * SECTOR_BYTES), float(written * SECTOR_BYTES)
 
-    def _net_bytes(self) -> list[float]:
+    def _net_bytes(self, content: bytes) -> tuple[float, float]:
         received = sent = 0
-        for line in os.pread(self._net, 65536, 0).splitlines()[2:]:
+        for line in content.splitlines()[2:]:
             name, _, counters = line.partition(b":")
             name = name.lstrip()
             if name in self._cards or (not self._cards and not name.startswith(_VIRTUAL_INTERFACES)):
                 words = counters.split(None, 9)
                 received += int(words[0])
                 sent += int(words[8])
-        return [float(received), float(sent)]
+        return float(received), float(sent)
 
     def close(self) -> None:
         """Closes the descriptors."""
-        for fd in (self._stat, self._meminfo, self._diskstats, self._net):
-            if fd >= 0:
-                os.close(fd)
+        for file in (self._stat, self._meminfo, self._diskstats, self._net):
+            if file is not None:
+                file.close()
+
+
+def _host_cpu(content: bytes) -> tuple[float, float]:
+    """Busy and waiting seconds of all cores, by the first line of ``/proc/stat``."""
+    return _busy_seconds(content), int(content.split(None, 6)[5]) * TICK
+
+
+def _memory_and_swap(content: bytes) -> tuple[float, float, float]:
+    """Bytes of memory in use, of swap in use and of swap in all, by ``/proc/meminfo``."""
+    words = content.split(None, 9)  # MemTotal: n kB MemFree: n kB MemAvailable: n kB …
+    swap = _kilobytes(content, b"SwapTotal:")
+    free = _kilobytes(content, b"SwapFree:") if swap else 0
+    return (int(words[1]) - int(words[7])) * 1024.0, (swap - free) * 1024.0, swap * 1024.0
 
 
 def _kilobytes(meminfo: bytes, key: bytes) -> int:

@@ -5,27 +5,100 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping
-from typing import Protocol
+from contextlib import suppress
+from typing import NamedTuple, Protocol
 
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column
 from cellmeter.sources.cgroup import read_text
+from cellmeter.sources.proc_file import LONG, ProcFile, opened
 from cellmeter.sources.tree_memory import PAGE, Family, TreeMemory
 from cellmeter.sources.tree_total import TreeTotal, Used
 
 RESCAN_SECONDS = 1.0
 FRESH_SECONDS = 0.05  # cells may follow each other quickly
-FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 TICK = 1.0 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
 
 
-def open_if_there(path: str) -> int:
-    """A descriptor for reading; -1 if there is no such file, or none for us."""
-    try:
-        return os.open(path, FLAGS)
-    except OSError:
-        return -1
+class Stat(NamedTuple):
+    """What ``/proc/PID/stat`` tells of a process. CPU time in seconds, memory in bytes."""
+
+    state: bytes
+    parent: int
+    minor_faults: int
+    major_faults: int
+    cpu: float
+    waited_for: float
+    threads: int
+    rss: int
+    family: Family
+    io_wait: float
+
+
+def parse_stat(content: bytes) -> Stat:
+    """Raises ValueError, IndexError."""
+    words = content[content.rindex(b")") + 2 :].split(None, 40)
+    return Stat(
+        state=words[0],
+        parent=int(words[1]),
+        minor_faults=int(words[7]),
+        major_faults=int(words[9]),
+        cpu=(int(words[11]) + int(words[12])) * TICK,
+        waited_for=(int(words[13]) + int(words[14])) * TICK,
+        threads=int(words[17]),
+        rss=int(words[21]) * PAGE,
+        family=(words[23], words[25]),
+        io_wait=int(words[39]) * TICK,
+    )
+
+
+Counts = tuple[int, int]  # bytes read from disks and written to them
+
+
+class Watched:
+    """A process through open descriptors. One whose CPU clock stands still has not run, and its files are not read again."""
+
+    def __init__(self, pid: int, proc: str, *, clocked: bool, io: bool) -> None:
+        """``clocked``: it has a CPU clock that may be read; ``io``: so may its disk bytes. Raises OSError if it is gone."""
+        self._pid = pid
+        self._clocked = clocked
+        self._stat = ProcFile(f"{proc}/{pid}/stat", parse_stat)
+        self._io = open_io(pid, proc) if io else None
+        self._clock: float | None = None
+        self.stat: Stat
+        self.io: Counts | None = None
+
+    def look(self) -> bool:
+        """Whether it has run since the last look, so that it was read again. Raises OSError if it is gone."""
+        clock = self._cpu_clock()  # before the files: what it does meanwhile shows at the next look
+        if clock is not None and clock == self._clock:
+            return False
+        self.stat = self._stat.read()
+        self._clock = clock
+        if self._io is not None:
+            with suppress(OSError, ValueError, IndexError):  # it has ended; what it did so far is kept
+                self.io = self._io.read()
+        return True
+
+    def doubt(self) -> None:
+        """Others may have changed it: taken its memory, say. It is read with the next look."""
+        self._clock = None
+
+    def used(self) -> Used:
+        """Its CPU time. By its clock, in ns: ticks would hide most of what many workers do in a short cell."""
+        return Used(self.stat.parent, self.stat.cpu if self._clock is None else self._clock, self.stat.waited_for)
+
+    def _cpu_clock(self) -> float | None:
+        if self._clocked:
+            with suppress(OSError):  # it has ended, and nobody has waited for it yet
+                return time.clock_gettime(clock_of(self._pid))
+        return None
+
+    def close(self) -> None:
+        """Closes the descriptors."""
+        self._stat.close()
+        if self._io is not None:
+            self._io.close()
 
 
 class ProcessPart:
@@ -41,14 +114,13 @@ class ProcessPart:
         self.pid = pid
         self._proc = proc
         self._clock = clock
-        self._stat = os.open(f"{proc}/{pid}/stat", FLAGS)
-        self._statm = os.open(f"{proc}/{pid}/statm", FLAGS)
-        self._io = open_if_there(f"{proc}/{pid}/io")
-        self._first_children = open_if_there(f"{proc}/{pid}/task/{pid}/children")
-        self._cpu_clock = _process_clock(pid) if proc == "/proc" else None
-        self._known: dict[int, tuple[int, int]] = {}  # each after its parent
-        self._io_of: dict[int, tuple[int, int]] = {}
-        self._io_when: dict[int, Used] = {}  # what they had used when that was read
+        self._clocked = proc == "/proc" and _has_clock(pid)
+        self._kernel = Watched(pid, proc, clocked=self._clocked, io=True)
+        self._kernel.look()
+        self._statm = ProcFile(f"{proc}/{pid}/statm", _resident)
+        self._memory = self._statm.read()
+        self._first_children = opened(f"{proc}/{pid}/task/{pid}/children", bytes, LONG)
+        self._known: dict[int, Watched] = {}  # each after its parent
         self._tree_io = TreeTotal(), TreeTotal()
         self._children_text = b""
         self._rescan_at = self._scanned_at = -1.0
@@ -78,7 +150,7 @@ class ProcessPart:
             self.columns += (Column("process.io.wait.time", "process", "s"),)
         else:
             self.unavailable["process.io.wait.time"] = "delay accounting is off (sysctl kernel.task_delayacct=1)"
-        if self._can_read_io():
+        if self._kernel.io is not None:
             self.columns += (
                 Column("process.disk.read", "process", "By"),
                 Column("process.disk.written", "process", "By"),
@@ -87,16 +159,6 @@ class ProcessPart:
             why = "/proc/PID/io may not be read here"
             self.unavailable["process.disk.read"] = self.unavailable["process.disk.written"] = why
 
-    def _can_read_io(self) -> bool:
-        if self._io < 0:
-            return False
-        try:
-            _io_bytes(os.pread(self._io, 512, 0))
-        except (OSError, ValueError, IndexError):
-            os.close(self._io)
-            self._io = -1
-        return self._io >= 0
-
     @property
     def pids(self) -> list[int]:
         """The kernel and its descendants as last seen."""
@@ -104,119 +166,82 @@ class ProcessPart:
 
     def read(self) -> list[float]:
         """One value a column."""
-        stat = os.pread(self._stat, 1024, 0)
-        words = stat[stat.rindex(b")") + 2 :].split(None, 40)
-        memory = os.pread(self._statm, 128, 0).split(None, 3)
-        rss = int(memory[1]) * PAGE
-        if (
-            words[0] in (b"Z", b"X") or not rss
-        ):  # a zombie's memory reads 0, and that of one that is about to be: unknown
+        now = self._clock()
+        if now >= self._rescan_at:
+            for process in (self._kernel, *self._known.values()):
+                process.doubt()
+        ran = self._kernel.look()
+        if ran:
+            self._memory = self._statm.read()
+        stat, (rss, file) = self._kernel.stat, self._memory
+        # a zombie's memory reads 0, and that of one that is about to be: unknown
+        if stat.state in (b"Z", b"X") or not rss:
             raise ProcessLookupError(errno.ESRCH, "the process has ended")
-        file = int(memory[2]) * PAGE
-        self._follow_tree((words[23], words[25]))
-        used, sizes = self._read_children()
-        children_cpu = sum(one.all for one in used.values())
-        own = Used(0, self._own_cpu(words), (int(words[13]) + int(words[14])) * TICK)
+        if ran:
+            self._follow_tree(now, stat.family)
+        self._look_at_children()
+        used = {pid: child.used() for pid, child in self._known.items()}
+        sizes = [(pid, child.stat.rss, child.stat.minor_faults) for pid, child in self._known.items()]
         row = [
-            self._tree_time.add({self.pid: own, **used}),
-            children_cpu,
+            self._tree_time.add({self.pid: self._kernel.used()._replace(parent=0), **used}),
+            sum(one.all for one in used.values()) if used else 0.0,
             float(rss),
             float(file),
             float(rss + self._tree_memory.added(sizes, rss, file)),
-            float(int(words[17])),
+            float(stat.threads),
             float(len(self._known)),
-            float(int(words[7])),
-            float(int(words[9])),
-            1.0 if words[0] == b"D" else 0.0,
+            float(stat.minor_faults),
+            float(stat.major_faults),
+            1.0 if stat.state == b"D" else 0.0,
         ]
         if self._counts_delays:
-            row.append(int(words[39]) * TICK)
-        if self._io >= 0:
-            row += self._disk_bytes(used)
+            row.append(stat.io_wait)
+        if self._kernel.io is not None:
+            row += self._disk_bytes(self._kernel.io)
         return row
-
-    def _own_cpu(self, words: list[bytes]) -> float:
-        """By the process's own CPU clock where there is one: nanoseconds instead of the 10 ms ticks of stat."""
-        if self._cpu_clock is not None:
-            try:
-                return time.clock_gettime(self._cpu_clock)
-            except OSError:
-                self._cpu_clock = None
-        return (int(words[11]) + int(words[12])) * TICK
 
     def look_again(self) -> None:
         """The next reading looks for descendants, unless one did just now."""
         self._rescan_at = min(self._rescan_at, self._scanned_at + FRESH_SECONDS)
 
-    def _follow_tree(self, family: Family) -> None:
-        now = self._clock()
-        text = os.pread(self._first_children, 65536, 0) if self._first_children >= 0 else b""
+    def _follow_tree(self, now: float, family: Family) -> None:
+        text = self._first_children.read() if self._first_children is not None else b""
         if now < self._rescan_at and text == self._children_text:
             return
         self._scanned_at, self._rescan_at, self._children_text = now, now + RESCAN_SECONDS, text
         seen = dict.fromkeys(descendants(self.pid, self._proc))
         for pid in [pid for pid in self._known if pid not in seen]:
-            self._forget(pid)
+            self._known.pop(pid).close()
         for pid in seen:
-            if pid not in self._known and (fd := open_if_there(f"{self._proc}/{pid}/stat")) >= 0:
-                self._known[pid] = (fd, open_if_there(f"{self._proc}/{pid}/io") if self._io >= 0 else -1)
+            if pid not in self._known:
+                with suppress(OSError):
+                    self._known[pid] = Watched(pid, self._proc, clocked=self._clocked, io=self._kernel.io is not None)
         self._tree_memory.follow(seen, family)
 
-    def _forget(self, pid: int) -> None:
-        for fd in self._known.pop(pid):
-            if fd >= 0:
-                os.close(fd)
-        self._io_of.pop(pid, None)
-        self._io_when.pop(pid, None)
-
-    def _read_children(self) -> tuple[dict[int, Used], list[tuple[int, int, int]]]:
-        """Their CPU time by pid; pid, resident bytes and minor page faults of each."""
-        used, sizes = {}, []
-        for pid, (fd, _) in list(self._known.items()):
+    def _look_at_children(self) -> None:
+        for pid, child in list(self._known.items()):
             try:
-                stat = os.pread(fd, 1024, 0)
+                child.look()
             except OSError:
-                self._forget(pid)
-                continue
-            words = stat[stat.rindex(b")") + 2 :].split(None, 22)
-            waited_for = (int(words[13]) + int(words[14])) * TICK
-            used[pid] = Used(int(words[1]), self._exact_cpu(pid, words), waited_for)
-            sizes.append((pid, int(words[21]) * PAGE, int(words[7])))
-        return used, sizes
+                self._known.pop(pid).close()
 
-    def _exact_cpu(self, pid: int, words: list[bytes]) -> float:
-        """Ticks would hide most of what many workers do in a short cell."""
-        if self._cpu_clock is not None:
-            try:
-                return time.clock_gettime(_clock_of(pid))
-            except OSError:  # it has ended, and nobody has waited for it yet
-                pass
-        return (int(words[11]) + int(words[12])) * TICK
-
-    def _disk_bytes(self, used: Mapping[int, Used]) -> list[float]:
-        """Read and written; ``used`` tells who is there, whose child it is, and who did nothing since: no file is read then."""
-        self._io_of[self.pid] = _io_bytes(os.pread(self._io, 512, 0))
-        for pid, one in used.items():
-            fd = self._known[pid][1]
-            if fd >= 0 and self._io_when.get(pid) != one:
-                self._io_when[pid] = one
-                try:
-                    self._io_of[pid] = _io_bytes(os.pread(fd, 512, 0))
-                except (OSError, ValueError, IndexError):
-                    continue  # it has ended; what it did so far is kept
-        parents = {self.pid: 0, **{pid: one.parent for pid, one in used.items() if pid in self._io_of}}
+    def _disk_bytes(self, own: Counts) -> list[float]:
+        """Read and written."""
+        told = [(self.pid, 0, own)]
+        told += [(pid, child.stat.parent, child.io) for pid, child in self._known.items() if child.io is not None]
         return [
-            total.add({pid: Used(parent, 0.0, self._io_of[pid][place]) for pid, parent in parents.items()})
+            total.add({pid: Used(parent, 0.0, counts[place]) for pid, parent, counts in told})
             for place, total in enumerate(self._tree_io)
         ]
 
     def close(self) -> None:
         """Closes the descriptors."""
-        for pid in list(self._known):
-            self._forget(pid)
-        for fd in (self._stat, self._statm, self._io, self._first_children):
-            if fd >= 0:
-                os.close(fd)
+        for process in (self._kernel, *self._known.values()):
+            process.close()
+        self._known.clear()
+        self._statm.close()
+        if self._first_children is not None:
+            self._first_children.close()
 
 
 class Clock(Protocol):
@@ -226,22 +251,38 @@ class Clock(Protocol):
         """Now."""
 
 
-def _clock_of(pid: int) -> int:
+def clock_of(pid: int) -> int:
     """The CPU clock of another process, as ``clock_getcpuclockid(3)`` makes it."""
     return (~pid << 3) | 2
 
 
-def _process_clock(pid: int) -> int | None:
-    """Its CPU clock; None where it cannot be read."""
-    clock = _clock_of(pid)
+def _has_clock(pid: int) -> bool:
     try:
-        time.clock_gettime(clock)
+        time.clock_gettime(clock_of(pid))
     except (OSError, AttributeError):
-        return None
-    return clock
+        return False
+    return True
 
 
-def _io_bytes(content: bytes) -> tuple[int, int]:
+def open_io(pid: int, proc: str) -> ProcFile[Counts] | None:
+    """What a process made the disks do; None where that may not be read."""
+    file = opened(f"{proc}/{pid}/io", _io_bytes)
+    if file is not None:
+        try:
+            file.read()
+        except (OSError, ValueError, IndexError):
+            file.close()
+            file = None
+    return file
+
+
+def _resident(content: bytes) -> tuple[int, int]:
+    """Bytes of memory, and of it files and shared memory, by ``/proc/PID/statm``."""
+    words = content.split(None, 3)
+    return int(words[1]) * PAGE, int(words[2]) * PAGE
+
+
+def _io_bytes(content: bytes) -> Counts:
     words = content.split()
     return int(words[words.index(b"read_bytes:") + 1]), int(words[words.index(b"write_bytes:") + 1])
 
