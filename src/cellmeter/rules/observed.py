@@ -87,9 +87,11 @@ def in_cells(run: Run, metric: str, subject: str, since: float = 0.0) -> Observe
 
     readings = observed(run, metric, subject, since, run.duration)
     readings = readings.where(readings.seq > 0)
-    starts = {cell.seq: cell.start for cell in run.cells}
-    inside = readings.time - np.array([starts.get(seq, 0.0) for seq in readings.seq.tolist()])
-    return readings._replace(seconds=np.minimum(readings.seconds, inside.clip(0)))
+    cells = sorted((cell.seq, cell.start) for cell in run.cells)
+    seqs, starts = np.array([(-1, 0.0), *cells]).T
+    at = seqs.searchsorted(readings.seq, "right") - 1
+    began = np.where(seqs[at] == readings.seq, starts[at], 0.0)
+    return readings._replace(seconds=np.minimum(readings.seconds, (readings.time - began).clip(0)))
 
 
 def stretches(readings: Observed, chosen: NDArray[np.bool_]) -> list[Stretch]:
