@@ -47,7 +47,7 @@ def inline_cells(run: Run) -> str:
     rows = cell_rows(run)
     if not rows:
         return _page(["<p>No cell has been run.</p>"])
-    return _page([f'<div class="all" tabindex="0" role="region" aria-label="Cells">{_rows(run, rows)}</div>'])
+    return _page([_rows(run, rows, "wide all")])
 
 
 def _page(parts: Iterable[str]) -> str:
@@ -92,10 +92,11 @@ def _cells(run: Run, judgement: Judgement) -> str:
     return _rows(run, shown) + (f'<div class="soft">{text(note)}</div>' if note else "")
 
 
-def _rows(run: Run, rows: Sequence[CellRow]) -> str:
+def _rows(run: Run, rows: Sequence[CellRow], kind: str = "wide") -> str:
     columns = cell_columns(run, rows)
     texts = [[row.short_name(NAME_LENGTH), *(row.text(name) for name in columns[1:])] for row in rows]
-    return _table(heads(run, columns), texts)
+    table = _table(heads(run, columns), texts)
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="Cells">{table}</div>'
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
