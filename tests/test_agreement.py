@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cellmeter.costs import costs
 from cellmeter.export import render
 from cellmeter.export.amounts import disk_bytes, memory_peaks, tree_peak
-from cellmeter.export.devices import statistics_of
+from cellmeter.export.devices import DeviceStatistics, device_statistics
 from cellmeter.export.html.page import html_report
 from cellmeter.export.records import cell_records
 from cellmeter.export.report_json import report
@@ -37,6 +37,10 @@ from cellmeter.sizing import sizes
 
 GPU = a_device("gpu0", mine=True)
 PRICES = Prices(gpu_hour=2.5, cpu_hour=0.1, memory_gb_hour=0.05)
+
+
+def of_the_gpu(run: Run) -> DeviceStatistics:
+    return next(one for one in device_statistics(run) if one.device == "gpu0")
 
 
 def course(most: float) -> st.SearchStrategy[Callable[[float], float]]:
@@ -90,7 +94,7 @@ def test_no_part_is_more_than_its_whole(run: Run) -> None:
     assert at_most(sum(one.written_bytes or 0 for one in used), disk_bytes(run, "written"))
     assert at_most(sum(one.gpu["gpu0"].energy_joules or 0 for one in used), grown(run, "gpu.energy", "gpu0"))
     assert at_most(sum(cell.seconds or 0 for cell in run.cells), run.duration)
-    assert at_most(sum(statistics_of(run, "gpu0").histogram_seconds or ()), cell_seconds(run))
+    assert at_most(sum(of_the_gpu(run).histogram_seconds or ()), cell_seconds(run))
     for size in sizes(run):
         assert at_most(size.peak, size.highest)
         assert at_most(size.needed_at_least, size.needed)
@@ -116,7 +120,7 @@ def test_no_mean_is_above_its_peak_and_no_reading_either(run: Run) -> None:
         assert at_most(gpu.utilization_p95, utilization.max())
         assert at_most(utilization.min(), gpu.utilization_mean)
         assert at_most(used.cores, 8)
-    for spread in statistics_of(run, "gpu0").spreads:
+    for spread in of_the_gpu(run).spreads:
         ordered = [spread.quantiles[name] for name in ("min", "p50", "p95", "p99", "max")]
         assert all(at_most(low, high) for low, high in pairwise(ordered))
         assert at_most(ordered[0], spread.mean)
@@ -187,7 +191,7 @@ def test_samples_in_a_file_are_those_of_the_run(run: Run) -> None:
 def test_many_short_cells_and_the_pauses_between_them_weigh_no_more_than_they_last() -> None:
     idle = [a_cell(0.05, cores=0.0) for _ in range(40)]
     run = a_run(a_cell(18, cores=4.0, gpu={"gpu0": GpuWork(100.0)}), *idle, devices=[GPU])
-    (utilization, *_) = statistics_of(run, "gpu0").spreads
+    (utilization, *_) = of_the_gpu(run).spreads
     assert utilization.mean == pytest.approx(90, abs=1)
     assert utilization.quantiles["p50"] == 100
     page = html_report(run)

@@ -167,7 +167,9 @@ def test_with_workers_it_says_the_words_of_the_panel(auto: Kernel) -> None:
     found = re.search(r"peak (\d{3}) MiB \(.*\), kernel alone ([\d.]+) MiB", line)
     assert found, line
     assert float(found[1]) > float(found[2]) + 250
-    assert f"memory peak {found[1]} MiB of " in panel
+    shown = re.search(r"memory peak (\d{3}) MiB of ", panel)
+    assert shown, panel
+    assert float(shown[1]) == pytest.approx(float(found[1]), abs=3)  # the sample at the end may come after the line
     assert f"kernel alone {found[2]} MiB" in panel
 
 
