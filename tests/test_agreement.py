@@ -17,6 +17,7 @@ from builders import GIB, MIB, CellPlan, GpuWork, a_cell, a_device, a_run, witho
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellmeter import still
 from cellmeter.costs import costs
 from cellmeter.export import render
 from cellmeter.export.amounts import disk_bytes, memory_peaks, tree_peak
@@ -208,6 +209,20 @@ def test_a_gpu_that_was_lost_for_most_of_a_cell_has_no_mean_of_it(lost_at: float
     assert cell["unknown"].get("gpu.gpu0.utilization_mean") == (
         None if mean else "it was read for less than 80 % of the cell"
     )
+
+
+def test_a_reading_above_the_mark_is_the_peak_wherever_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux counts both apart: the panel said 373 MiB, the report 372."""
+    run = a_run(a_cell(10, rss=lambda t: 373 * MIB if 5 <= t < 6 else 300 * MIB))
+    run = replace(run, cells=(replace(run.cells[0], peak_rss_bytes=372 * MIB + MIB // 4),))
+    panel: list[dict[str, str]] = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda data, metadata: panel.append(data))
+    still.show_cell(run, run.cells[0])
+    for text in (panel[0]["text/plain"], cells_table(run), html_report(run)):
+        assert "373 MiB" in text
+        assert "372 MiB" not in text
+    assert report(run)["cells"][0]["peak_rss_bytes"] == 373 * MIB
+    assert report(run)["cells"][0]["peak_exact"]
 
 
 def test_what_the_first_cell_did_before_the_first_sample_is_in_the_runs_total() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellmeter import charts, layouts
-from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, OwnCpu, cpu_seconds
+from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, OwnCpu, cpu_seconds, peak_of
 from cellmeter.store import read_header
 
 LEAST_SECONDS = 1.0
@@ -202,7 +202,7 @@ def parts(folder: Path, start: Event, end: Event) -> list[Part]:
     gpus = [device["id"] for device in header["devices"] if device["mine"] is not False]
     wanted = [(metric, gpu) for gpu in gpus for metric in ("gpu.utilization", "gpu.energy")]
     found = courses(folder, header, [CPU, WORKERS, RSS, TREE, MAPPED, *wanted], start, end)
-    if seconds < LEAST_SECONDS and not _spiked(header, start, end, found[MAPPED]):
+    if seconds < LEAST_SECONDS and not _spiked(header, start, end, found[RSS], found[MAPPED]):
         return []
     ended: CellStatus = end["status"]
     return [
@@ -220,14 +220,15 @@ def _hump(start: Event, end: Event) -> float:
     return 0.0 if None in (before, after, peak) else float(peak - max(before, after))
 
 
-def _spiked(header: Mapping[str, Any], start: Event, end: Event, mapped: Course) -> bool:
+def _spiked(header: Mapping[str, Any], start: Event, end: Event, rss: Course, mapped: Course) -> bool:
     """What the rule ``memory-spike`` says of it."""
     from cellmeter.rules.memory import Hump, MemorySpike
 
     base = mapped.first if start["rss_bytes"] >= end["rss_bytes"] else mapped.first + (mapped.growth or 0.0)
     files = max(0.0, mapped.peak - base) if mapped.peak is not None else 0.0
     limit = header["limits"].get("memory_bytes", (None,))[0]
-    hump = Hump(*RSS, end["peak_rss_bytes"], max(start["rss_bytes"], end["rss_bytes"]), limit, files)
+    peak = peak_of(end["peak_rss_bytes"], rss.peak) or 0
+    hump = Hump(*RSS, peak, max(start["rss_bytes"], end["rss_bytes"]), limit, files)
     return hump.height >= MemorySpike().threshold(hump)
 
 
@@ -255,7 +256,7 @@ def _memory(start: Event, end: Event, rss: Course, tree: Course) -> Part:
     """The peak, with workers where they matter, and how much more the kernel holds than before: as the panel says it."""
     before, after = start["rss_bytes"], end["rss_bytes"]
     exact = end["peak_rss_bytes"]
-    own = exact if exact is not None else rss.peak
+    own = peak_of(exact, rss.peak)
     workers = charts.notably_more(tree.peak, own)
     peak, drawn = (tree.peak, tree) if workers else (own, rss)
     at_least = "" if workers or exact is not None else "≥ "

@@ -84,9 +84,8 @@ def _usage(run: Run, cell: Cell, gpus: Sequence[tuple[GpuUsage, Mapping[str, str
     unknown: dict[str, str] = {}
     rss = _tagged(run.series("process.memory.rss", "process"), cell, end)
     sampled = known(rss.values)
-    peak, exact = cell.peak_rss_bytes, cell.peak_rss_bytes is not None
-    if peak is None and len(sampled):
-        peak = int(sampled.max())
+    exact = cell.peak_rss_bytes is not None
+    peak = peak_of(cell.peak_rss_bytes, float(sampled.max()) if len(sampled) else None)
     if not exact:
         unknown["peak_exact"] = cell.peak_unknown or "the cell has no end record"
     first, last = cell.rss_start_bytes, cell.rss_end_bytes
@@ -110,6 +109,14 @@ def _usage(run: Run, cell: Cell, gpus: Sequence[tuple[GpuUsage, Mapping[str, str
     if cores is None:
         unknown["cores"] = unknown.get("cpu_seconds", f"cell shorter than {SHORT_FOR_CPU_SECONDS:g} s")
     return CellUsage(len(rss.time), cpu, cores, peak, exact, first, last, read, written, gpu, unknown)
+
+
+def peak_of(mark: int | None, sampled: float | None) -> int | None:
+    """Peak memory of a cell, by the kernel's mark and by its samples.
+
+    Linux counts both apart, and per processor: a reading may stand some pages above the mark, which misses no moment.
+    """
+    return max((int(value) for value in (mark, sampled) if value is not None), default=None)
 
 
 def _disk_bytes(run: Run, cell: Cell, end: float, name: str, own: int | None, unknown: dict[str, str]) -> int | None:
