@@ -4,7 +4,7 @@
 // Above: pure functions, tested in Node and held to the same answers as charts.py by format_cases.json.
 // Below: the panel itself. Bokeh draws; what is drawn, from where to where and in which colours is decided here.
 
-/** @typedef {{label: string, role: "main"|"second"|"faint", ink: [string, string], top: number|null, about?: string}} Line */
+/** @typedef {{label: string, role: "main"|"second"|"faint"|"other", ink: [string, string], top: number|null, about?: string}} Line */
 /** @typedef {{key: string, title: string, unit: string, limit: number|null, exact?: number|null, lanes: boolean, height: number, lines: Line[]}} Panel */
 /** @typedef {{status: string, word: string, end: number, notes: string[]}} Ending */
 /** @typedef {{panels: Panel[], shown: string[], asked: boolean, missing: Record<string, string>, cores?: string[], prefix: string, title: string, tail?: string, beside?: boolean, instead?: string|null} & Partial<Ending>} Layout */
@@ -599,7 +599,7 @@ export function documentOf(panel, id, version) {
   const source = model("ColumnDataSource", { name: "samples", data: { type: "map", entries: names.map((name) => [name, []]) } });
   const mains = panel.lines.filter((line) => line.role === "main").length;
   const renderers = panel.lines.flatMap((line, i) => {
-    const [wide, dash] = [line.role === "faint" ? 1.1 : panel.lanes ? 1.3 : 1.8, line.role === "second" && panel.key === "memory" ? [4, 3] : []];
+    const [wide, dash] = [isBeside(line) ? 1.1 : panel.lanes ? 1.3 : 1.8, line.role === "second" && panel.key === "memory" ? [4, 3] : []];
     const stroke = { x: field("t"), y: field(`c${i}`), line_width: wide, line_dash: dash, line_join: "bevel" };
     const ground = panel.lanes ? panel.lines.length - 1 - i : 0;
     const fill = { x: field("t"), y1: { type: "value", value: ground }, y2: field(`c${i}a`), fill_alpha: 0.16 };
@@ -976,7 +976,10 @@ class Chart {
 
   /** @param {boolean} dark */
   theme(dark) {
-    for (const { line, item } of this.legend) item.style.setProperty("--ink", line.ink[Number(dark)]);
+    for (const { line, item } of this.legend) {
+      item.style.setProperty("--ink", line.ink[Number(dark)]);
+      item.title = line.about ?? line.label;
+    }
     if (!this.figure) return;
     const { panel, figure } = this;
     const [text, grid] = dark ? ["#A3AAB1", "rgba(255,255,255,0.11)"] : ["#666D74", "rgba(0,0,0,0.10)"];
@@ -1065,10 +1068,15 @@ class Chart {
   }
 }
 
-/** Puts what is known exactly into the panels that charts are drawn by. @param {Layout} layout @param {Panel[]} panels */
-export function learnPeaks(layout, panels) {
-  const exact = new Map(panels.map((panel) => [panel.key, panel.exact]));
-  for (const panel of layout.panels) panel.exact = exact.get(panel.key) ?? panel.exact;
+/** Puts what has become known into the panels that charts are drawn by: exact peaks, and which GPUs the kernel does not use.
+ * @param {Layout} layout @param {Panel[]} panels */
+export function learn(layout, panels) {
+  const news = new Map(panels.map((panel) => [panel.key, panel]));
+  for (const panel of layout.panels) {
+    const told = news.get(panel.key);
+    panel.exact = told?.exact ?? panel.exact;
+    told?.lines.forEach((line, i) => Object.assign(panel.lines[i], { about: undefined, ...line }));
+  }
 }
 
 /** How many labels a time axis has room for. @param {HTMLElement} box */
@@ -1084,15 +1092,25 @@ export function worthSaying(panel, line, peak, peaks, top) {
   return line.role === "second" ? peaks[0] > 1.01 * peak : !(peak > top);
 }
 
+const NOT_USED = "not used"; // see charts.NOT_USED
+
+/** Whether a line is counted nowhere. @param {Line} line */
+const isBeside = (line) => line.role === "faint" || line.role === "other";
+
+/** Whether any line of a panel counts: GPUs that others use do not. @param {Panel} panel */
+const isUsed = (panel) => panel.lines.some((line) => !isBeside(line));
+
 /** @param {Panel} panel @param {number[]} peaks */
 function peakText(panel, peaks) {
-  const known = peaks.filter((x, i) => !Number.isNaN(x) && panel.lines[i].role !== "faint");
+  if (!isUsed(panel)) return NOT_USED;
+  const known = peaks.filter((x, i) => !Number.isNaN(x) && !isBeside(panel.lines[i]));
   if (panel.exact) known.push(panel.exact);
   return formatPeak(known.length ? Math.max(...known) : NaN, panel);
 }
 
 /** A panel's numbers now, in short: up to four devices each by itself. @param {Panel} panel @param {number[]} now @returns {string} */
 export function chipText(panel, now) {
+  if (!isUsed(panel)) return NOT_USED;
   const mine = now.filter((_, i) => panel.lines[i].role === "main");
   const known = mine.filter((x) => !Number.isNaN(x));
   if (mine.length < 2 || !known.length) return formatValue(known[0], panel.unit);
@@ -1648,6 +1666,12 @@ class View {
     });
   }
 
+  /** What a line stands for may have changed. */
+  learnt() {
+    this.#theme(true);
+    this.#text();
+  }
+
   /** The code has said something for the first time. */
   speak() {
     this.#press();
@@ -1663,6 +1687,7 @@ class View {
 
   /** The cell has ended: how, and what it took, stands in the layout. */
   finish() {
+    this.#theme(true);
     this.state = this.record.layout.status ?? this.state;
     this.paused = null;
     if (this.window >= (this.record.layout.end ?? Infinity)) this.window = 0;
@@ -1889,8 +1914,12 @@ function open(model, early) {
     },
     own: ({ own }, message) => said(own, message),
     plugins: ({ plugins }, message) => said(plugins, message),
+    panels: ({ layout }, { panels }) => {
+      learn(layout, panels);
+      for (const view of views) view.learnt();
+    },
     end: ({ layout }, { ending, panels }) => {
-      learnPeaks(layout, panels);
+      learn(layout, panels);
       Object.assign(layout, ending);
       for (const view of views) view.finish();
     },
@@ -1979,7 +2008,7 @@ async function upgrade([script, packed, name = ""]) {
     live.move(box);
     const { layout } = unpack(await gunzip(bytes));
     const { status, word, end, notes } = layout;
-    learnPeaks(live.record.layout, layout.panels);
+    learn(live.record.layout, layout.panels);
     Object.assign(live.record.layout, { status, word, end, notes });
     live.record.samples.shrink(MOST_ROWS_ENDED);
     live.record.own.shrink();

@@ -197,6 +197,9 @@ test("a header says each of a few devices, and the mean of many", () => {
   assert.equal(live.chipText(gpus(2), [34.4, NaN]), "34 · ? %");
   assert.equal(live.chipText(gpus(8), [0, 0, 0, 0, 100, 100, 100, 100]), "50 % mean of 8");
   assert.equal(live.chipText(gpus(2), [NaN, NaN]), "unknown");
+  const others = (...roles) => ({ unit: "%", lines: roles.map((role) => ({ role })) });
+  assert.equal(live.chipText(others("other", "main", "other"), [97, 34.4, 88]), "34 %");
+  assert.equal(live.chipText(others("other", "other"), [97, 88]), "not used");
 });
 
 test("a document for Bokeh spells out every model once", () => {
@@ -298,11 +301,18 @@ test("spans that touch are one bar, and the pointer finds the newest of them", (
   assert.equal(own.spanAt("a", 1.05, 0.1).end, 1);
 });
 
-test("what is known exactly reaches the panels that charts are drawn by", () => {
-  const memory = { key: "memory", exact: null };
-  const layout = { panels: [memory, { key: "cpu", exact: null }] };
-  live.learnPeaks(layout, [{ key: "memory", exact: 512 }, { key: "cpu", exact: null }]);
+test("what becomes known reaches the panels that charts are drawn by", () => {
+  const memory = { key: "memory", exact: null, lines: [{ label: "kernel", role: "main" }] };
+  const gpu = { key: "gpu", exact: null, lines: [{ label: "gpu0", role: "main" }, { label: "gpu1", role: "other", about: "not used" }] };
+  const layout = { panels: [memory, gpu] };
+  const roles = () => gpu.lines.map((line) => line.role);
+  live.learn(layout, [{ ...memory, exact: 512 }, { ...gpu, lines: [{ label: "gpu0", role: "other" }, { label: "gpu1", role: "main" }] }]);
   assert.equal(layout.panels[0], memory);
   assert.equal(memory.exact, 512);
-  assert.equal(layout.panels[1].exact, null);
+  assert.equal(gpu.exact, null);
+  assert.deepEqual(roles(), ["other", "main"]);
+  assert.equal(gpu.lines[1].about, undefined);
+  live.learn(layout, [{ ...memory, exact: null }]);
+  assert.equal(memory.exact, 512, "a peak that is known stays known");
+  assert.deepEqual(roles(), ["other", "main"]);
 });

@@ -17,7 +17,7 @@ from builders import GIB, MIB, CellPlan, GpuWork, a_cell, a_device, a_run, witho
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellmeter import still
+from cellmeter import charts, still
 from cellmeter.costs import costs
 from cellmeter.export import render
 from cellmeter.export.amounts import disk_bytes, memory_peaks, tree_peak
@@ -32,7 +32,8 @@ from cellmeter.export.text import cells_table
 from cellmeter.export.traces import trace_spans
 from cellmeter.rules import judge
 from cellmeter.rules.observed import cell_seconds
-from cellmeter.run import Run
+from cellmeter.rules.ownership import not_used
+from cellmeter.run import Column, Run
 from cellmeter.settings import Prices
 from cellmeter.sizing import sizes
 
@@ -223,6 +224,31 @@ def test_a_reading_above_the_mark_is_the_peak_wherever_it_is_said(monkeypatch: p
         assert "372 MiB" not in text
     assert report(run)["cells"][0]["peak_rss_bytes"] == 373 * MIB
     assert report(run)["cells"][0]["peak_exact"]
+
+
+def test_gpus_that_only_others_use_are_in_no_figure_of_the_runs() -> None:
+    """A shared machine, on which CUDA_VISIBLE_DEVICES does not say whose they are."""
+    busy = GpuWork(100, context=0.0, foreign=1, power=700.0)
+    mine = {"gpu0": GpuWork(40, power=200.0), "gpu1": busy, "gpu2": busy}
+    run = a_run(
+        a_cell(20, gpu=mine),
+        a_cell(20, gpu={"gpu1": busy, "gpu2": busy}),
+        devices=[a_device(f"gpu{n}") for n in range(3)],
+        pause=5.0,
+    )
+    first, second = cell_rows(run)
+    assert (first.gpu_percent, second.gpu_percent, second.energy_joules) == (40, 0, 0)
+    assert first.energy_joules == pytest.approx(20 * 200, rel=0.05)
+    page = html_report(run)
+    assert "mean of 1 GPU<" in page
+    assert "<dd>4.0 kJ<" in page
+    idle = a_run(a_cell(20, gpu={"gpu0": busy}), devices=[a_device()])
+    assert "1 GPU, not used by this kernel" in html_report(idle)
+    panels = charts.without(
+        charts.panels([Column("gpu.utilization", f"gpu{n}", "%") for n in range(3)], {}, run.devices, ("gpu",)),
+        not_used(run, 0.0, 20.0),
+    )
+    assert [line.role for line in panels[0].lines] == ["main", "other", "other"]
 
 
 def test_what_the_first_cell_did_before_the_first_sample_is_in_the_runs_total() -> None:

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from cellmeter import charts, live, still
 from cellmeter.feed import Feed
 from cellmeter.run import EDGE_END, EDGE_START, Column
-from cellmeter.store import Writer
+from cellmeter.store import Tail, Writer
 
 COLUMNS = (Column("process.cpu.time", "process", "s"), Column("process.memory.rss", "process", "By"))
 SECOND = 10**9
@@ -123,6 +123,36 @@ def test_loads_of_cores_are_those_of_the_cells_own_time(written: Written) -> Non
     written.writer.sample(cores, int(13.5 * SECOND), 0, 0, [4.7, 0.0, NAN])
     feed.poll()
     assert feed.loads.next == 2
+
+
+def test_a_gpu_that_the_kernel_never_held_is_known_as_such_after_two_readings(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    devices = [asdict(a_device("gpu0", mine=None)), asdict(a_device("gpu1", mine=True))]
+    writer.describe(host={"cpu_count": 2}, rate_hz=10.0, start_ns=0, limits={}, devices=devices)
+    main = writer.add_segment("main", [Column("gpu.utilization", f"gpu{n}", "%") for n in (0, 1)])
+    lists = writer.add_segment("gpu-processes", [Column("gpu.process.contexts", f"gpu{n}", "1") for n in (0, 1)])
+    writer.sample(lists, SECOND, 0, 0, [0.0, 0.0])
+    feed = Feed(tmp_path, 1, ("gpu",))
+
+    def roles() -> list[str]:
+        return [line.role for line in feed.panels[0].lines]
+
+    def reading(at: float, contexts: float) -> list[str]:
+        writer.sample(lists, int(at * SECOND), 1, 0, [contexts, contexts])
+        feed.poll()
+        return roles()
+
+    writer.sample(main, 10 * SECOND, 1, EDGE_START, [97.0, 97.0])
+    assert reading(10.5, 0) == ["main", "main"], (
+        "one list may come before the kernel holds it; the one before is not its own"
+    )
+    assert reading(12.5, NAN) == ["main", "main"]
+    assert reading(14.5, 0) == ["other", "main"], "one that is allocated to it is its own, idle or not"
+    later = Feed(tmp_path, 1, ("gpu",), Tail(tmp_path, since_ns=10 * SECOND), 10 * SECOND)
+    later.poll()
+    assert later.panels == feed.panels, "as one that is told of only now has it, too"
+    assert reading(16.5, 1) == ["main", "main"]
+    assert reading(18.5, 0) == ["main", "main"], "it has used it"
 
 
 def test_loads_of_cores_are_bounded(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from conftest import Kernel, Reply, wait_until
 
 from cellmeter import strip
+from cellmeter.export.rows import cell_rows
 from cellmeter.run import Cell, Run
 from cellmeter.store import EVENTS, read_events, run_folders
 
@@ -152,6 +153,31 @@ def test_it_says_what_the_report_says(start_kernel: Callable[..., Kernel], tmp_p
     assert int(words["2 GPUs"].split()[0]) == pytest.approx(sum(means) / 2, abs=1.5)
     joules = sum(gpu.energy_joules or 0.0 for gpu in usage.gpu.values())
     assert found[-1].words == f"{joules:.0f} J"
+
+
+def test_gpus_that_only_others_use_count_nowhere(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    """On a shared machine without CUDA_VISIBLE_DEVICES: the driver's process lists tell."""
+    trace = (
+        "gpu\ngpu\nat 0 gpu 0 util=90 power=100\nat 0 gpu 1 util=50 power=700\n"
+        f"proc 0 - gpu 0 pid=@{tmp_path}/pid used=2g\nproc 0 - gpu 1 pid=1 used=60g"
+    )
+    kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path))
+    kernel.load()
+    kernel.run("%monitor start --auto")
+    (line,) = lines(kernel.run("import os, time; time.sleep(4.5)"))
+    assert line.endswith("GPU not used")
+    kernel.run(f"open('{tmp_path}/pid', 'w').write(str(os.getpid()))")
+    (line,) = lines(kernel.run("time.sleep(4.5)"))
+    assert re.search(r"· GPU [▆▇]+ 90 % mean, 90 % peak ·", line)
+    joules = re.search(r"(\d+) J$", line)
+    assert joules
+    assert float(joules[1]) == pytest.approx(450, rel=0.1)
+    panel = kernel.run("%%monitor\ntime.sleep(4.5)").updates[-1]["data"]["text/plain"]
+    assert "GPU 90 % mean, 90 % peak" in panel
+    again = kernel.run("%monitor show").displays[-1]["data"]["text/plain"]
+    assert "GPU 90 % mean, 90 % peak" in again
+    used, unused = cell_rows(kernel.recorded_cells(6))[3], cell_rows(kernel.recorded_cells(6))[1]
+    assert (used.gpu_percent, unused.gpu_percent, unused.energy_joules) == (pytest.approx(90), 0, 0)
 
 
 def test_with_workers_it_says_the_words_of_the_panel(auto: Kernel) -> None:

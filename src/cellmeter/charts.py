@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from cellmeter.metrics import METRICS, RATE_OF, SHORT_FOR_CPU_SECONDS, Group
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Role = Literal["main", "second", "faint"]
+Role = Literal["main", "second", "faint", "other"]
+BESIDE = ("faint", "other")  # roles that no peak, mean or sum counts
 DEFAULT_GROUPS: tuple[Group, ...] = ("cpu", "memory", "gpu")
 GROUPS: tuple[Group, ...] = ("cpu", "memory", "gpu", "io", "net", "power")
 _TITLES: dict[Group, str] = {
@@ -39,6 +40,7 @@ _TREE = "the kernel and its worker processes"
 MOST_LINES = 3  # more devices than that get a lane each: eight lines in one chart cannot be told apart
 LANE_FILL = 0.84  # of a lane's height, so that full lanes do not touch
 UNKNOWN = "unknown"
+NOT_USED = "not used"
 NOTABLE_SHARE, NOTABLE_BYTES = 1.05, 32 << 20  # what workers add to the kernel's own memory, to be worth a word
 
 
@@ -91,6 +93,11 @@ class PanelSpec:
     def group(self) -> Group:
         """What ``--show`` calls it."""
         return cast("Group", self.key.partition("-")[0])
+
+    @property
+    def used(self) -> bool:
+        """Whether any of its lines counts: GPUs that others use do not."""
+        return any(line.role not in BESIDE for line in self.lines)
 
     @property
     def height(self) -> int:
@@ -170,6 +177,22 @@ def panels(
         watts = [d.power_limit_watts or 0.0 for d in gpus]
         made.append(_device_panel("power", "GPU power", "gpu.power", gpus, recorded, watts))
     return tuple(panel for panel in made if panel is not None)
+
+
+def without(specs: Sequence[PanelSpec], others: Collection[str]) -> tuple[PanelSpec, ...]:
+    """The panels with GPUs that do not work for the kernel in grey, and counted nowhere. ``others``: the subjects of these."""
+    return tuple(
+        replace(
+            spec,
+            lines=tuple(
+                line._replace(role="other", ink=GREY, about="not used by this kernel")
+                if line.subject in others
+                else line
+                for line in spec.lines
+            ),
+        )
+        for spec in specs
+    )
 
 
 def _panel(key: str, title: str, lines: tuple[Line, ...], limit: float | None) -> PanelSpec | None:
@@ -369,11 +392,16 @@ def scale_top(spec: PanelSpec, peaks: Sequence[float]) -> float:
 
 
 def highest(spec: PanelSpec, peaks: Sequence[float]) -> float | None:
-    """The greatest of the peaks, faint lines aside, and of what is known exactly; None if none is known."""
+    """The greatest of the peaks, what is beside aside, and of what is known exactly; None if none is known."""
     known = [
-        peak for line, peak in zip(spec.lines, peaks, strict=True) if line.role != "faint" and not math.isnan(peak)
+        peak for line, peak in zip(spec.lines, peaks, strict=True) if line.role not in BESIDE and not math.isnan(peak)
     ]
     return max([*known, *([spec.exact_peak] if spec.exact_peak else [])], default=None)
+
+
+def caption(spec: PanelSpec, peaks: Sequence[float]) -> str:
+    """What stands above a panel: its highest reading, if it has a line that counts."""
+    return format_peak(highest(spec, peaks), spec) if spec.used else NOT_USED
 
 
 def worth_drawing(spec: PanelSpec, peaks: Sequence[float], top: float) -> tuple[bool, ...]:

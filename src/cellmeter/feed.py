@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cellmeter import charts, layouts
 from cellmeter.assemble import cells_from
 from cellmeter.run import EDGE_END, Column, OwnCpu, cpu_seconds
-from cellmeter.store import Tail
+from cellmeter.store import Tail, read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +30,12 @@ CHUNK_BYTES = 8 << 20  # read at once of a long cell
 class Feed:
     """A cell's rows out of a run folder's tail: of all groups, whichever are ``shown`` first. Not thread-safe.
 
-    ``tail``: by default that of a cell which is yet to start.
+    ``tail``: by default that of a cell which is yet to start; ``since_ns``: when it did, if it has.
     """
 
-    def __init__(self, folder: Path, seq: int, shown: Sequence[Group], tail: Tail | None = None) -> None:
+    def __init__(
+        self, folder: Path, seq: int, shown: Sequence[Group], tail: Tail | None = None, since_ns: int | None = None
+    ) -> None:
         import numpy as np
 
         self.seq = seq
@@ -41,10 +43,11 @@ class Feed:
         self.shown = tuple(shown)
         self._tail = tail or Tail(folder, newest=0)
         self.rates = layouts.rates_of(self._tail.header())
-        self.panels = layouts.panels_of(folder)
-        self.missing = layouts.missing_in(folder, self.panels)
+        self._panels = layouts.panels_of(folder)
+        self.missing = layouts.missing_in(folder, self._panels)
+        self.holders = Holders(folder, self._tail.header(), since_ns)
         self.loads = CoreLoads(folder)
-        self._width = 1 + sum(len(spec.lines) for spec in self.panels)
+        self._width = 1 + sum(len(spec.lines) for spec in self._panels)
         self._rows = np.empty((256, self._width))
         self._count = 0
         self._seconds = 0.5  # in which two of the older rows are left
@@ -57,6 +60,11 @@ class Feed:
         self._intact_from = 0
         self.ended = False
 
+    @property
+    def panels(self) -> tuple[charts.PanelSpec, ...]:
+        """What its rows fill, as far as it is known by now which GPUs the kernel does not use."""
+        return charts.without(self._panels, self.holders.not_used)
+
     def poll(self) -> Floats:
         """Takes in what is new and returns it: rows × (time, lines), seconds since the cell's first sample."""
         import numpy as np
@@ -67,6 +75,7 @@ class Feed:
                 fresh.append(self._taken(columns, records))
         rows = np.concatenate(fresh)
         self._keep(rows)
+        self.holders.poll(self.ended)
         if self.started_ns is not None:
             self.loads.poll(self.started_ns, self.ended)
         return rows
@@ -95,7 +104,7 @@ class Feed:
         seconds = (together["t"] - self.started_ns) * 1e-9
         inside = mine[mine < last]
         self._note_work(columns, seconds[inside], together["v"][inside])
-        values = charts.values_of(self.panels, columns, seconds, together["v"], self.rates)
+        values = charts.values_of(self._panels, columns, seconds, together["v"], self.rates)
         return np.column_stack([seconds, values])[first:last]
 
     def _note_work(self, columns: Sequence[Column], seconds: Floats, values: Floats) -> None:
@@ -191,13 +200,13 @@ class WholeRun(Feed):
     """All rows of a run, between cells too; of a long one those of the last hour at first. Not thread-safe."""
 
     def __init__(self, folder: Path, groups: Sequence[Group]) -> None:
-        super().__init__(folder, 0, groups, Tail(folder, newest=MOST_ROWS))
+        started_ns = int(read_header(folder)["start_ns"])
+        super().__init__(folder, 0, groups, Tail(folder, newest=MOST_ROWS), started_ns)
         self.next = self._intact_from = self._tail.passed  # so that all who follow a run number its rows alike
         self._edges = Tail(folder)
         self._starts: dict[int, Event] = {}
         self._bands: dict[int, dict[str, Any]] = {}
-        self.run_ns = int(self._tail.header()["start_ns"])
-        self.started_ns = self.run_ns
+        self.started_ns = self.run_ns = started_ns
 
     def _begin_again(self) -> None:
         super()._begin_again()
@@ -212,7 +221,7 @@ class WholeRun(Feed):
         together = np.concatenate([known, records])
         self._before = (columns, together[-KEPT_FOR_RATES:])
         seconds = (together["t"] - self.run_ns) * 1e-9
-        values = charts.values_of(self.panels, columns, seconds, together["v"], self.rates)
+        values = charts.values_of(self._panels, columns, seconds, together["v"], self.rates)
         return np.column_stack([seconds, values])[len(known) :]
 
     def bands(self, anew: bool) -> list[dict[str, Any]]:
@@ -231,6 +240,36 @@ class WholeRun(Feed):
             changed[seq] = {**told, "start": cell.start, "end": cell.end}
         self._bands |= changed
         return list(self._bands.values() if anew else changed.values())
+
+
+class Holders:
+    """Which GPUs the kernel has not used since a cell began, by the driver's process lists. Not thread-safe.
+
+    A list that was read before the kernel came to hold a GPU says nothing against it, so one reading is not enough.
+    ``since_ns``: when the cell began, if it has already.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any], since_ns: int | None) -> None:
+        self._seen = {gpu: (0, 0.0) for gpu in layouts.doubtful(header)}  # how many readings, and the highest
+        self._tail = Tail(folder, layouts.PROCESSES, newest=0 if since_ns is None else None, since_ns=since_ns)
+        self._ended = False
+        self.not_used: frozenset[str] = frozenset()
+        """Their ids."""
+
+    def poll(self, ended: bool) -> None:
+        """Takes in what is new, and nothing after the poll that saw the cell's end."""
+        import numpy as np
+
+        if self._ended or not self._seen:
+            return
+        self._ended = ended
+        for columns, records in self._tail.samples():
+            for index, column in enumerate(columns):
+                if column.metric == layouts.CONTEXTS and column.subject in self._seen:
+                    known = records["v"][:, index][~np.isnan(records["v"][:, index])]
+                    count, most = self._seen[column.subject]
+                    self._seen[column.subject] = count + len(known), float(known.max(initial=most))
+        self.not_used = frozenset(gpu for gpu, seen in self._seen.items() if layouts.never_held(*seen))
 
 
 class CoreLoads:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 
 CORES = "cores"  # the stream of every core's CPU time
+PROCESSES = "gpu-processes"  # the stream of who holds a context on each GPU
+CONTEXTS = "gpu.process.contexts"
+LEAST_READINGS = 2
 
 
 def bokeh_js() -> Path:
@@ -44,6 +47,19 @@ def rates_of(header: Mapping[str, Any]) -> Rates:
 def missing_in(folder: Path, specs: Sequence[charts.PanelSpec]) -> dict[Group, str]:
     """Why a group has no panel, for each that has none. Raises RunUnreadable."""
     return charts.missing(specs, [Device(**d) for d in read_header(folder)["devices"]])
+
+
+def doubtful(header: Mapping[str, Any]) -> list[str]:
+    """The GPUs whose owner neither ``CUDA_VISIBLE_DEVICES`` nor an allocation tells: only the process list does."""
+    return [device["id"] for device in header["devices"] if device.get("mine") is None]
+
+
+def never_held(readings: int, most: float) -> bool:
+    """Whether a GPU was not used, by so many readings of how many contexts the kernel held on it, and the highest of them.
+
+    One is not enough: the kernel may have come to hold it after that, and there is one in two seconds.
+    """
+    return readings >= LEAST_READINGS and most == 0
 
 
 def cores_of(folder: Path) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ the runtime. Code and rows travel as custom messages, never as widget state: Jup
 
 Messages, kernel to page: ``code`` (buffers: gzipped live.js, gzipped BokehJS), ``open`` (layout), ``d`` (rows from ``s`` on),
 ``c`` (loads of the cores from ``s`` on), ``h`` (all there is, the next row being number ``n``, the next load ``c``), ``end``
-(how the cell ended), ``said`` (a line of own values and alerts), ``own`` (logged values and spans from number ``s`` on),
-``plugins`` (the same of what plugins measure).
+(how the cell ended), ``panels`` (once it is known which GPUs it does not use), ``said`` (a line of own values and alerts),
+``own`` (logged values and spans from number ``s`` on), ``plugins`` (the same of what plugins measure).
 Page to kernel: ``here``, ``need``. Rows are float64 columns, the time first; loads are float64 times, and a byte a core and
 time. The page gets the rows of all groups, so that what it shows is its own choice.
 """
@@ -24,7 +24,7 @@ import time
 import weakref
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,6 +266,7 @@ class Panel:
         self._plugins = PluginFeed(feed.folder)
         self._title = title
         self._loads_sent = 0
+        self._not_used: Collection[str] = frozenset()
         self._id = "cm" + os.urandom(6).hex()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -382,10 +383,19 @@ class Panel:
                 rows, start, self._loads_sent = self._feed.rows(), -1, 0
             sent, self._loads_sent = self._loads_sent, self._feed.loads.next
             loads = self._feed.loads.since(sent)
-            said = self._said(anew)
+            said = [*self._whose(), *self._said(anew)]
         self._send(rows, start, loads, sent)
         for message in said:
             self._widget.send(message)
+
+    def _whose(self) -> list[dict[str, Any]]:
+        """A message if it has become known that GPUs are used by others, or that they are not."""
+        known = self._feed.holders.not_used
+        if known == self._not_used or self._layout is None:
+            return []
+        self._not_used = known
+        self._layout["panels"] = charts.spec_for_page(self._feed.panels)
+        return [{"k": "panels", "panels": self._layout["panels"]}]
 
     def _said(self, anew: bool, rest: bool = False) -> list[dict[str, Any]]:
         """Messages of what the user's code says and is told: what is new, or ``anew`` all of it."""

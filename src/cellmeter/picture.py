@@ -14,13 +14,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.charts import (
+    BESIDE,
     Frame,
     Line,
     PanelSpec,
     axis_of,
-    format_peak,
+    caption,
     hidden_peak,
-    highest,
     lane_values,
     scale_top,
     time_ticks,
@@ -89,10 +89,10 @@ def _panel(
     plot = _Plot(x + _LEFT, y + _TOP, width - _LEFT - _RIGHT, height - _TOP - _BOTTOM, max(seconds, 1e-3), top)
     _axes(canvas, plot, spec, top)
     canvas.text(x + 4, y + 2, spec.title, bold=True)
-    caption = format_peak(highest(spec, peaks), spec)
-    canvas.text(x + width - _RIGHT, y + 2, caption, anchor="ra")
+    said = caption(spec, peaks)
+    canvas.text(x + width - _RIGHT, y + 2, said, anchor="ra")
     shown = worth_drawing(spec, peaks, top)
-    right = x + width - _RIGHT - canvas.text_width(caption)
+    right = x + width - _RIGHT - canvas.text_width(said)
     _legend(canvas, x + 14 + canvas.text_width(spec.title), right, y + 2, spec, shown)
     drawn = lane_values(spec, values) if spec.lanes else values
     mains = sum(line.role == "main" for line in spec.lines)
@@ -236,7 +236,7 @@ class Canvas:
 
     def line(self, steps: Sequence[Step], line: Line) -> None:
         """Draws a line."""
-        ink, more = self._ink(line, 255), 0 if line.role == "faint" else 1
+        ink, more = self._ink(line, 255), 0 if line.role in BESIDE else 1
         for left, high, right, low in steps:
             self._draw.rectangle((left, high - more, right, low), fill=ink)
 

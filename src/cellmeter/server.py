@@ -105,7 +105,7 @@ def _cell_feed(folder: Path, seq: int) -> Feed | None:
     began = [e["t"] for e in read_events(folder / EVENTS)[0] if e.get("event") == "cell_start" and e.get("seq") == seq]
     if not began:
         return None
-    return Feed(folder, seq, charts.DEFAULT_GROUPS, Tail(folder, since_ns=began[0], most_bytes=CHUNK_BYTES))
+    return Feed(folder, seq, charts.DEFAULT_GROUPS, Tail(folder, since_ns=began[0], most_bytes=CHUNK_BYTES), began[0])
 
 
 def _reply(feed: Feed, number: int) -> dict[str, Any]:

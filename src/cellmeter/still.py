@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts
 from cellmeter.metrics import SHORT_FOR_CPU_SECONDS
+from cellmeter.rules.ownership import not_used
 from cellmeter.run import Cell, Run
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def facts_of(title: str, status: str, seconds: float, edges: Mapping[str, Event]
     return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cores)
 
 
+_NO_GPU = f"GPU {charts.NOT_USED}"
 ENDINGS = {"ok": "done", "error": "failed", "interrupted": "interrupted", "died": "kernel died", "running": "recording"}
 
 
@@ -65,7 +67,9 @@ def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
     for spec in frame.panels:
         values = frame.of(spec)
         mains = [i for i, line in enumerate(spec.lines) if line.role == "main"]
-        if spec.key == "cpu":
+        if not spec.used:
+            parts += [] if _NO_GPU in parts else [_NO_GPU]
+        elif spec.key == "cpu":
             cores = facts.cores
             if cores is None and facts.seconds >= SHORT_FOR_CPU_SECONDS:  # no end edge: only samples tell
                 cores = _mean(frame.time, values[:, mains[0]])
@@ -76,7 +80,7 @@ def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
             means = [m for i in mains if (m := _mean(frame.time, values[:, i])) is not None]
             mean = sum(means) / len(means) if means else None
             parts.append(f"{spec.title} {charts.format_value(mean, '%')} mean, {_peak(values[:, mains], '%')} peak")
-        elif len(mains) < len(spec.lines):  # read and written, in and out: a peak each
+        elif any(line.role == "second" for line in spec.lines):  # read and written, in and out: a peak each
             peaks = [f"{line.label} {_peak(values[:, [i]], spec.unit)}" for i, line in enumerate(spec.lines)]
             parts.append(f"{spec.title} peak {', '.join(peaks)}")
         else:
@@ -220,7 +224,8 @@ def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GRO
 
     end = run.duration if cell.end is None else cell.end
     frame = charts.frame_of(run, cell.start, end + 0.5 / run.rate_hz, charts.GROUPS)
-    frame = replace(frame, time=frame.time - cell.start)
+    panels = charts.without(frame.panels, not_used(run, cell.start, end))
+    frame = replace(frame, panels=panels, time=frame.time - cell.start)
     before, after = cell.rss_start_bytes, cell.rss_end_bytes
     growth = after - before if before is not None and after is not None else None
     facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes, growth, run.usage(cell).cores)

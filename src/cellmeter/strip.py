@@ -97,20 +97,19 @@ class Course:
 
 
 def courses(
-    folder: Path, header: Mapping[str, Any], keys: Sequence[Key], start: Event, end: Event
+    folder: Path, header: Mapping[str, Any], keys: Sequence[Key], start: Event, end: Event, stream: str = "main"
 ) -> dict[Key, Course]:
     """The samples of a cell, from its edge ``start`` to ``end``, and the one taken at its end if it comes in time."""
     found = {key: Course() for key in keys}
     before = 0.0
-    deadline = time.monotonic() + LAST_SAMPLE_SECONDS
-    for entry in header["segments"]:
-        if entry["stream"] != "main":
-            continue
+    segments = [entry for entry in header["segments"] if entry["stream"] == stream]
+    deadline = time.monotonic() + LAST_SAMPLE_SECONDS if stream == "main" else 0.0
+    for entry in segments:
         at = {(metric, subject): n for n, (metric, subject, _) in enumerate(entry["columns"])}
         wanted = sorted((at[key], key) for key in keys if key in at)
         layout = _layout(len(entry["columns"]), [n for n, _ in wanted])
         with open(folder / entry["file"], "rb") as file:
-            last_segment = entry is header["segments"][-1]
+            last_segment = entry is segments[-1]
             for rows in _pieces(file.fileno(), layout, start, end, deadline if last_segment else 0.0):
                 stamps, seqs, flags, *columns = zip(*rows, strict=True)
                 times = [(stamp - start["t"]) * 1e-9 for stamp in stamps]
@@ -199,7 +198,9 @@ def parts(folder: Path, start: Event, end: Event) -> list[Part]:
     """What the line says; nothing of a cell under a second that did not spike."""
     header = read_header(folder)
     seconds = (end["t"] - start["t"]) * 1e-9
-    gpus = [device["id"] for device in header["devices"] if device["mine"] is not False]
+    there = [device["id"] for device in header["devices"] if device.get("mine") is not False]
+    others = _not_used(folder, header, start, end) if seconds >= LEAST_SECONDS else frozenset()
+    gpus = [gpu for gpu in there if gpu not in others]
     wanted = [(metric, gpu) for gpu in gpus for metric in ("gpu.utilization", "gpu.energy")]
     found = courses(folder, header, [CPU, WORKERS, RSS, TREE, MAPPED, *wanted], start, end)
     if seconds < LEAST_SECONDS and not _spiked(header, start, end, found[RSS], found[MAPPED]):
@@ -209,7 +210,7 @@ def parts(folder: Path, start: Event, end: Event) -> list[Part]:
         Part("", "", _ENDED.get(ended, f"{ended} ") + charts.format_duration(seconds)),
         _cpu(header, start, end, found),
         _memory(start, end, found[RSS], found[TREE]),
-        *_gpus([found["gpu.utilization", gpu] for gpu in gpus]),
+        *_gpus([found["gpu.utilization", gpu] for gpu in gpus], bool(there)),
         *_energy([found["gpu.energy", gpu] for gpu in gpus]),
     ]
 
@@ -269,9 +270,19 @@ def _memory(start: Event, end: Event, rss: Course, tree: Course) -> Part:
     return Part("memory", bars(peaks, max([*peaks, peak or 1.0])), f"peak {words}", charts.GREEN.light)
 
 
-def _gpus(use: Sequence[Course]) -> list[Part]:
+def _not_used(folder: Path, header: Mapping[str, Any], start: Event, end: Event) -> frozenset[str]:
+    """The GPUs that others may have used, but not this cell."""
+    keys = [(layouts.CONTEXTS, gpu) for gpu in layouts.doubtful(header)]
+    if not keys:
+        return frozenset()
+    held = courses(folder, header, keys, start, end, layouts.PROCESSES)
+    # a piece is a reading or more
+    return frozenset(gpu for (_, gpu), seen in held.items() if layouts.never_held(len(seen.pieces), seen.peak or 0.0))
+
+
+def _gpus(use: Sequence[Course], there: bool) -> list[Part]:
     if not use:
-        return []
+        return [Part("GPU", "", charts.NOT_USED)] if there else []
     name = "GPU" if len(use) == 1 else f"{len(use)} GPUs"
     known = [course for course in use if course.pieces]
     if not known:

@@ -12,21 +12,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.charts import (
+    BESIDE,
     DEFAULT_GROUPS,
     VERMILLION,
     PanelSpec,
     all_times,
     at_each,
     axis_of,
+    caption,
     decimate,
-    format_peak,
-    highest,
     lane_values,
     panels,
     scale_top,
     within,
+    without,
 )
 from cellmeter.metrics import Group
+from cellmeter.rules.ownership import not_used
 from cellmeter.rules.scripts import is_script
 from cellmeter.run import Cell, Run
 
@@ -94,7 +96,7 @@ def window_figures(run: Run, start: float, end: float, groups: Sequence[Group] =
 
     models = _models()
     columns = dict.fromkeys(c for segment in run.segments for c in segment.columns)
-    specs = panels(columns, run.limits, run.devices, groups)
+    specs = without(panels(columns, run.limits, run.devices, groups), not_used(run, start, end))
     lines = [line for spec in specs for line in spec.lines]
     time = all_times([within(run.times(line.metric, line.subject), start, end) for line in lines])
     x_range = models.Range1d(start, max(end, start + 1e-3), bounds=(start, max(end, start + 1e-3)))
@@ -186,7 +188,7 @@ def _columns(spec: PanelSpec, readings: Thinned, names: Sequence[str]) -> dict[s
 def _shade(fig: Any, spec: PanelSpec, source: Any, names: Sequence[str]) -> None:
     """From the least to the most around each line; nothing stands behind the machine's own, which is faint anyway."""
     for line, name in zip(spec.lines, names, strict=True):
-        if line.role != "faint":
+        if line.role not in BESIDE:
             fig.varea("t", name + LOW, name + HIGH, source=source, fill_color=line.ink.light, fill_alpha=0.28)
 
 
@@ -237,7 +239,7 @@ def _figure(spec: PanelSpec, source: Any, names: Sequence[str], x_range: Any, to
             floor = base - index if spec.lanes else 0
             ground = name + AREA if name + AREA in source.data else name
             fig.varea("t", floor, ground, source=source, fill_color=ink, fill_alpha=0.16, name=name + AREA)
-        width = 1.1 if line.role == "faint" else 1.3 if spec.lanes else 1.8
+        width = 1.1 if line.role in BESIDE else 1.3 if spec.lanes else 1.8
         dash = [4, 3] if line.role == "second" and spec.key == "memory" else []
         fig.line(
             "t", name, source=source, line_color=ink, line_width=width, line_dash=dash, line_join="round", name=name
@@ -258,7 +260,7 @@ def _dress(fig: Any, spec: PanelSpec, readings: Thinned, names: Sequence[str], *
     fig.yaxis.ticker.ticks = ticks
     fig.yaxis.major_label_overrides = dict(zip(ticks, labels, strict=True))
     who = f" {spec.lines[0].label}" if spec.lines[0].about else ""
-    label(fig, f"{spec.title}{who} · {format_peak(highest(spec, peaks), spec)}")
+    label(fig, f"{spec.title}{who} · {caption(spec, peaks)}")
     fig.height = spec.height + (84 if first else 66)
     _name_lines(fig, spec, names)
     shown = [renderer for renderer in fig.renderers if renderer.name == names[0]]

@@ -1,6 +1,7 @@
-"""Run in a kernel with ``%run synthetic.py GPUS [CORES [GROUPS]]``: the panel of a machine that the tests' machine is not.
+"""Run in a kernel with ``%run synthetic.py GPUS [CORES [GROUPS [USED]]]``: a panel of a machine that the tests' machine is not.
 
 Writes the record of a cell of a minute and holds the panel open until there is a file ``go`` in the working directory.
+``USED``: how many of the GPUs the kernel uses, as only the driver's process lists tell.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ ROWS = SECONDS * 10
 
 
 def recorded(
-    folder: Path, gpus: int, cores: int, began_ns: int, described: threading.Event, opened: threading.Event
+    folder: Path,
+    gpus: int,
+    cores: int,
+    used: int | None,
+    began_ns: int,
+    described: threading.Event,
+    opened: threading.Event,
 ) -> None:
     """Describes the run, and writes all its rows once the panel is open; the last one a little later."""
     columns = [
@@ -41,13 +48,14 @@ def recorded(
     for i in range(gpus):
         columns += [Column("gpu.utilization", f"gpu{i}", "%"), Column("gpu.memory.used", f"gpu{i}", "By")]
         columns += [Column("gpu.power", f"gpu{i}", "W")]
-    device = {"name": "H100", "memory_bytes": 80 * GIB, "mine": True, "power_limit_watts": 700.0}
+    device = {"name": "H100", "memory_bytes": 80 * GIB, "mine": used is None or None, "power_limit_watts": 700.0}
     devices = [{**device, "id": f"gpu{i}", "uuid": str(i)} for i in range(gpus)]
     limits = {"cpu_cores": [16.0, "cgroup"], "memory_bytes": [64 * GIB, "cgroup"]}
     writer = Writer(folder)
     writer.describe(host={"cpu_count": 16}, rate_hz=10.0, start_ns=0, limits=limits, devices=devices)
     main = writer.add_segment("main", columns)
     each = writer.add_segment("cores", [Column("core.cpu.time", f"cpu{i}", "s") for i in range(cores)])
+    holders = writer.add_segment("gpu-processes", [Column("gpu.process.contexts", f"gpu{i}", "1") for i in range(gpus)])
     described.set()
     opened.wait()
     cpu, busy_cores = 0.0, [0.0] * cores
@@ -68,16 +76,18 @@ def recorded(
                 x + (0.5 + 0.5 * math.sin(at / 5 + i / 3)) * (i < 0.75 * cores) for i, x in enumerate(busy_cores)
             ]
             writer.sample(each, began_ns + int(at * 1e9), 1, 0, busy_cores)
+        if n % 20 == 0 and used is not None:
+            writer.sample(holders, began_ns + int(at * 1e9), 1, 0, [float(i < used) for i in range(gpus)])
         if n == ROWS - 2:
             time.sleep(1)
     writer.close()
 
 
-def show(gpus: int, cores: int = 2, groups: str = "cpu,memory,gpu") -> None:
+def show(gpus: int, cores: int = 2, groups: str = "cpu,memory,gpu", used: int | None = None) -> None:
     """Opens the panel and closes it when the test says so."""
     with tempfile.TemporaryDirectory() as name:
         folder, described, opened, began_ns = Path(name), threading.Event(), threading.Event(), time.monotonic_ns()
-        thread = threading.Thread(target=recorded, args=(folder, gpus, cores, began_ns, described, opened))
+        thread = threading.Thread(target=recorded, args=(folder, gpus, cores, used, began_ns, described, opened))
         thread.start()
         described.wait()
         panel = live.Panel.open(get_ipython(), folder, 1, "train step", tuple(groups.split(",")))
@@ -88,4 +98,4 @@ def show(gpus: int, cores: int = 2, groups: str = "cpu,memory,gpu") -> None:
         panel.close("train step", "ok", began_ns, began_ns + SECONDS * 10**9)
 
 
-show(int(sys.argv[1]), *(int(x) for x in sys.argv[2:3]), *sys.argv[3:4])
+show(int(sys.argv[1]), *(int(x) for x in sys.argv[2:3]), *sys.argv[3:4], *(int(x) for x in sys.argv[4:5]))

@@ -139,6 +139,34 @@ print('steps:', step)
 """
 
 
+def test_gpus_of_others_are_grey_and_count_nowhere(open_book: Callable[..., Book]) -> None:
+    """As soon as the process lists tell, and in what stays."""
+    runs = [f"%run {SYNTHETIC} {which}" for which in ("3 2 gpu 1", "8 2 gpu 3", "1 2 gpu 0")]
+    book = open_book("gpus-of-others", ["%load_ext cellmeter", *runs])
+    go = book.path.with_name("go")
+    book.run(0)
+    book.wait(0)
+    for cell, (gpus, used, note) in enumerate(
+        ((3, 1, "GPU 65 % mean"), (8, 3, "GPU 63 % mean"), (1, 0, "GPU not used")), 1
+    ):
+        book.command("notebook:clear-all-cell-outputs")
+        go.unlink(missing_ok=True)
+        book.run(cell)
+        wait_for_points(book, 599)
+        others = book.page.locator("[data-panel=gpu] .cm-line[title='not used by this kernel']")
+        if gpus <= 3:
+            assert others.count() == gpus - used
+        book.screenshot(f"live-of-others-{gpus}", cell)
+        go.touch()
+        book.wait(cell)
+        book.page.wait_for_selector(UPGRADED, timeout=ACTION_MS)
+        book.screenshot(f"upgraded-of-others-{gpus}", cell)
+        assert note in book.page.locator(".cellmeter .cm-sum").inner_text()
+        (output,) = book.outputs(cell)
+        assert note in output["data"]["text/plain"]
+    assert book.complaints() == []
+
+
 def test_what_the_code_says_is_drawn_on_the_time_axis(open_book: Callable[..., Book]) -> None:
     book = open_book("drawn", ["%load_ext cellmeter", DRAWN])
     go = book.path.with_name("drawn")

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from cellmeter.charts import notably_more
 from cellmeter.export.amounts import NOTABLE_DISK, tree_peak
 from cellmeter.export.summary import counted, plain, title_of
+from cellmeter.rules.ownership import not_used
 from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.run import is_ours
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding
-    from cellmeter.run import Cell, CellUsage, Device, Run
+    from cellmeter.run import Cell, CellUsage, GpuUsage, Run
 
 CELLS_SHOWN = 40
 ROUTINE_SECONDS = 1.0
@@ -29,7 +30,7 @@ NUMBERED = re.compile(r"In \[\d+\]|cell #\d+")
 
 @dataclass(frozen=True)
 class CellRow:
-    """One cell in numbers. None: unknown. ``gpu_percent`` is the mean over the GPUs that may be the kernel's."""
+    """One cell in numbers. None: unknown. What GPUs did counts where they may have done it for the kernel."""
 
     seq: int
     title: str
@@ -42,6 +43,7 @@ class CellRow:
     peak_exact: bool
     growth_bytes: int | None
     gpu_percent: float | None
+    """The mean over these GPUs; 0 of a cell that used none, as is its energy."""
     energy_joules: float | None
     tree_bytes: float | None = None
     """The highest sample of the kernel and its workers, and no less than the kernel's own peak."""
@@ -144,40 +146,44 @@ def cell_row(run: Run, cell: Cell) -> CellRow:
     """One cell in numbers."""
     usage = run.usage(cell)
     until = run.duration if cell.end is None else cell.end
-    seconds, there = until - cell.start, [device for device in run.devices if device.since < until]
     start, end = usage.rss_start_bytes, usage.rss_end_bytes
+    gpus = _gpus_used(run, cell.start, until, usage)
     return CellRow(
         seq=cell.seq,
         title=plain(title_of(cell)),
         first_line=plain(cell.first_line),
         status=cell.status,
-        seconds=seconds,
+        seconds=until - cell.start,
         cpu_seconds=usage.cpu_seconds,
         cores=usage.cores,
         peak_bytes=usage.peak_rss_bytes,
         peak_exact=usage.peak_exact,
         growth_bytes=None if start is None or end is None else end - start,
-        gpu_percent=_gpu_percent(there, usage),
-        energy_joules=_energy(there, usage),
+        gpu_percent=_gpu_percent(gpus),
+        energy_joules=_energy(gpus),
         tree_bytes=tree_peak(run, cell),
         read_bytes=usage.read_bytes,
         written_bytes=usage.written_bytes,
     )
 
 
-def maybe_mine(devices: Sequence[Device]) -> list[Device]:
-    """The GPUs that are the kernel's, or may be."""
-    return [device for device in devices if device.mine is not False]
+def _gpus_used(run: Run, start: float, until: float, usage: CellUsage) -> list[GpuUsage] | None:
+    """What the GPUs did that may have worked for the kernel; None if there was no GPU."""
+    there = [device.id for device in run.devices if device.since < until]
+    others = not_used(run, start, until)
+    return [usage.gpu[gpu] for gpu in there if gpu not in others] if there else None
 
 
-def _gpu_percent(devices: Sequence[Device], usage: CellUsage) -> float | None:
-    means = [usage.gpu[device.id].utilization_mean for device in maybe_mine(devices)]
-    known = [mean for mean in means if mean is not None]
+def _gpu_percent(gpus: Sequence[GpuUsage] | None) -> float | None:
+    if not gpus:
+        return None if gpus is None else 0.0
+    known = [used.utilization_mean for used in gpus if used.utilization_mean is not None]
     return sum(known) / len(known) if known else None
 
 
-def _energy(devices: Sequence[Device], usage: CellUsage) -> float | None:
-    """Of all GPUs that may be the kernel's; a sum without one of them would be too small, so it is unknown."""
-    parts = [usage.gpu[device.id].energy_joules for device in maybe_mine(devices)]
-    known = [part for part in parts if part is not None]
-    return sum(known) if known and len(known) == len(parts) else None
+def _energy(gpus: Sequence[GpuUsage] | None) -> float | None:
+    """Of all of them; a sum without one would be too small, so it is unknown."""
+    if gpus is None:
+        return None
+    known = [used.energy_joules for used in gpus if used.energy_joules is not None]
+    return sum(known, 0.0) if len(known) == len(gpus) else None

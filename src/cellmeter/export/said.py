@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.alerts import metric_of
 from cellmeter.charts import format_held
-from cellmeter.export.rows import maybe_mine
 from cellmeter.export.summary import Fact, counted, plain
+from cellmeter.rules.ownership import not_used
 from cellmeter.rules.units import (
     UNKNOWN,
     bytes_text,
@@ -42,7 +42,7 @@ class Table(NamedTuple):
 def tables(run: Run) -> list[Table]:
     """Spans, logged values and steps, as far as there are any."""
     stats = run.span_stats()
-    shown = len(SPAN_HEADERS) if maybe_mine(run.devices) else SPAN_HEADERS.index("GPU")
+    shown = len(SPAN_HEADERS) if _used(run) else SPAN_HEADERS.index("GPU")
     note = "" if all(s.exact for s in stats) else "≈ summed up as they came too fast to be kept one by one, within 1 %"
     found = [
         Table(
@@ -68,7 +68,7 @@ def tables(run: Run) -> list[Table]:
 
 
 def _span(run: Run, stats: SpanStats) -> tuple[str, ...]:
-    mine = [device.id for device in maybe_mine(run.devices)]
+    mine = _used(run)
     means = [mean for gpu in mine if (mean := stats.utilization_mean.get(gpu)) is not None]
     joules = [energy for gpu in mine if (energy := stats.energy_joules.get(gpu)) is not None]
     about = "" if stats.exact else "≈ "
@@ -84,6 +84,12 @@ def _span(run: Run, stats: SpanStats) -> tuple[str, ...]:
         percent_text(sum(means) / len(means) if means else None),
         joules_text(sum(joules) if joules and len(joules) == len(mine) else None),
     )
+
+
+def _used(run: Run) -> list[str]:
+    """The GPUs that may have worked for the kernel."""
+    others = not_used(run, 0.0, run.duration)
+    return [device.id for device in run.devices if device.id not in others]
 
 
 def _value(name: str, logged: Logged) -> tuple[str, ...]:

@@ -59,6 +59,16 @@ def _ownership(run: Run, device: Device, start: float, end: float) -> Ownership:
     return Ownership("not-mine", False, f"this kernel did not use {device.id}")
 
 
+def not_used(run: Run, start: float, end: float) -> frozenset[str]:
+    """Ids of the GPUs that did nothing for the kernel from ``start`` to ``end``, as far as that is known.
+
+    In so short a time that no process list may have been read since the kernel came to hold a GPU, the next one counts too:
+    it goes on holding it.
+    """
+    until = end if end - start >= 2 * PROCESS_LIST_SECONDS else end + PROCESS_LIST_SECONDS
+    return frozenset(device.id for device in run.devices if ownership(run, device, start, until).whose == "not-mine")
+
+
 def reason_for(run: Run, metric: str, subject: str) -> str:
     """Why a metric of a subject has no readings."""
     for key in (f"{metric}:{subject}", metric):

@@ -38,6 +38,7 @@ from cellmeter.export.summary import (
 )
 from cellmeter.rules import judge
 from cellmeter.rules.observed import in_cells, top_cells
+from cellmeter.rules.ownership import not_used
 from cellmeter.rules.scripts import is_script
 from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.settings import load_settings
@@ -170,7 +171,10 @@ def _memory_tile(run: Run) -> tuple[str, str, str]:
 
 
 def _gpu_tile(run: Run) -> tuple[str, str, str]:
-    devices = [device for device in run.devices if device.mine is not False]
+    others = not_used(run, 0.0, run.duration)
+    devices = [device for device in run.devices if device.id not in others]
+    if not devices:
+        return "GPU use in cells", "none", f"{counted(len(run.devices), 'GPU')}, not used by this {process_of(run)}"
     readings = (in_cells(run, "gpu.utilization", device.id) for device in devices)  # not all are to be held at once
     used = [(one.mean(), one.total) for one in readings if one.total > 0]
     mean = sum(mean * seconds for mean, seconds in used) / sum(seconds for _, seconds in used) if used else None
