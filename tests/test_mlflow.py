@@ -25,7 +25,7 @@ from conftest import Kernel, wait_until, whole_line
 from mlflow import MlflowClient
 from web import Answer, Request, free_port, serving
 
-from cellmeter import judge
+from cellmeter import judge, sending
 from cellmeter.cli import main
 from cellmeter.errors import ExportFailed, MissingExtra
 from cellmeter.export import mlflow
@@ -123,7 +123,7 @@ class TestMetrics:
             "system/gpu_0_power_usage_percentage": 50,
         }
         assert set(arrived.data.metrics) == set(expected)
-        assert sent.metrics == len(expected)
+        assert sent.keys == set(expected)
         start = run.started.timestamp() * 1000
         for key, value in expected.items():
             points = history(client, sent, key)
@@ -169,7 +169,12 @@ class TestMetrics:
 
     def test_a_long_run_is_thinned_unless_told(self):
         day = a_run(a_cell(86_400), rate_hz=0.1)
-        assert {len(part.values) for part in mlflow.points(day, ALL)} <= set(range(980, 1010))
+        assert {len(part.values) for part in mlflow.points(day, ALL)} <= set(range(2000, 3000))
+        (rss,) = mlflow.points(day, choice("process.memory.rss", None))
+        gaps = np.diff(rss.steps)
+        assert gaps.max() == 128, "seconds, after a day"
+        assert gaps[1:50].max() == 10, "each sample, at first"
+        assert len(next(mlflow.points(day, choice("process.memory.rss", 10.0))).values) == pytest.approx(8640, abs=2)
 
     def test_what_is_unknown_is_not_sent(self, run):
         no_limit = replace(run.devices[0], power_limit_watts=None)
@@ -365,6 +370,92 @@ class TestFailures:
     def test_a_run_that_is_not_there(self, run, server):
         with pytest.raises(ExportFailed, match="0123abcd"):
             send(run, server, run_id="0123abcd" * 4)
+
+
+@pytest.mark.parametrize("wanted", [ALL, choice("process.memory.rss,host.network.*,logged.*", 0.7)])
+@pytest.mark.parametrize("cuts", [(7.0, 8.0, 33.0), (1.0, 39.0), (20.0,)])
+def test_what_is_sent_part_by_part_is_what_is_sent_at_once(run: Run, wanted: Choice, cuts: tuple[float, ...]) -> None:
+    """Each part is of the run as it had become by then."""
+    run = TestOwnValues().own(replace(run, duration=40.0))
+    network = next(s for s in mlflow.SYSTEM_METRICS if "receive" in s.name)
+    stretch, found = mlflow.Stretch(), dict[str, list[tuple[int, int, float]]]()
+    for until in (*cuts, math.inf):
+        so_far = replace(
+            run,
+            segments=tuple(
+                replace(s, records=s.records[s.records["t"] < run.start_ns + until * 1e9]) for s in run.segments
+            ),
+            own=run.own.only(lambda times, until=until: times <= until),
+            duration=min(until, run.duration),
+        )
+        end = mlflow.whole_until(so_far, wanted) if math.isfinite(until) else math.inf
+        for part in mlflow.points(so_far, wanted, stretch=replace(stretch, until=end)):
+            found.setdefault(part.key, []).extend(zip(part.milliseconds, part.steps, part.values, strict=True))
+        stretch.since = max(stretch.since, end)
+    at_once = {p.key: list(zip(p.milliseconds, p.steps, p.values, strict=True)) for p in mlflow.points(run, wanted)}
+    assert repr(found) == repr({key: at_once[key] for key in found})
+    assert found.keys() == at_once.keys()
+    assert any(network.metric in key or "receive" in key for key in found)
+
+
+def test_a_run_arrives_while_it_is_recorded(
+    kernel: Kernel,
+    server: str,
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sending, "LIVE_SECONDS", 0.2)
+    monkeypatch.setattr(sending, "REST", 0.0)
+    kernel.run("import cellmeter\ncellmeter.log(loss=7.0)")
+    experiment = f"live-{uuid4().hex[:6]}"
+    command = ["export", "--mlflow", "--wait", "--tracking-uri", server, "--experiment", experiment]
+    exits: list[int] = []
+    thread = threading.Thread(target=lambda: exits.append(main(command)))
+    thread.start()
+
+    def arrived() -> Any:
+        there = client.get_experiment_by_name(experiment)
+        found = client.search_runs([there.experiment_id]) if there else []
+        key = "system/system_memory_usage_megabytes"
+        return found and len(client.get_metric_history(found[0].info.run_id, key)) > 2 and found[0]
+
+    begun = wait_until(arrived, "points of a run that goes on")
+    assert (begun.info.status, begun.data.metrics["loss"]) == ("RUNNING", 7.0)
+    assert "cellmeter.ending" not in begun.data.tags
+    kernel.run("cellmeter.log(loss=3.0)")
+    kernel.run("%monitor stop")
+    thread.join(60)
+    assert exits == [0]
+    ended = client.get_run(begun.info.run_id)
+    assert (ended.info.status, ended.data.tags["cellmeter.ending"], ended.data.metrics["loss"]) == (
+        "FINISHED",
+        "stopped",
+        3.0,
+    )
+    run = kernel.recorded()
+    said = capsys.readouterr().err
+    whole = {part.key: part for part in mlflow.points(run, ALL)}
+    assert (
+        f"sent {sum(len(part.values) for part in whole.values())} points of {len(whole)} metrics to MLflow run" in said
+    )
+    for key, part in whole.items():
+        there = sorted(client.get_metric_history(begun.info.run_id, key), key=lambda metric: metric.timestamp)
+        assert [(p.timestamp, p.step, p.value) for p in there] == list(
+            zip(part.milliseconds, part.steps, part.values, strict=True)
+        )
+
+
+def test_a_server_that_is_down_meanwhile_is_asked_again(run: Run, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(sending, "LIVE_SECONDS", 0.0)
+    monkeypatch.setattr(sending, "read_run", lambda folder, newest: run)
+    with serving(lambda request: Answer(503)) as address:
+        live = sending.Live(tmp_path, mlflow.Target(address, "Default"), ALL)
+        monkeypatch.setattr(sending, "REST", 0.0)
+        live.look()
+        live.look()
+    assert capsys.readouterr().err.count("while it is recorded: MLflow at") == 1, "the same is said once"
 
 
 def test_a_short_run_by_the_command_line(

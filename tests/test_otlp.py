@@ -26,7 +26,7 @@ from cellmeter import judge
 from cellmeter.cli import main
 from cellmeter.errors import BadUsage, ExportFailed, MissingExtra
 from cellmeter.export import otlp
-from cellmeter.export.readings import Choice, check_names, choice, thinned
+from cellmeter.export.readings import Choice, check_names, choice, every, thinned
 from cellmeter.metrics import METRICS
 from cellmeter.prometheus.totals import OwnTotals
 from cellmeter.run import Run, Series
@@ -190,7 +190,7 @@ class TestMetrics:
     def test_an_interval_has_the_mean_of_its_readings_and_the_last_of_a_counter(self):
         times, values = np.array([0.2, 0.9, 1.0, 3.1, 3.9]), np.array([1.0, 3.0, 5.0, 7.0, 8.0])
         series = Series(times, values, np.zeros(5, np.int64))
-        mean, last = thinned(series, 1.0, last=False), thinned(series, 1.0, last=True)
+        mean, last = thinned(series, every(1.0), last=False), thinned(series, every(1.0), last=True)
         assert mean.time.tolist() == last.time.tolist() == [0.9, 1.0, 3.9]
         assert mean.values.tolist() == [2.0, 5.0, 7.5]
         assert last.values.tolist() == [3.0, 5.0, 8.0]

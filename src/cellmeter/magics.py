@@ -285,7 +285,7 @@ def start(
 
     ``rate_hz``: samples a second, 0.1 to 100. ``max_memory``: warn beyond that share of the memory limit (0.9), or beyond
     bytes of the process and its workers (``"12GiB"``); with ``interrupt`` as if somebody had pressed Ctrl-C as well.
-    ``mlflow``: when the recording is over, a process of its own sends it to the MLflow server, into the run that is active now.
+    ``mlflow``: a process of its own sends the run to the MLflow server as it goes on, into the MLflow run that is active now.
     ``prometheus``, ``match``: a Prometheus server's address and a selector of labels, as in ``'{instance="node7:9400"}'``: what
     it tells of GPUs and machines elsewhere is joined to this run when it is over.
     Raises BadUsage, FetchFailed, MissingExtra and RecorderUnavailable.
@@ -308,7 +308,7 @@ def start(
         if source is not None:
             session.read_from(source)
     if mlflow and recording is not None:
-        sending.send_when_over(recording.folder)
+        sending.send_along(recording.folder)
 
 
 def stop() -> None:

@@ -6,20 +6,26 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellmeter import detached
-from cellmeter.errors import BadUsage, MissingExtra
+from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
+from cellmeter.settings import MAX_RATE_HZ
 from cellmeter.store import find_run, may_be_open, read_run, runs_home
 
 if TYPE_CHECKING:
+    from cellmeter.export.mlflow import Sent, Target
     from cellmeter.export.readings import Choice
     from cellmeter.run import Run
 
 LOG = "mlflow.log"
 LOOK_SECONDS = 0.5
+LIVE_SECONDS = 15.0  # between what is sent while a run is recorded
+REST = 20.0  # it takes at most a twentieth of a core
+SLACK_SECONDS = 120.0  # read again of what was sent before: rates look back, and free disk space is read once a minute
 
 _FILES_ONLY = ("output", "per_cell", "jsonl", "cells", "since")
 _MLFLOW_ONLY = ("tracking_uri", "experiment", "mlflow_run")
@@ -52,9 +58,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--interval",
         type=float,
         metavar="SECONDS",
-        help="one value in so long (default: MLflow 1 s, longer from 1000 s on; OTLP every sample)",
+        help="one value in so long (default: MLflow 1 s, ever longer from 1000 s on; OTLP every sample)",
     )
-    both.add_argument("--wait", action="store_true", help="until the recording is over, if it goes on")
+    both.add_argument(
+        "--wait", action="store_true", help="if it is still recorded, until that is over; MLflow has it meanwhile"
+    )
 
 
 def is_wanted(options: argparse.Namespace) -> bool:
@@ -85,23 +93,77 @@ def send(options: argparse.Namespace) -> None:
     if options.mlflow and not uri:
         raise BadUsage("export --mlflow: name the server by --tracking-uri or MLFLOW_TRACKING_URI")
     folder = find_run(options.run, runs_home())
+    live = Live(folder, _target(options, uri), wanted) if uri and options.mlflow else None
     while options.wait and folder.exists() and may_be_open(folder):
+        if live is not None:
+            live.look()
         time.sleep(LOOK_SECONDS)
     run = read_run(folder)
     check_names(wanted, run)
-    said = _to_mlflow(options, run, wanted, uri) if uri and options.mlflow else _to_otlp(options, run, wanted)
+    said = _to_otlp(options, run, wanted) if live is None else live.finish(run)
     print(said, file=sys.stderr)
     if run.ending is None:
         print("the run is still being recorded: send it again when it is over", file=sys.stderr)
 
 
-def _to_mlflow(options: argparse.Namespace, run: Run, wanted: Choice, uri: str) -> str:
-    from cellmeter.export import mlflow
-    from cellmeter.rules import judge
+def _target(options: argparse.Namespace, uri: str) -> Target:
+    from cellmeter.export.mlflow import Target
 
     experiment = options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
-    sent = mlflow.send(run, judge(run), mlflow.Target(uri, experiment, options.mlflow_run), wanted)
-    return f"sent {sent.points} points of {sent.metrics} metrics to MLflow run {sent.run_id}"
+    return Target(uri, experiment, options.mlflow_run)
+
+
+class Live:
+    """Sends a run to MLflow while it is recorded, by whole intervals, and the rest when it is over.
+
+    ``look`` is called often, reads what has come since it last sent, and does so the more seldom the longer that takes.
+    """
+
+    def __init__(self, folder: Path, target: Target, wanted: Choice) -> None:
+        from cellmeter.export.mlflow import Stretch
+
+        self._folder = folder
+        self._target = target
+        self._wanted = wanted
+        self._stretch = Stretch()
+        self._sent: Sent | None = None
+        self._read_at = time.monotonic()
+        self._due = self._read_at + LIVE_SECONDS
+        self._told = ""
+
+    def look(self) -> None:
+        """Sends what is new, if it is time to. What fails is said once, and tried again."""
+        started = time.monotonic()
+        if started < self._due:
+            return
+        try:
+            self._send(started)
+        except CellmeterError as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                print(f"cellmeter: while it is recorded: {error}", file=sys.stderr)
+        ended = time.monotonic()
+        self._due = ended + max(LIVE_SECONDS, REST * (ended - started))
+
+    def _send(self, now: float) -> None:
+        from cellmeter.export import mlflow
+
+        newest = int(MAX_RATE_HZ * (now - self._read_at + SLACK_SECONDS)) if self._sent else None
+        run = read_run(self._folder, newest)
+        until = mlflow.whole_until(run, self._wanted)
+        if until <= self._stretch.since:
+            return
+        part = replace(self._stretch, until=until)
+        self._sent = mlflow.send_points(run, self._target, self._wanted, part).after(self._sent)
+        self._stretch.since, self._read_at = until, now
+
+    def finish(self, run: Run) -> str:
+        """Sends the rest and the report of a run that is over; returns what has arrived, in words."""
+        from cellmeter.export import mlflow
+        from cellmeter.rules import judge
+
+        sent = mlflow.send(run, judge(run), self._target, self._wanted, self._stretch).after(self._sent)
+        return f"sent {sent.points} points of {len(sent.keys)} metrics to MLflow run {sent.run_id}"
 
 
 def _to_otlp(options: argparse.Namespace, run: Run, wanted: Choice) -> str:
@@ -113,15 +175,15 @@ def _to_otlp(options: argparse.Namespace, run: Run, wanted: Choice) -> str:
 
 
 def can_send_to_mlflow() -> None:
-    """Raises MissingExtra or BadUsage where :func:`send_when_over` would only fail later."""
+    """Raises MissingExtra or BadUsage where :func:`send_along` would only fail later."""
     if find_spec("mlflow") is None:
         raise MissingExtra("mlflow-skinny", "mlflow", "start(mlflow=True)")
     if not _tracking_uri():
         raise BadUsage("start(mlflow=True): name the server by MLFLOW_TRACKING_URI or mlflow.set_tracking_uri")
 
 
-def send_when_over(folder: Path) -> None:
-    """From a process of its own, which outlives the kernel: once the recording is over, the run goes to MLflow.
+def send_along(folder: Path) -> None:
+    """From a process of its own, which outlives the kernel: the run goes to MLflow, while it is recorded and when that is over.
 
     Into the MLflow run that is active now, else a new one. What becomes of it stands in ``mlflow.log`` in the run folder.
     """

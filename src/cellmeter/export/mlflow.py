@@ -10,6 +10,8 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +20,7 @@ from cellmeter import __version__
 from cellmeter.errors import BadUsage, ExportFailed, MissingExtra
 from cellmeter.export.html import html_report
 from cellmeter.export.own_values import OwnValue, own_values, steps_done
-from cellmeter.export.readings import Choice, batched, chosen, is_chosen
+from cellmeter.export.readings import Choice, batched, chosen, ever_longer, is_chosen
 from cellmeter.export.report_json import json_report
 
 if TYPE_CHECKING:
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
     from cellmeter.run import Device, Run
 
     Floats = NDArray[np.float64]
+    Value = Callable[[Run, str, Floats, float], Floats]
+    """What is sent of some readings of a subject, of which the run's first is the last argument."""
 
 MEGABYTE = 1e6
 MOST_METRICS = 1000  # that a batch may hold
 MOST_TAG = 5000  # characters of a tag's value
-POINTS = 1000  # about so many of each metric, where no interval is given: the tab draws 320
+LATE_SECONDS = 2.0  # what the code says and the driver tells may come so much later than its own time
 MOST_VALUES = 10_000  # of a name that the user's code logged, each as it was; of more, one an interval
 ROOT = "/"
 RUN_TAG = "cellmeter.run_id"
@@ -58,11 +62,15 @@ class Target(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What has arrived: the MLflow run, and how many points of how many metrics."""
+    """What has arrived: the MLflow run, the metrics by their keys there, and how many points."""
 
     run_id: str
-    metrics: int
+    keys: frozenset[str]
     points: int
+
+    def after(self, before: Sent | None) -> Sent:
+        """Both together."""
+        return self if before is None else Sent(self.run_id, self.keys | before.keys, self.points + before.points)
 
 
 class SystemMetric(NamedTuple):
@@ -70,23 +78,23 @@ class SystemMetric(NamedTuple):
 
     name: str
     metric: str
-    value: Callable[[Run, str, Floats], Floats]
+    value: Value
 
 
-def _megabytes(run: Run, subject: str, values: Floats) -> Floats:
+def _megabytes(run: Run, subject: str, values: Floats, first: float) -> Floats:
     return values / MEGABYTE
 
 
-def _as_is(run: Run, subject: str, values: Floats) -> Floats:
+def _as_is(run: Run, subject: str, values: Floats, first: float) -> Floats:
     return values
 
 
-def _megabytes_since_start(run: Run, subject: str, values: Floats) -> Floats:
-    return (values - values[:1]) / MEGABYTE
+def _megabytes_since_start(run: Run, subject: str, values: Floats, first: float) -> Floats:
+    return (values - first) / MEGABYTE
 
 
-def _percent_of(whole: Callable[[Run, str], float | None]) -> Callable[[Run, str, Floats], Floats]:
-    return lambda run, subject, values: 100 * values / (whole(run, subject) or math.nan)
+def _percent_of(whole: Callable[[Run, str], float | None]) -> Value:
+    return lambda run, subject, values, first: 100 * values / (whole(run, subject) or math.nan)
 
 
 def _device(run: Run, subject: str) -> Device | None:
@@ -108,11 +116,11 @@ def _disk_size(run: Run) -> float:
     return float(sizes[-1]) if len(sizes) else math.nan
 
 
-def _disk_used(run: Run, subject: str, free: Floats) -> Floats:
+def _disk_used(run: Run, subject: str, free: Floats, first: float) -> Floats:
     return (_disk_size(run) - free) / MEGABYTE
 
 
-def _disk_percent(run: Run, subject: str, free: Floats) -> Floats:
+def _disk_percent(run: Run, subject: str, free: Floats, first: float) -> Floats:
     return 100 * (1 - free / _disk_size(run))
 
 
@@ -145,32 +153,47 @@ class Points(NamedTuple):
     values: list[float]
 
 
-def points(run: Run, choice: Choice, plain: bool = True) -> Iterator[Points]:
+@dataclass
+class Stretch:
+    """A part of a run: its points from ``since`` on and before ``until``, in seconds since the run's start.
+
+    ``first``: readings that a part has to be told, as it begins after them, by metric and subject.
+    """
+
+    since: float = 0.0
+    until: float = math.inf
+    first: dict[tuple[str, str], float] = field(default_factory=dict)
+
+
+def points(run: Run, choice: Choice, plain: bool = True, stretch: Stretch | None = None) -> Iterator[Points]:
     """All that is sent of the chosen metrics; those without a reading are left out.
 
     ``plain``: what the user's code logged has the name it gave; else that stands behind ``cellmeter/logged.``, so as not to
     get among what the user logs to MLflow himself.
     """
+    stretch = stretch or Stretch()
+    cut = choice.cut or ever_longer
     taken: set[str] = set()
     for key, metric, subject, value in _wanted(run, choice.patterns):
-        interval = _interval(run, choice)
-        series = chosen(run, run.metrics[metric], subject, interval)
-        values = value(run, subject, series.values)
-        known = values == values
-        if known.any():
-            seconds = series.time[known]
-            steps = (seconds // interval).astype(int).tolist()
-            yield Points(_free(key, taken), _milliseconds(run, seconds), steps, values[known].tolist())
+        key = _free(key, taken)
+        series = chosen(run, run.metrics[metric], subject, cut)
+        if not len(series.time):
+            continue
+        first = stretch.first.setdefault((metric, subject), float(series.values[0]))
+        values = value(run, subject, series.values, first)
+        asked = (values == values) & (series.time >= stretch.since) & (series.time < stretch.until)
+        if asked.any():
+            seconds = series.time[asked]
+            steps = (cut(seconds) / (choice.interval_seconds or 1.0)).round().astype(int).tolist()
+            yield Points(key, _milliseconds(run, seconds), steps, values[asked].tolist())
     for own in own_values(run):
         if is_chosen(own.metric, choice.patterns, by_default=True):
-            thinned = choice.interval_seconds or len(own.time) > MOST_VALUES
-            seconds, values = own.every(_interval(run, choice) if thinned else None)
+            seconds, values = own.every(cut if choice.interval_seconds or len(own.time) > MOST_VALUES else None)
+            asked = (seconds >= stretch.since) & (seconds < stretch.until)
             key = _free(_key_of_code(own, plain), taken)
-            yield Points(key, _milliseconds(run, seconds), _steps(run, own, seconds), values.tolist())
-
-
-def _interval(run: Run, choice: Choice) -> float:
-    return choice.interval_seconds or max(1.0, math.ceil(run.duration / POINTS))
+            seconds = seconds[asked]
+            if len(seconds):
+                yield Points(key, _milliseconds(run, seconds), _steps(run, own, seconds), values[asked].tolist())
 
 
 def _milliseconds(run: Run, seconds: Floats) -> list[int]:
@@ -190,7 +213,7 @@ def _steps(run: Run, own: OwnValue, seconds: Floats) -> list[int]:
     return steps
 
 
-def _wanted(run: Run, patterns: Sequence[str]) -> Iterator[tuple[str, str, str, Callable[[Run, str, Floats], Floats]]]:
+def _wanted(run: Run, patterns: Sequence[str]) -> Iterator[tuple[str, str, str, Value]]:
     named = {system.metric for system in SYSTEM_METRICS}
     for system in SYSTEM_METRICS:
         if is_chosen(system.metric, patterns, by_default=True):
@@ -242,8 +265,38 @@ def tags(run: Run, judgement: Judgement) -> dict[str, str]:
     return {key: value[:MOST_TAG] for key, value in said.items() if value}
 
 
-def send(run: Run, judgement: Judgement, target: Target, choice: Choice) -> Sent:
-    """Sends a run. Raises ExportFailed where the server does not take it all, MissingExtra without ``mlflow``."""
+def send(run: Run, judgement: Judgement, target: Target, choice: Choice, stretch: Stretch | None = None) -> Sent:
+    """Sends a run, or the rest of it.
+
+    Raises ExportFailed where the server does not take it all, MissingExtra without ``mlflow``.
+    """
+    with _client(target) as (client, progress):
+        there, made = _place(client, run, target)
+        keys = _send_points(client, there, points(run, choice, made, stretch), progress)
+        _send_report(client, there, run, judgement)
+        if made and target.run_id is None and run.ending is not None:
+            client.set_terminated(there, _status(run), int(run.epoch(run.duration) * 1000))
+    return Sent(there, keys, progress.points)
+
+
+def send_points(run: Run, target: Target, choice: Choice, stretch: Stretch) -> Sent:
+    """Sends a stretch of a run that goes on. Raises as :func:`send` does."""
+    with _client(target) as (client, progress):
+        there, made = _place(client, run, target)
+        keys = _send_points(client, there, points(run, choice, made, stretch), progress)
+    return Sent(there, keys, progress.points)
+
+
+def whole_until(run: Run, choice: Choice) -> float:
+    """The end of the last interval of a run that goes on to which nothing will be added."""
+    import numpy as np
+
+    cut = choice.cut or ever_longer
+    return float(cut(np.array([max(0.0, run.duration - LATE_SECONDS)]))[0])
+
+
+@contextmanager
+def _client(target: Target) -> Iterator[tuple[Any, _Progress]]:
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     try:
@@ -252,7 +305,7 @@ def send(run: Run, judgement: Judgement, target: Target, choice: Choice) -> Sent
         raise MissingExtra("mlflow-skinny", "mlflow", "an export to MLflow") from error
     progress = _Progress()
     try:
-        return _send(MlflowClient(tracking_uri=target.uri), run, judgement, target, choice, progress)
+        yield MlflowClient(tracking_uri=target.uri), progress
     except BadUsage:
         raise
     except Exception as error:  # stores are plugins: any of them fails in its own way
@@ -267,27 +320,35 @@ class _Progress:
     points = 0
 
 
-def _send(client: Any, run: Run, judgement: Judgement, target: Target, choice: Choice, progress: _Progress) -> Sent:
-    from mlflow.entities import Metric, RunTag
-
+def _place(client: Any, run: Run, target: Target) -> tuple[str, bool]:
+    """Id of the MLflow run that it goes to, and whether that is one of ours, to which nobody else logs."""
     there = client.get_run(target.run_id) if target.run_id else _run_of(client, run, target.experiment)
-    run_id, made = str(there.info.run_id), MADE_TAG in there.data.tags
+    return str(there.info.run_id), MADE_TAG in there.data.tags
+
+
+def _send_points(client: Any, run_id: str, parts: Iterator[Points], progress: _Progress) -> frozenset[str]:
+    """Returns the keys of those that were sent."""
+    from mlflow.entities import Metric
+
     keys: set[str] = set()
     entries = (
         Metric(part.key, value, time, step)
-        for part in points(run, choice, plain=made)
+        for part in parts
         for value, time, step in zip(part.values, part.milliseconds, part.steps, strict=True)
     )
     for batch in batched(entries, MOST_METRICS):
         client.log_batch(run_id, metrics=batch)
         progress.points += len(batch)
         keys.update(metric.key for metric in batch)
+    return frozenset(keys)
+
+
+def _send_report(client: Any, run_id: str, run: Run, judgement: Judgement) -> None:
+    from mlflow.entities import RunTag
+
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags(run, judgement).items()])
     client.log_text(run_id, html_report(run, judgement), "cellmeter/report.html")
     client.log_text(run_id, json_report(run, judgement), "cellmeter/report.json")
-    if made and target.run_id is None and run.ending is not None:
-        client.set_terminated(run_id, _status(run), int(run.epoch(run.duration) * 1000))
-    return Sent(run_id, len(keys), progress.points)
 
 
 def _run_of(client: Any, run: Run, name: str) -> Any:

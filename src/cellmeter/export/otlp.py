@@ -99,7 +99,7 @@ def streams(run: Run, choice: Choice) -> Iterator[Stream]:
         by_default = metric.name in added or (metric.otel is not None and metric.scope != "core")
         if is_chosen(metric.name, choice.patterns, by_default):
             for subject in run.subjects(metric.name):
-                series = chosen(run, metric, subject, choice.interval_seconds)
+                series = chosen(run, metric, subject, choice.cut)
                 if len(series.time):
                     yield _stream(run, metric, subject, series)
     yield from _streams_of_code(run, choice)
@@ -110,7 +110,7 @@ def _streams_of_code(run: Run, choice: Choice) -> Iterator[Stream]:
     for own in own_values(run):
         if own.kind == "span" or not is_chosen(own.metric, choice.patterns, by_default=True):
             continue
-        time, values = own.every(choice.interval_seconds)
+        time, values = own.every(choice.cut)
         name, kind, meaning = _OF_CODE[own.kind]
         yield Stream(name, "", kind, meaning, {"name": own.name}, _readings(time, values))
     for name, points in span_points(run, choice.interval_seconds):

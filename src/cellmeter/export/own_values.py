@@ -6,7 +6,7 @@ Their metrics are called as in an export to ``.csv``: ``logged.loss``, ``step.to
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cellmeter.run import Run
 
     Floats = NDArray[np.float64]
+    Cut = Callable[[Floats], Floats]
+    """How time is cut into intervals: the start of the one that each of some times lies in. Seconds since the run's start."""
 
 Kind = Literal["logged", "step", "span"]
 KINDS: tuple[Kind, ...] = ("logged", "step", "span")
@@ -45,18 +47,17 @@ class OwnValue:
         """What it is called in an export to ``.csv``."""
         return f"{self.kind}.{self.name}"
 
-    def every(self, interval_seconds: float | None) -> tuple[Floats, Floats]:
+    def every(self, cut: Cut | None) -> tuple[Floats, Floats]:
         """Times and values: all records, or one an interval at the time of its last: the mean, of steps the last.
 
-        Intervals count from the run's start. Of numbers one is NaN, their mean is too.
+        Of numbers one is NaN, their mean is too.
         """
         import numpy as np
 
-        if interval_seconds is None or not len(self.time):
+        if cut is None or not len(self.time):
             return self.time, self.value
-        slots = np.floor_divide(self.time, interval_seconds)
-        first = np.flatnonzero(np.diff(slots, prepend=-np.inf))
-        ends = np.append(first[1:], len(slots)) - 1
+        first = np.flatnonzero(np.diff(cut(self.time), prepend=-np.inf))
+        ends = np.append(first[1:], len(self.time)) - 1
         if self.kind == "step":
             return self.time[ends], self.value[ends]
         with np.errstate(invalid="ignore"):

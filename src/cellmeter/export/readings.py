@@ -15,9 +15,16 @@ from cellmeter.run import Series
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cellmeter.export.own_values import Cut
     from cellmeter.run import Run
 
+    Floats = NDArray[np.float64]
+
 _Item = TypeVar("_Item")
+POINTS = 1000  # seconds of a run, and about so many points of each metric, before they are thinned
 _OF_CODE = tuple(f"{kind}." for kind in KINDS)
 
 
@@ -29,6 +36,11 @@ class Choice(NamedTuple):
 
     patterns: tuple[str, ...] = ()
     interval_seconds: float | None = None
+
+    @property
+    def cut(self) -> Cut | None:
+        """The intervals, if any are asked for."""
+        return None if self.interval_seconds is None else every(self.interval_seconds)
 
 
 def choice(metrics: str | None, interval_seconds: float | None) -> Choice:
@@ -51,28 +63,44 @@ def is_chosen(name: str, patterns: Sequence[str], by_default: bool) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns) if patterns else by_default
 
 
-def chosen(run: Run, metric: Metric, subject: str, interval_seconds: float | None) -> Series:
+def every(seconds: float) -> Cut:
+    """Intervals of the same length."""
+    import numpy as np
+
+    return lambda times: np.floor_divide(times, seconds) * seconds
+
+
+def ever_longer(times: Floats) -> Floats:
+    """Intervals of a second, and from ``POINTS`` seconds on of twice as many each time that the run has doubled.
+
+    Where time is cut does not depend on how long the run has become: what is sent of one that goes on stays as it was.
+    """
+    import numpy as np
+
+    doubled = np.floor(np.log2(np.maximum(times, POINTS / 2) / POINTS)) + 1
+    seconds = np.exp2(doubled)
+    starts: Floats = np.floor_divide(times, seconds) * seconds
+    return starts
+
+
+def chosen(run: Run, metric: Metric, subject: str, cut: Cut | None) -> Series:
     """The known readings of a metric, all of them or one an interval."""
     import numpy as np
 
     series = run.series(metric.name, subject)
     known = ~np.isnan(series.values)
     series = Series(series.time[known], series.values[known], series.seq[known])
-    return series if interval_seconds is None else thinned(series, interval_seconds, metric.kind == "counter")
+    return series if cut is None else thinned(series, cut, metric.kind == "counter")
 
 
-def thinned(series: Series, interval_seconds: float, last: bool) -> Series:
-    """One reading an interval, at the time of the last one in it: their mean, or the last itself (counters).
-
-    Intervals count from the run's start, so that the same run is always cut the same way.
-    """
+def thinned(series: Series, cut: Cut, last: bool) -> Series:
+    """One reading an interval, at the time of the last one in it: their mean, or the last itself (counters)."""
     import numpy as np
 
     if not len(series.time):
         return series
-    slots = np.floor_divide(series.time, interval_seconds)
-    first = np.flatnonzero(np.diff(slots, prepend=-np.inf))
-    counts = np.diff(first, append=len(slots))
+    first = np.flatnonzero(np.diff(cut(series.time), prepend=-np.inf))
+    counts = np.diff(first, append=len(series.time))
     ends = first + counts - 1
     values = series.values[ends] if last else np.add.reduceat(series.values, first) / counts
     return Series(series.time[ends], values, series.seq[ends])
