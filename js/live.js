@@ -1,7 +1,7 @@
 // @ts-check
 // The live panel of cellmeter, in the page. Hand written, no bundler; the kernel sends it as a message, once for all its widgets.
 //
-// Above: pure functions, tested in Node and held to the same answers as charts.py by format_cases.json.
+// Above: pure functions, tested in Node and held to the same answers as charts.py and words.py by format_cases.json.
 // Below: the panel itself. Bokeh draws; what is drawn, from where to where and in which colours is decided here.
 
 /** @typedef {{label: string, role: "main"|"second"|"faint"|"other", ink: [string, string], top: number|null, about?: string}} Line */
@@ -31,22 +31,23 @@ const SILENT_MS = 2500;
 const BESIDE_MS = 2000; // in which a panel appears beside the notebook, where the front end has a place there
 const ADOPT_MS = 3000; // how long a chart waits for the static output that takes it over
 
-// ---- numbers for people ---------------------------------------------------------------------------------------------
+// ---- numbers for people: as words.py ----------------------------------------------------------------------------------
 
 const BINARY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 /** @type {Record<string, string>} */
-const SUFFIX = { "{cpu}": "cores", "%": "%", W: "W", J: "J", s: "s", Cel: "°C", MHz: "MHz", 1: "" };
-const WHOLE = new Set(["%", "W", "Cel", "MHz", "1"]);
+const SUFFIX = { "{cpu}": "cores", "%": "%", W: "W", Cel: "°C", MHz: "MHz" };
+const WHOLE = new Set(["%", "W", "Cel", "MHz"]);
+const KNOWN = new Set(["By", "By/s", "s", "J", ...Object.keys(SUFFIX)]);
+const WH = 3600; // joules
 
 /** @param {number} value @returns {string} three significant digits */
 function digits(value) {
-  const size = Math.abs(value);
-  return rounded(value, size < 9.995 ? 2 : size < 99.95 ? 1 : 0);
+  return rounded(value, value < 9.995 ? 2 : value < 99.95 ? 1 : 0);
 }
 
-/** @param {number} value @param {number} places */
+/** @param {number} value @param {number} places @returns {string} thousands apart */
 function rounded(value, places) {
-  return (Math.floor(value * 10 ** places + 0.5) / 10 ** places).toFixed(places);
+  return (Math.floor(value * 10 ** places + 0.5) / 10 ** places).toFixed(places).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
 /** @param {number} value @returns {[number, string]} */
@@ -56,48 +57,63 @@ function binary(value) {
   return [value, BINARY[power]];
 }
 
-/** @param {number|null|undefined} value @param {string} unit @returns {string} */
+/** See words.value_text. @param {number|null|undefined} value @param {string} unit one of cellmeter's @returns {string} */
 export function formatValue(value, unit) {
-  if (value === null || value === undefined || Number.isNaN(value)) return "unknown";
+  if (value === null || value === undefined || !Number.isFinite(value)) return "unknown";
+  if (value < 0) return `−${formatValue(-value, unit)}`;
   if (unit === "By" || unit === "By/s") {
     const [size, name] = binary(value);
     return `${name === "B" ? rounded(size, 0) : digits(size)} ${name}${unit.slice(2)}`;
   }
-  return `${WHOLE.has(unit) ? rounded(value, 0) : digits(value)} ${SUFFIX[unit] ?? unit}`.trimEnd();
+  if (unit === "s") return duration(value);
+  if (unit === "J") return energy(value);
+  if (unit === "%") return `${rounded(value, value > 0 && value < 0.95 ? 1 : 0)} %`;
+  return `${WHOLE.has(unit) ? rounded(value, 0) : digits(value)} ${SUFFIX[unit] ?? unit}`;
+}
+
+/** @param {number} seconds @returns {string} */
+function duration(seconds) {
+  if (seconds === 0) return "0 s";
+  if (seconds >= 0.9995 && seconds < 59.95) return `${digits(seconds)} s`;
+  if (seconds < 0.9995) return seconds >= 0.9995e-3 ? `${digits(seconds * 1e3)} ms` : `${digits(seconds * 1e6)} µs`;
+  const whole = Math.floor(seconds + 0.5);
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
+  return `${rounded(Math.floor(whole / 3600), 0)} h ${two(Math.floor((whole % 3600) / 60))} min`;
+}
+
+/** @param {number} joules @returns {string} */
+function energy(joules) {
+  if (joules < 10 * WH) return joules < 999.5 ? `${digits(joules)} J` : `${digits(joules / 1000)} kJ`;
+  return joules < 999.5 * WH ? `${digits(joules / WH)} Wh` : `${digits(joules / WH / 1000)} kWh`;
 }
 
 /** @param {number|null} seconds @returns {string} */
 export function formatDuration(seconds) {
-  if (seconds === null || Number.isNaN(seconds)) return "unknown";
-  if (seconds < 59.95) return `${digits(seconds)} s`;
-  const whole = Math.floor(seconds + 0.5);
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
-  return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
+  return formatValue(seconds, "s");
 }
 
-/** See charts.format_peak. @param {number|null} peak @param {{unit: string, limit: number|null}} panel @returns {string} */
+/** As words.given_text: a limit is as round as it was set. @param {number} value @param {string} unit @returns {string} */
+function given(value, unit) {
+  if (WHOLE.has(unit)) return `${formatOwn(value)} ${SUFFIX[unit]}`;
+  return formatValue(value, unit).replace(/(\.\d*?)0+(?= )/, "$1").replace(/\.(?= )/, "");
+}
+
+/** See words.peak_text. @param {number|null} peak @param {{unit: string, limit: number|null}} panel @returns {string} */
 export function formatPeak(peak, { unit, limit }) {
   const text = formatValue(peak, unit);
   if (!limit || unit === "%") return `peak ${text}`;
-  const most = formatValue(limit, unit).replace(/\.0+(?= |$)/, "");
+  const most = given(limit, unit);
   const [number, suffix] = text.split(" ");
   return `peak ${most.endsWith(" " + suffix) ? number : text} of ${most}`;
 }
 
-/** As spans.number_text. @param {number} value @returns {string} a value of the user's, whatever its size */
+/** As words.count_text. @param {number} value @returns {string} a value of the user's, whatever its size */
 export function formatOwn(value) {
   if (!Number.isFinite(value)) return "not finite";
-  const size = Math.abs(value);
-  if (size >= 1e4 && size < 1e9) return value.toFixed(0);
-  if (size >= 1e-4 && size < 1e9 || !size) return String(Number(value.toPrecision(4)));
+  if (value < 0) return `−${formatOwn(-value)}`;
+  if (value >= 999.95 && value < 1e9) return rounded(value, 0);
+  if (value >= 1e-4 && value < 1e9 || !value) return String(Number(value.toPrecision(4)));
   return value.toExponential(3).replace(/\.?0*e([+-])(\d+)/, (_, sign, power) => `e${sign}${power.padStart(2, "0")}`);
-}
-
-/** As units.latency_text. @param {number} seconds @returns {string} */
-export function formatLatency(seconds) {
-  if (seconds >= 9.95) return formatDuration(seconds);
-  const [value, unit] = seconds >= 1 ? [seconds, "s"] : seconds >= 1e-3 ? [seconds * 1e3, "ms"] : [seconds * 1e6, "µs"];
-  return `${Number(value.toPrecision(3))} ${unit}`;
 }
 
 /** @param {number} number */
@@ -1115,7 +1131,7 @@ export function chipText(panel, now) {
   const known = mine.filter((x) => !Number.isNaN(x));
   if (mine.length < 2 || !known.length) return formatValue(known[0], panel.unit);
   if (panel.unit === "%" && mine.length <= 4) {
-    return `${mine.map((x) => (Number.isNaN(x) ? "?" : formatValue(x, "1"))).join(" · ")} %`;
+    return `${mine.map((x) => (Number.isNaN(x) ? "?" : formatValue(x, "%").slice(0, -2))).join(" · ")} %`;
   }
   const sum = known.reduce((total, x) => total + x, 0);
   return panel.unit === "%" ? `${formatValue(sum / known.length, "%")} mean of ${known.length}` : `${formatValue(sum, panel.unit)} in ${known.length}`;
@@ -1377,14 +1393,13 @@ class OwnChart {
 /** A lane's value, and the range the lane is drawn in. @param {number} value @param {[number, number]|null} range
  * @param {string} [unit] one of ours, or what stands behind the number @returns {string} */
 export function laneText(value, range, unit = "") {
-  const ours = unit in SUFFIX || unit.startsWith("By");
-  const [now, low, high] = [value, ...(range ?? [])].map((x) => (ours ? formatValue(x, unit) : formatOwn(x) + unit));
+  const [now, low, high] = [value, ...(range ?? [])].map((x) => (KNOWN.has(unit) ? formatValue(x, unit) : formatOwn(x) + unit));
   return range && range[0] < range[1] ? `${now} · ${low} to ${high}` : now;
 }
 
 /** @param {OwnSpan} span @returns {string} */
 export function spanText({ name, start, end, count }) {
-  return `${name} ${count > 1 ? `${count} in ` : ""}${formatLatency(end - start)}`;
+  return `${name} ${count > 1 ? `${count} in ` : ""}${formatDuration(end - start)}`;
 }
 
 // ---- the panel ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// The pure functions of live.js; format_cases.json holds them to the answers of charts.py.
+// The pure functions of live.js; format_cases.json holds them to the answers of charts.py and words.py.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -7,10 +7,11 @@ import page, * as live from "./live.js";
 
 const cases = JSON.parse(readFileSync(new URL("format_cases.json", import.meta.url), "utf8"));
 
-test("formats as charts.py does", () => {
+test("formats as words.py does", () => {
   for (const [value, unit, text] of cases.value) assert.equal(live.formatValue(value, unit), text);
   for (const [seconds, text] of cases.duration) assert.equal(live.formatDuration(seconds), text);
   for (const [peak, unit, limit, text] of cases.peak) assert.equal(live.formatPeak(peak, { unit, limit }), text);
+  for (const [value, text] of cases.own) assert.equal(live.formatOwn(value), text);
   for (const [value, unit, text] of cases.label) assert.equal(live.axisLabel(value, unit), text);
 });
 
@@ -248,19 +249,15 @@ test("a server's reply is taken in once, and only in the panel's own layout", ()
 });
 
 test("own numbers and latencies are told as the report tells them", () => {
-  const own = [[0.125, "0.125"], [12345.6, "12346"], [1 / 3, "0.3333"], [NaN, "not finite"], [0, "0"],
-    [2e9, "2e+09"], [-1.8871e-5, "-1.887e-05"], [1e-10, "1e-10"], [1.5e120, "1.5e+120"]];
-  for (const [value, text] of own) assert.equal(live.formatOwn(value), text);
-  const spans = [[5e-6, "5 µs"], [0.00421, "4.21 ms"], [1.5, "1.5 s"], [75, "1 min 15 s"]];
-  for (const [seconds, text] of spans) assert.equal(live.formatLatency(seconds), text);
+  assert.equal(live.formatOwn(NaN), "not finite");
   assert.equal(live.laneText(0.5, [0.1, 2]), "0.5 · 0.1 to 2");
   assert.equal(live.laneText(0.5, [0.5, 0.5]), "0.5");
   assert.equal(live.laneText(NaN, null), "not finite");
   assert.equal(live.laneText(41.2, [38, 44.5], "Cel"), "41 °C · 38 °C to 45 °C");
   assert.equal(live.laneText(2 ** 30, null, "By"), "1.00 GiB");
-  assert.equal(live.laneText(5997.4, [1, 6000], "/s"), "5997/s · 1/s to 6000/s");
+  assert.equal(live.laneText(5997.4, [1, 6000], "/s"), "5,997/s · 1/s to 6,000/s");
   assert.equal(live.spanText({ name: "infer", start: 1, end: 1.25, count: 1 }), "infer 250 ms");
-  assert.equal(live.spanText({ name: "infer", start: 1, end: 3, count: 400 }), "infer 400 in 2 s");
+  assert.equal(live.spanText({ name: "infer", start: 1, end: 3, count: 400 }), "infer 400 in 2.00 s");
 });
 
 test("what the code says is taken once, and what is missing is noticed", () => {

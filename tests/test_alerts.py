@@ -31,11 +31,11 @@ from cellmeter.alerts import (
     parse_budget,
     watchable,
 )
-from cellmeter.charts import format_value
 from cellmeter.errors import BadUsage
 from cellmeter.lookout import Gate
 from cellmeter.metrics import METRICS, RATE_OF
 from cellmeter.run import Column
+from cellmeter.words import given_text, value_text
 
 MIB = 2**20
 
@@ -287,7 +287,7 @@ def test_the_budget_lets_a_cell_clean_up() -> None:
 def test_a_budget_is_confirmed_in_words(kernel: Kernel) -> None:
     said = kernel.run("%monitor start --max-memory 50%").stdout.splitlines()[1]
     limit = kernel.recorded_cells(1).limits["memory_bytes"]
-    half, whole = (format_value(size, "By") for size in (limit.value / 2, limit.value))
+    half, whole = (given_text(size, "By") for size in (limit.value / 2, limit.value))
     assert re.fullmatch(
         rf"cellmeter: memory budget 50%: warns of a cell that goes beyond {half} in use by [a-z ]+, "
         rf"50 % of {whole} \({limit.source}\)",
@@ -482,7 +482,7 @@ def test_an_alert_is_a_line_a_callback_and_an_event(start_kernel: Callable[..., 
     fired = [alert for alert in run.alerts if alert.alert.startswith("process.memory")]
     assert len({alert.cell for alert in fired}) >= 2, "the run has it of each cell"
     told = " ".join(kernel.run("%monitor report").displays[0]["data"]["text/plain"].split())
-    assert f"process at {format_value(fired[-1].value, 'By')}" in told
+    assert f"process at {value_text(fired[-1].value, 'By')}" in told
     assert fired[-1].value > MIB
     cell = next(cell for cell in run.cells if cell.seq == fired[-1].cell)
     assert 0.2 <= fired[-1].time - cell.start <= 2

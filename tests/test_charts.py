@@ -31,26 +31,9 @@ def spec_of(
     return PanelSpec("x", "X", unit, lines, limit, lanes)
 
 
-@pytest.mark.parametrize(("value", "unit", "text"), CASES["value"])
-def test_a_value_is_formatted_as_the_page_does(value: float | None, unit: str, text: str) -> None:
-    assert charts.format_value(value, unit) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), CASES["duration"])
-def test_a_duration_is_formatted_as_the_page_does(seconds: float | None, text: str) -> None:
-    assert charts.format_duration(seconds) == text
-
-
-@pytest.mark.parametrize(("peak", "unit", "limit", "text"), CASES["peak"])
-def test_a_peak_is_formatted_as_the_page_does(peak: float | None, unit: str, limit: float | None, text: str) -> None:
-    assert charts.format_peak(peak, spec_of(unit, limit)) == text
-
-
 def test_axes_are_scaled_as_the_page_does() -> None:
     for top, unit, ticks in CASES["ticks"]:
         assert charts.value_ticks(top, unit) == ticks
-    for value, unit, text in CASES["label"]:
-        assert charts.axis_label(value, unit) == text
     for start, end, labels in CASES["time"]:
         assert [label for _, label in charts.time_ticks(start, end)] == labels
     for panel, peaks, top in CASES["top"]:
@@ -142,9 +125,6 @@ def test_cores_of_a_cell() -> None:
     assert rates.mean_cores(None, 10) is None
     assert rates.mean_cores(15.0, 10) == 1.5
     assert rates.mean_cores(20.4, 10) == 2
-    assert charts.format_cores(None, 0.054, 2) == "use: too short to tell"
-    assert charts.format_cores(None, 10, 2) == "unknown"
-    assert charts.format_cores(1.016, 10, 2) == "1.02 of 2 cores"
 
 
 def test_a_column_that_has_gone_is_unknown_not_zero() -> None:
@@ -196,7 +176,7 @@ def test_a_run_without_samples_has_no_panels() -> None:
 
 def test_the_panels_need_neither_bokeh_nor_numpy() -> None:
     code = (
-        "import sys; from cellmeter import charts; charts.panels([], {}, [], ('cpu',)); charts.format_value(1, 'By');"
+        "import sys; from cellmeter import charts, words; charts.panels([], {}, [], ('cpu',)); words.value_text(1, 'By');"
         "sys.exit(' '.join({'bokeh', 'numpy', 'PIL'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr.strip() == b""

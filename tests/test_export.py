@@ -26,7 +26,6 @@ from cellmeter.export import markdown, report_json, table
 from cellmeter.export.rows import cell_columns, cell_rows, notable, routine
 from cellmeter.export.summary import headline, last_kernel, plain, unavailable
 from cellmeter.rules import Checked, Judgement, judge
-from cellmeter.rules.units import count_text, moment_text, short_text
 from cellmeter.run import AlertFired, Gap, OverBudget, Run
 from cellmeter.settings import Prices
 
@@ -403,13 +402,7 @@ def test_all_that_speaks_of_memory_says_whose_it_is() -> None:
     assert ">kernel</span>" not in alone
 
 
-def test_numbers_and_moments_have_one_form() -> None:
-    assert [count_text(x) for x in (39, 622.2, 4096.0, 4085918.2, 1e9, 0.03279)] == (
-        ["39", "622.2", "4,096", "4,085,918", "1e+09", "0.03279"]
-    )
-    assert [short_text(x) for x in (0, 500, 5e3, 1.5e6, -2e9)] == ["0", "500", "5k", "1.5M", "-2G"]
-    assert [moment_text(x, 80) for x in (0.6, 75, 3725)] == ["0:00:01", "0:01:15", "1:02:05"]
-    assert moment_text(5.83, 59) == "5.8 s"
+def test_an_alarm_has_its_moment_and_its_reading() -> None:
     run = replace(
         a_run(a_cell(80)), alerts=(AlertFired("process.memory.rss > 500MiB for 0s", "process", 1, 75.0, 6e8),)
     )

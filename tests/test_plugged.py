@@ -14,7 +14,6 @@ import pytest
 from builders import a_cell, a_run, with_plugin
 
 from cellmeter import timeline
-from cellmeter.charts import format_amount
 from cellmeter.export import render, write
 from cellmeter.export.html import inline_html
 from cellmeter.export.html.findings import evidence
@@ -26,6 +25,7 @@ from cellmeter.metrics import Metric
 from cellmeter.plugin_charts import INKS, MOST_CHARTS
 from cellmeter.rules.rule import Evidence, Finding
 from cellmeter.run import Column, Run, Segment
+from cellmeter.words import value_text
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_the_table_has_each_gauge_and_rate_and_the_cell_of_its_peak(run: Run) ->
     assert rows["load.switches.rate"][:3] == ("100/s", "100/s", "100/s")
     assert rows["load.heat nvme1"][:3] == ("-5 °C", "-5 °C", "-5 °C")
     series = run.series("load.one", "host")
-    assert rows["load.one"][2] == format_amount(float(series.values[-1]), "1")
+    assert rows["load.one"][2] == value_text(float(series.values[-1]), "1")
     assert rows["load.one"][3] == {0: "between cells", 3: "In [3]"}[int(series.seq[-1])]
     for format in ("text", "md"):
         assert "load.heat nvme0" in render(run, format)
@@ -99,7 +99,7 @@ def test_the_timeline_has_a_chart_a_metric_on_the_same_time_axis(run: Run) -> No
     layout = timeline.run_figures(run)
     drawn = [fig for fig in layout.children if fig.name == "plugin"]
     assert [fig.title.text for fig in drawn] == [
-        f"load.one · peak {format_amount(float(run.series('load.one', 'host').values.max()), '1')}",
+        f"load.one · peak {value_text(float(run.series('load.one', 'host').values.max()), '1')}",
         "load.switches.rate · peak 100/s",
         "load.heat · peak 40 °C",
     ]
@@ -146,18 +146,3 @@ def test_a_finding_of_a_plugin_has_its_chart(run: Run, metric: str) -> None:
     texts = {"fact": "f", "consequence": "c", "advice": "a"}
     finding = Finding("load-high", "info", (1,), "host", None, 1.0, 20.0, evidence=told, **texts)
     assert "<svg" in evidence(run, finding)
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (0.357, "1", "0.357"),
-        (5997.4, "1/s", "5997/s"),
-        (3.0, "{req}", "3 req"),
-        (1200.0, "rpm", "1200 rpm"),
-        (2**30, "By", "1.00 GiB"),
-        (41.2, "Cel", "41 °C"),
-    ],
-)
-def test_amounts_have_their_units(value: float, unit: str, text: str) -> None:
-    assert format_amount(value, unit) == text

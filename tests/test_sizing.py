@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cellmeter.costs import Cost, Costs, costs
 from cellmeter.errors import BadUsage
-from cellmeter.export.sized import costs_line, money, size_advice, size_line
+from cellmeter.export.sized import costs_line, size_advice, size_line
 from cellmeter.rules.observed import Observed
 from cellmeter.run import Run
 from cellmeter.settings import Prices, load_settings
@@ -256,14 +256,6 @@ def test_used_unused_and_unknown_are_all_that_was_held(cores: float, gib: float,
         assert item.used + item.unused + item.unknown == pytest.approx(item.held)
         assert min(item.used, item.unused, item.unknown) >= -1e-12
     assert 0 <= spent.unused <= spent.total
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "$0.00"), (1234.5, "$1,234.50"), (0.0021, "$0.0021"), (0.5, "$0.50"), (1e-7, "$0.00")]
-)
-def test_money_shows_the_digits_that_matter(value: float, text: str) -> None:
-    assert money("$", value) == text
-    assert money("EUR", 2) == "EUR 2.00"
 
 
 # ── settings ──

@@ -2,21 +2,20 @@
 
 The live panel, the picture left behind in the notebook and the report all draw the same :class:`PanelSpec`. Plain Python here,
 numpy where arrays come in: Bokeh, which takes 0.5 s to import, is left to ``timeline``.
-``js/live.js`` has its own copy of the formatting and scaling rules; ``js/format_cases.json`` holds both to the same answers.
+``js/live.js`` has its own copy of the rules of scales and of ``words``; ``js/format_cases.json`` holds them to the same answers.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from cellmeter.metrics import METRICS, RATE_OF, SHORT_FOR_CPU_SECONDS, Group
+from cellmeter.metrics import METRICS, RATE_OF, Group
 from cellmeter.run import Column, Device, Limit, Rates, Run, Series
-from cellmeter.spans import number_text
+from cellmeter.words import axis_text, half_up, peak_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +38,6 @@ _TITLES: dict[Group, str] = {
 _TREE = "the kernel and its worker processes"
 MOST_LINES = 3  # more devices than that get a lane each: eight lines in one chart cannot be told apart
 LANE_FILL = 0.84  # of a lane's height, so that full lanes do not touch
-UNKNOWN = "unknown"
 NOT_USED = "not used"
 NOTABLE_SHARE, NOTABLE_BYTES = 1.05, 32 << 20  # what workers add to the kernel's own memory, to be worth a word
 
@@ -272,99 +270,9 @@ def spec_for_page(specs: Sequence[PanelSpec]) -> list[dict[str, Any]]:
     ]
 
 
-# ---- numbers for people ----------------------------------------------------------------------------------------------
-
-_BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_SUFFIX = {"{cpu}": "cores", "%": "%", "W": "W", "J": "J", "s": "s", "Cel": "°C", "MHz": "MHz", "1": ""}
-
-
-def format_value(value: float | None, unit: str) -> str:
-    """A reading with its unit, three significant digits: ``3.21 GiB``, ``1.02 cores``; ``unknown`` for None and NaN."""
-    if value is None or math.isnan(value):
-        return UNKNOWN
-    if unit in ("By", "By/s"):
-        size, name = _binary(value)
-        return f"{_digits(size) if name != 'B' else round(size)} {name}{unit[2:]}"
-    number = str(_half_up(value)) if unit in ("%", "W", "Cel", "MHz", "1") else _digits(value)
-    return f"{number} {_SUFFIX.get(unit, unit)}".rstrip()
-
-
-KNOWN_UNITS = ("By", "By/s", *(unit for unit in _SUFFIX if unit != "1"))
-
-
-def format_amount(value: float, unit: str) -> str:
-    """A reading with its unit, which may be one that no metric of cellmeter has."""
-    return format_value(value, unit) if unit in KNOWN_UNITS else number_text(value) + unit_text(unit)
-
-
-def format_held(value: float, unit: str) -> str:
-    """A reading that is held against a threshold: not rounded to whole numbers, lest 29.6 % be called 30."""
-    whole = unit in ("%", "W", "Cel", "MHz")
-    return f"{number_text(value)} {_SUFFIX[unit]}" if whole else format_amount(value, unit)
-
-
-def unit_text(unit: str) -> str:
-    """What stands behind a number: `` rpm``, ``/s``."""
-    words = unit.replace("{", "").replace("}", "").removeprefix("1")
-    return words if words.startswith("/") else f" {words}".rstrip()
-
-
-def format_peak(peak: float | None, spec: PanelSpec) -> str:
-    """``peak 3.21 of 16 GiB``; without the limit where there is none, or where it is 100 %."""
-    return f"peak {format_of(peak, None if spec.unit == '%' else spec.limit, spec.unit)}"
-
-
-def format_of(value: float | None, limit: float | None, unit: str) -> str:
-    """``3.21 of 16 GiB``; the value alone where there is no limit."""
-    text = format_value(value, unit)
-    if not limit:
-        return text
-    most = re.sub(r"\.0+(?= |$)", "", format_value(limit, unit))
-    number, _, suffix = text.partition(" ")
-    return f"{number if most.endswith(' ' + suffix) else text} of {most}"
-
-
 def notably_more(tree: float | None, kernel: float | None) -> bool:
     """Whether workers add so much to the kernel's own memory that it is to be said."""
     return tree is not None and kernel is not None and tree > max(NOTABLE_SHARE * kernel, kernel + NOTABLE_BYTES)
-
-
-def format_cores(cores: float | None, seconds: float, limit: float | None) -> str:
-    """What a cell of some seconds used on the average: ``1.02 of 2 cores``."""
-    if cores is None and seconds < SHORT_FOR_CPU_SECONDS:
-        return "use: too short to tell"
-    text = format_value(cores, "{cpu}")
-    return text.replace(" cores", f" of {limit:g} cores") if limit else text
-
-
-def _half_up(value: float) -> int:
-    return math.floor(value + 0.5)  # as JavaScript's Math.round
-
-
-def _digits(value: float) -> str:
-    size = abs(value)
-    places = 2 if size < 9.995 else 1 if size < 99.95 else 0
-    return f"{_half_up(value * 10**places) / 10**places:.{places}f}"
-
-
-def _binary(value: float) -> tuple[float, str]:
-    power = 0
-    while abs(value) >= 999.5 and power < len(_BINARY) - 1:
-        value /= 1024
-        power += 1
-    return value, _BINARY[power]
-
-
-def format_duration(seconds: float | None) -> str:
-    """``0.42 s``, ``12.4 s``, ``3 min 25 s``, ``2 h 05 min``; ``unknown`` for None."""
-    if seconds is None or math.isnan(seconds):
-        return UNKNOWN
-    if seconds < 59.95:
-        return f"{_digits(seconds)} s"
-    whole = _half_up(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 # ---- scales ----------------------------------------------------------------------------------------------------------
@@ -401,7 +309,7 @@ def highest(spec: PanelSpec, peaks: Sequence[float]) -> float | None:
 
 def caption(spec: PanelSpec, peaks: Sequence[float]) -> str:
     """What stands above a panel: its highest reading, if it has a line that counts."""
-    return format_peak(highest(spec, peaks), spec) if spec.used else NOT_USED
+    return peak_text(highest(spec, peaks), spec.limit, spec.unit) if spec.used else NOT_USED
 
 
 def worth_drawing(spec: PanelSpec, peaks: Sequence[float], top: float) -> tuple[bool, ...]:
@@ -452,7 +360,7 @@ def time_ticks(start: float, end: float, most: int = 6) -> list[tuple[float, str
 def _clock(seconds: float, step: float) -> str:
     if step < 1:
         return f"{seconds:.1f} s"
-    whole = _half_up(seconds)
+    whole = half_up(seconds)
     if whole < 60 and step < 30:
         return f"{whole} s"
     if whole < 3600:
@@ -593,15 +501,4 @@ def axis_of(spec: PanelSpec, top: float) -> tuple[list[float], list[str]]:
         rows = len(spec.lines)
         return [rows - 1 - i + LANE_FILL / 2 for i in range(rows)], [line.label for line in spec.lines]
     ticks = [0.0, 50.0, 100.0] if spec.unit == "%" else value_ticks(top, spec.unit)
-    return ticks, [axis_label(tick, spec.unit) for tick in ticks]
-
-
-def axis_label(value: float, unit: str) -> str:
-    """A round value beside an axis: ``0``, ``500 MiB``, ``1.5``."""
-    if value == 0:
-        return "0"
-    if unit in ("By", "By/s"):
-        size, name = _binary(value)
-        return f"{size:g} {name}{unit[2:]}"
-    suffix = _SUFFIX.get(unit, unit)
-    return f"{value:g}" if unit == "{cpu}" else f"{value:g} {suffix}"
+    return ticks, [axis_text(tick, spec.unit) for tick in ticks]

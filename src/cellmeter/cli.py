@@ -24,6 +24,7 @@ from cellmeter.prometheus import reading
 from cellmeter.run import Run
 from cellmeter.settings import load_settings, missing_settings
 from cellmeter.store import find_run, find_two, list_runs, read_run, remove_run, run_folders, runs_home
+from cellmeter.words import seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.export.selection import Part
@@ -445,9 +446,9 @@ class _Bar:
             done = progress.number - (progress.seconds is None)
             self._bar.update(self._task, total=progress.total, completed=done, description=escape(first))
         elif progress.seconds is not None:
-            outcome = "FAILED" if progress.failed else f"{progress.seconds:7.1f} s"
+            outcome = "FAILED" if progress.failed else seconds_text(progress.seconds)
             with contextlib.suppress(BrokenPipeError):  # the notebook goes on when nobody looks any more
-                print(f"[{progress.number:>2}/{progress.total}] {outcome:>9}  {first}", file=sys.stderr, flush=True)
+                print(f"[{progress.number:>2}/{progress.total}] {outcome:>10}  {first}", file=sys.stderr, flush=True)
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from cellmeter.rules.neighbours import crowd
 from cellmeter.rules.observed import Observed, observed
 from cellmeter.rules.ownership import ownership
-from cellmeter.rules.units import cores_text
+from cellmeter.words import cores_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Run

@@ -24,6 +24,7 @@ from cellmeter.recording import HighWaterMark
 from cellmeter.rules import Unloadable, added_rule
 from cellmeter.run import Run, known
 from cellmeter.store import process_identity, read_run, runs_home
+from cellmeter.words import bytes_text, given_text, seconds_text
 
 State = Literal["ok", "limited", "missing", "broken"]
 SAMPLES = 5
@@ -82,7 +83,7 @@ def _home() -> Check:
             free = shutil.disk_usage(home).free
     except OSError as error:
         return Check("runs folder", "broken", f"{home} cannot be written: {error.strerror}", advice)
-    says = f"{home}, {free / 2**30:.0f} GiB free"
+    says = f"{home}, {bytes_text(free)} free"
     if free < LOW_DISK_BYTES:
         return Check("runs folder", "limited", says, "make room, or set CELLMETER_HOME to another disk")
     return Check("runs folder", "ok", says)
@@ -131,11 +132,11 @@ def _is_read(run: Run, source: str) -> bool:
 
 def _recording(run: Run) -> Iterator[Check]:
     cost = run.series("recorder.cpu.time", "recorder").values
-    each = f", {(cost[-1] - cost[0]) / (len(cost) - 1) * 1e6:.0f} µs of CPU each" if len(cost) > 1 else ""
+    each = f", {seconds_text((cost[-1] - cost[0]) / (len(cost) - 1))} of CPU each" if len(cost) > 1 else ""
     if run.sample_count >= SAMPLES:
         yield Check("recorder", "ok", f"{run.sample_count} samples taken{each}")
     else:
-        yield Check("recorder", "broken", f"only {run.sample_count} samples in {WAIT_SECONDS:.0f} s")
+        yield Check("recorder", "broken", f"only {run.sample_count} samples in {given_text(WAIT_SECONDS, 's')}")
     yield _death()
     mark = HighWaterMark(exact=True)
     if mark.unknown is None:
@@ -143,7 +144,7 @@ def _recording(run: Run) -> Iterator[Check]:
     else:
         yield Check("peak memory", "limited", f"sampled only: {mark.unknown}")
     memory, cores = run.limits["memory_bytes"], run.limits["cpu_cores"]
-    says = f"{memory.value / 2**30:.1f} GiB ({memory.source}), {cores.value:g} cores ({cores.source})"
+    says = f"{given_text(memory.value, 'By')} ({memory.source}), {given_text(cores.value, '{cpu}')} ({cores.source})"
     yield Check("limits", "ok", says)
     for whose, metrics, why in unavailable(run):
         if not metrics[0].startswith("gpu"):
@@ -162,7 +163,7 @@ def _gpus(run: Run) -> Iterator[Check]:
     alike: dict[str, list[str]] = {}
     for device in run.devices:
         owner = {True: "yours", False: "not yours (CUDA_VISIBLE_DEVICES)", None: "shared or unknown"}[device.mine]
-        alike.setdefault(f"{device.name}, {device.memory_bytes / 2**30:.0f} GiB, {owner}", []).append(device.id)
+        alike.setdefault(f"{device.name}, {given_text(device.memory_bytes, 'By')}, {owner}", []).append(device.id)
     for says, ids in alike.items():
         yield Check(ranges(ids), "ok", says)
     for whose, metrics, why in unavailable(run):
@@ -211,7 +212,7 @@ def _source(run: Run, point: EntryPoint) -> str:
     names = [metric.name for metric in run.plugin_metrics if metric.name.startswith(f"{point.name}.")]
     if not _is_read(run, point.name):
         opened = "has told no number" if names else "has not been opened"
-        raise _Fails(f"it {opened} within {WAIT_SECONDS:.0f} s", "limited")
+        raise _Fails(f"it {opened} within {given_text(WAIT_SECONDS, 's')}", "limited")
     return f"records {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

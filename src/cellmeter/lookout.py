@@ -26,6 +26,7 @@ from cellmeter.metrics import METRICS, SHARED_PAGES, Metric
 from cellmeter.plugins import found
 from cellmeter.run import AlertFired, CellStatus, Column
 from cellmeter.store import Tail, read_header
+from cellmeter.words import bytes_text, given_text, held_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,9 +182,9 @@ class Lookout:
             guard.upper_bound and budget.interrupt
         ):  # of workers only "at most" is known: the kernel's own memory is certain
             then = "interrupts a cell for what the kernel itself has, warns of one that goes beyond"
-        of = f"{_amount(guard.threshold, 'By')} in use by {_WHOSE[guard.subject]}"
+        of = f"{given_text(guard.threshold, 'By')} in use by {_WHOSE[guard.subject]}"
         if budget.share is not None:
-            of += f", {budget.share:.0%} of {_amount(limit, 'By')} ({source})".replace("%", " %")
+            of += f", {given_text(100 * budget.share, '%')} of {given_text(limit, 'By')} ({source})"
         return f"memory budget {budget.text}: {then} {of}"
 
     def blind(self, alert: Alert) -> str | None:
@@ -302,7 +303,7 @@ class Lookout:
     def _alert(self, event: Mapping[str, Any]) -> None:
         for told in self.alerts:
             if told.alert.text == event["alert"]:
-                value = _amount(event["value"], told.alert.unit)
+                value = held_text(event["value"], told.alert.unit)
                 self._print(f"alert: {told.alert.text} ({event['subject']} is at {value})")
                 if told.callback is not None:
                     self._call(told.callback, event)
@@ -317,8 +318,7 @@ class Lookout:
     def _over_budget(self, event: Mapping[str, Any]) -> None:
         running = list(self._running)  # a line of a cell that has ended may come now
         stopped = event["interrupt"] and event["seq"] in running and self._gate.interrupt(running[0])
-        used, budget = (_amount(event[key], "By") for key in ("value", "threshold"))
-        used = f"{used} in use of {budget}"
+        used = f"{bytes_text(event['value'])} in use of {given_text(event['threshold'], 'By')}"
         if event.get("upper_bound"):
             used = f"at most {used}, as pages that workers share count each time here: no reason to interrupt"
         self._print(f"memory budget {event['budget']}: {used}{'; the cell is interrupted' if stopped else ''}")
@@ -340,9 +340,3 @@ def _read_from(folder: Path, plugin: str) -> dict[str, Metric]:
     if not any(name.startswith(f"{plugin}.") for name in columns):
         return {}
     return {metric["name"]: Metric(**metric) for metric in header.get("metrics", ())}
-
-
-def _amount(value: float, unit: str) -> str:
-    from cellmeter.charts import format_held
-
-    return format_held(value, unit)

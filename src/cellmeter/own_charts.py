@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts, timeline
-from cellmeter.rules.units import count_text, short_text
 from cellmeter.span_stats import Interval, stretches
 from cellmeter.spans import STEP, Logged, Steps
+from cellmeter.words import count_text, short_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts, timeline
 from cellmeter.run import known
+from cellmeter.words import KNOWN_UNITS, axis_text, unit_text, value_text
 
 if TYPE_CHECKING:
     from cellmeter.metrics import Metric
@@ -59,7 +60,7 @@ def _line(fig: Any, metric: Metric, subject: str, ink: charts.Ink, readings: tim
     if readings.low is not None:
         fig.varea("t", "low", "high", source=source, fill_color=ink.light, fill_alpha=0.28)
     line = fig.line("t", "value", source=source, line_color=ink.light, line_width=1.6)
-    form, suffix = timeline.HOVER_FORMS.get(metric.unit, ("0.[0000]", charts.unit_text(metric.unit)))
+    form, suffix = timeline.HOVER_FORMS.get(metric.unit, ("0.[0000]", unit_text(metric.unit)))
     tips = [("time", "@t{00:00:00}"), (subject, f"@value{{{form}}}{suffix}")]
     fig.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))
     return line
@@ -70,15 +71,13 @@ def _scale(fig: Any, unit: str, ends: Sequence[float]) -> None:
     fig.yaxis.ticker.desired_num_ticks, fig.yaxis.ticker.num_minor_ticks = 3, 0
     if not ends or min(ends) < 0 or max(ends) == 0:
         return
-    top, unit = 1.1 * max(ends), unit if unit in charts.KNOWN_UNITS else "1"
+    top, unit = 1.1 * max(ends), unit if unit in KNOWN_UNITS else "1"
     fig.y_range.start, fig.y_range.end = 0, top
     ticks = charts.value_ticks(top, unit)
     fig.yaxis.ticker = ticks
-    fig.yaxis.major_label_overrides = {tick: charts.axis_label(tick, unit) for tick in ticks}
+    fig.yaxis.major_label_overrides = {tick: axis_text(tick, unit) for tick in ticks}
 
 
 def _title(metric: Metric, subjects: int, most: float) -> str:
     left_out = f" · {subjects - len(INKS)} more not drawn" if subjects > len(INKS) else ""
-    return (
-        f"{metric.name} · peak {charts.format_amount(most, metric.unit) if most == most else charts.UNKNOWN}{left_out}"
-    )
+    return f"{metric.name} · peak {value_text(most, metric.unit)}{left_out}"

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter.charts import KNOWN_UNITS, decimate, unit_text
+from cellmeter.charts import decimate
 from cellmeter.metrics import Metric
 from cellmeter.own_feed import OwnFeed
 from cellmeter.plugins import found
 from cellmeter.store import Tail, read_header
+from cellmeter.words import KNOWN_UNITS, unit_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

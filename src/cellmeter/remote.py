@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cellmeter.words import given_text
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -233,7 +235,7 @@ def why_unknown(remote: Remote, metric: str, subject: str, start: float, end: fl
     needed = interval + float(readings.seconds.max())  # a rate needs the scrape before it too
     if end - start < needed:
         twice = "twice " if readings.seconds.any() and end - start >= interval else ""
-        return f"shorter than {twice}the scrape interval of {interval:.3g} s"
+        return f"shorter than {twice}the scrape interval of {given_text(interval, 's')}"
     return "Prometheus has no sample of it from this time"
 
 

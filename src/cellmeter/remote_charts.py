@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter import charts, timeline
 from cellmeter.remote import CPU, UTILIZATION, Readings, host_of
+from cellmeter.words import given_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ def figures(run: Run, start: float, end: float, x_range: Any) -> list[Any]:
     fig = timeline.bare_figure("elsewhere", max(LANE_HEIGHT * len(shown), LEAST_HEIGHT) + 50, x_range, timeline.TOOLS)
     left = f", {len(lanes) - len(shown)} more in the table" if len(lanes) > len(shown) else ""
     interval = run.remote.interval_seconds
-    timeline.label(fig, f"Elsewhere, in % · coarse: every {interval:.3g} s, from Prometheus{left}")
+    timeline.label(fig, f"Elsewhere, in % · coarse: every {given_text(interval, 's')}, from Prometheus{left}")
     fig.y_range = _models().Range1d(0, len(shown))
     for row, lane in enumerate(reversed(shown)):
         _draw(fig, row, lane)

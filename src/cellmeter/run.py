@@ -37,6 +37,7 @@ from cellmeter.usage import cell_usage as cell_usage
 from cellmeter.usage import cpu_seconds as cpu_seconds
 from cellmeter.usage import peak_of as peak_of
 from cellmeter.usage import usages
+from cellmeter.words import seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +143,7 @@ class Cell:
     """Exact peak of the control group, other processes in it and file cache included (cgroup v2, Linux 6.12)."""
 
     def __repr__(self) -> str:
-        took = "" if self.seconds is None else f" {self.seconds:.3g} s"
+        took = "" if self.seconds is None else f" {seconds_text(self.seconds)}"
         return f"<Cell {self.seq}: {self.title}, {self.status}{took}, {self.first_line!r}>"
 
     @property
@@ -234,7 +235,7 @@ class Run:
 
     def __repr__(self) -> str:
         cells = "1 cell" if len(self.cells) == 1 else f"{len(self.cells)} cells"
-        return f"<Run {self.id}: {cells} in {self.duration:.3g} s, {self.ending or 'still running'}>"
+        return f"<Run {self.id}: {cells} in {seconds_text(self.duration)}, {self.ending or 'still running'}>"
 
     @cached_property
     def _columns(self) -> Columns:

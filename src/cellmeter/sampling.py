@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from cellmeter.run import EDGE_END, EDGE_START, Column
 from cellmeter.sources import Backlog, Notice, Source
+from cellmeter.words import seconds_text
 
 IDLE_SECONDS = 1.0
 ANCHOR_SECONDS = 60.0
@@ -178,7 +179,7 @@ class Sampler:
         self._asleep_ns = asleep
         step = self._interval_ns if self._open else self._idle_ns
         if slept > SUSPENDED_SECONDS * _NS:
-            self._gap(self._last_ns, now, f"the machine was suspended for {slept / _NS:.0f} s")
+            self._gap(self._last_ns, now, f"the machine was suspended for {seconds_text(slept / _NS)}")
         elif now - self.deadline_ns >= step:
             self._gap(self._last_ns, now, self._busy_with or "the recorder was stopped or got no CPU time")
         self._busy_with = None

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from cellmeter.rules.neighbours import crowd
 from cellmeter.rules.observed import ENOUGH, Observed, at_times, cell_seconds, observed
 from cellmeter.rules.ownership import ownership, reason_for
-from cellmeter.rules.units import bytes_text, cores_text, seconds_text
 from cellmeter.run import known
+from cellmeter.words import GIB, bytes_text, cores_text, given_text, seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,6 @@ SUSTAINED_SECONDS = (
     60.0,
 )  # a peak is sustained over a tenth of the cells' time, but no less and no more than this
 WORTH_CHANGING = 0.9  # of what there is: to save less than a tenth is not worth the change
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def sizes(run: Run) -> tuple[Size, ...]:
     shared = [device for device in run.devices if ownership(run, device, 0.0, run.duration).whose == "shared"]
     recorded = cell_seconds(run)
     if recorded < LEAST_CELL_SECONDS:
-        why = f"only {seconds_text(recorded)} of work were recorded, and it takes {seconds_text(LEAST_CELL_SECONDS)}"
+        why = f"only {seconds_text(recorded)} of work were recorded, and it takes {given_text(LEAST_CELL_SECONDS, 's')}"
         resources: tuple[Resource, ...] = ("cpu", "memory", *(("gpu",) if devices else ()))
         return tuple(Size(resource, None, None, None, None, "", why) for resource in resources)
     least, most = SUSTAINED_SECONDS
@@ -127,11 +126,11 @@ def _cores(run: Run, seconds: float) -> Size:
     available = limit.value if limit else None
     usage = observed(run, "process.cpu.usage", "process", 0.0, run.duration)
     peak = sustained(usage, seconds)
-    basis = f"the most cores in use over {seconds_text(seconds)}, worker processes included"
+    basis = f"the most cores in use over {given_text(seconds, 's')}, worker processes included"
     if peak is None:
         return Size("cpu", available, None, None, None, basis, reason_for(run, "process.cpu.time", "process"))
     if available is not None and peak >= 0.95 * available:
-        basis += f"; it used all {cores_text(available)} there were, so more may be of use than this says"
+        basis += f"; it used all {given_text(available, '{cpu}')} there were, so more may be of use than this says"
     least, most = (float(max(1, needed(peak, target=target))) for target in (HIGHEST_TARGET, TARGET))
     minute = sustained(usage, SUSTAINED_SECONDS[1]) or 0.0
     if available is not None and least > available >= needed(minute, target=HIGHEST_TARGET):
@@ -157,7 +156,7 @@ def _memory(run: Run) -> Size:
 
 def _gpus(run: Run, devices: list[Device], shared: list[Device], seconds: float) -> Size:
     count = len(devices) + len(shared)
-    window = seconds_text(seconds)
+    window = given_text(seconds, "s")
     basis = f"the most GPUs at work over {window}, by utilisation, which is an upper bound of what they did"
     if shared:
         names = ", ".join(device.id for device in shared)
@@ -175,7 +174,7 @@ def _gpus(run: Run, devices: list[Device], shared: list[Device], seconds: float)
         least, most = (min(count, needed(held, capacity, target)) for target in (HIGHEST_TARGET, TARGET))
         basis = (
             f"their memory, of which {bytes_text(held)} were held at most: fewer would do if each holds a copy of the same, "
-            f"or if the framework took it in advance. At work over {window}: {peak:.1f} GPUs at most"
+            f"or if the framework took it in advance. At work over {window}: {cores_text(peak)} GPUs at most"
         )
     return Size("gpu", count, peak, most, least, basis, None, float(together.values.max()) / 100, seconds)
 

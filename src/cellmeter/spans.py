@@ -37,11 +37,6 @@ def bucket_seconds(bucket: int) -> float:
     return 2 * BUCKET**bucket / (BUCKET + 1)
 
 
-def number_text(value: float) -> str:
-    """A value of the user's, whatever its size."""
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
 @dataclass(frozen=True)
 class Span:
     """One ``with cellmeter.span(name)``. ``pid`` is that of a worker, or 0 for the kernel itself."""

@@ -14,6 +14,7 @@ from cellmeter import charts
 from cellmeter.metrics import SHORT_FOR_CPU_SECONDS
 from cellmeter.rules.ownership import not_used
 from cellmeter.run import Cell, Run
+from cellmeter.words import UNKNOWN, cell_cores_text, change_text, peak_text, seconds_text, value_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,7 @@ def summary(frame: charts.Frame, facts: Facts) -> str:
     """One line: how it ended, CPU, memory and its growth, GPUs."""
     how = ENDINGS.get(facts.status, facts.status)
     after = {"ok": "in", "running": "for"}.get(facts.status, "after")
-    head = f"{facts.title}: {how} {after} {charts.format_duration(facts.seconds)}"
+    head = f"{facts.title}: {how} {after} {seconds_text(facts.seconds)}"
     return " · ".join([head, *_numbers(frame, facts)])
 
 
@@ -73,13 +74,13 @@ def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
             cores = facts.cores
             if cores is None and facts.seconds >= SHORT_FOR_CPU_SECONDS:  # no end edge: only samples tell
                 cores = _mean(frame.time, values[:, mains[0]])
-            parts.append(f"CPU {charts.format_cores(cores, facts.seconds, spec.limit)}")
+            parts.append(f"CPU {cell_cores_text(cores, facts.seconds, spec.limit)}")
         elif spec.key == "memory":
             parts.append(_memory(spec, values, facts))
         elif spec.unit == "%":
             means = [m for i in mains if (m := _mean(frame.time, values[:, i])) is not None]
             mean = sum(means) / len(means) if means else None
-            parts.append(f"{spec.title} {charts.format_value(mean, '%')} mean, {_peak(values[:, mains], '%')} peak")
+            parts.append(f"{spec.title} {value_text(mean, '%')} mean, {_peak(values[:, mains], '%')} peak")
         elif any(line.role == "second" for line in spec.lines):  # read and written, in and out: a peak each
             peaks = [f"{line.label} {_peak(values[:, [i]], spec.unit)}" for i, line in enumerate(spec.lines)]
             parts.append(f"{spec.title} peak {', '.join(peaks)}")
@@ -95,22 +96,21 @@ def _memory(spec: charts.PanelSpec, values: Floats, facts: Facts) -> str:
 
     main = values[:, 0][~np.isnan(values[:, 0])]
     if not len(main):
-        return f"memory {charts.UNKNOWN}"
+        return f"memory {UNKNOWN}"
     peaks = [float(peak) for peak in np.fmax.reduce(values)]
     kernel = [i for i, line in enumerate(spec.lines) if line.role == "second"]
     own = max(peaks[kernel[0]] if kernel else peaks[0], spec.exact_peak or 0.0)
     growth = float(main[-1] - main[0]) if facts.growth_bytes is None else facts.growth_bytes
-    sign = "+" if growth >= 0 else "−"
-    text = f"memory {charts.format_peak(max(own, peaks[0]), spec)} ({sign}{charts.format_value(abs(growth), 'By')})"
+    text = f"memory {peak_text(max(own, peaks[0]), spec.limit, 'By')} ({change_text(growth, 'By')})"
     alone = kernel and charts.notably_more(peaks[0], own)
-    return f"{text}, kernel alone {charts.format_value(own, 'By')}" if alone else text
+    return f"{text}, kernel alone {value_text(own, 'By')}" if alone else text
 
 
 def _peak(values: Floats, unit: str) -> str:
     import numpy as np
 
     known = values[~np.isnan(values)]
-    return charts.format_value(float(known.max()) if len(known) else None, unit)
+    return value_text(float(known.max()) if len(known) else None, unit)
 
 
 def _mean(times: Floats, values: Floats) -> float | None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from cellmeter import charts, layouts
 from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, OwnCpu, cpu_seconds, peak_of
 from cellmeter.store import read_header
+from cellmeter.words import UNKNOWN, cell_cores_text, change_text, joules_text, seconds_text, value_text
 
 LEAST_SECONDS = 1.0
 LEAST_SPIKE_BYTES = 256 << 20  # the memory-spike rule, which has the last word, is not even asked below its own minimum
@@ -207,7 +208,7 @@ def parts(folder: Path, start: Event, end: Event) -> list[Part]:
         return []
     ended: CellStatus = end["status"]
     return [
-        Part("", "", _ENDED.get(ended, f"{ended} ") + charts.format_duration(seconds)),
+        Part("", "", _ENDED.get(ended, f"{ended} ") + seconds_text(seconds)),
         _cpu(header, start, end, found),
         _memory(start, end, found[RSS], found[TREE]),
         *_gpus([found["gpu.utilization", gpu] for gpu in gpus], bool(there)),
@@ -248,7 +249,7 @@ def _cpu(header: Mapping[str, Any], start: Event, end: Event, found: Mapping[Key
     return Part(
         "CPU",
         bars(rates, limit or max(rates, default=1.0)),
-        charts.format_cores(cores, seconds, limit),
+        cell_cores_text(cores, seconds, limit),
         charts.BLUE.light,
     )
 
@@ -261,11 +262,11 @@ def _memory(start: Event, end: Event, rss: Course, tree: Course) -> Part:
     workers = charts.notably_more(tree.peak, own)
     peak, drawn = (tree.peak, tree) if workers else (own, rss)
     at_least = "" if workers or exact is not None else "≥ "
-    words = f"{at_least}{charts.format_value(peak, 'By')}" if peak is not None else charts.UNKNOWN
+    words = f"{at_least}{value_text(peak, 'By')}" if peak is not None else UNKNOWN
     if before is not None and after is not None:
-        words += f" ({'+' if after >= before else '−'}{charts.format_value(abs(after - before), 'By')})"
+        words += f" ({change_text(after - before, 'By')})"
     if workers:
-        words += f", kernel alone {charts.format_value(own, 'By')}"
+        words += f", kernel alone {value_text(own, 'By')}"
     peaks = [piece.peak for piece in drawn.pieces]
     return Part("memory", bars(peaks, max([*peaks, peak or 1.0])), f"peak {words}", charts.GREEN.light)
 
@@ -286,13 +287,13 @@ def _gpus(use: Sequence[Course], there: bool) -> list[Part]:
     name = "GPU" if len(use) == 1 else f"{len(use)} GPUs"
     known = [course for course in use if course.pieces]
     if not known:
-        return [Part(name, "", charts.UNKNOWN)]
+        return [Part(name, "", UNKNOWN)]
     mean = sum(course.mean or 0.0 for course in known) / len(known)
     peak = max(course.peak or 0.0 for course in known)
     # pieces are cut at the same records for all; a GPU that was lost has fewer
     together = list(zip(*([piece.mean for piece in course.pieces] for course in known), strict=False))
     drawn = bars([sum(values) / len(values) for values in together], 100.0)
-    words = f"{charts.format_value(mean, '%')} mean, {charts.format_value(peak, '%')} peak"
+    words = f"{value_text(mean, '%')} mean, {value_text(peak, '%')} peak"
     return [Part(name, drawn, words, charts.VERMILLION.light)]
 
 
@@ -303,8 +304,7 @@ def _energy(counters: Sequence[Course]) -> list[Part]:
     if not grown or None in grown:
         return []
     at_least = "" if all(course.complete for course in counters) else "≥ "
-    amount = f"{joules / 1000:.3g} kJ" if joules >= 999.5 else f"{joules:.0f} J"
-    return [Part("", "", at_least + amount)]
+    return [Part("", "", at_least + joules_text(joules))]
 
 
 def bars(values: Sequence[float], top: float) -> str:

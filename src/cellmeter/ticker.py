@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cellmeter.spans import STEP, number_text
+from cellmeter.spans import STEP
+from cellmeter.words import bytes_text, count_text, seconds_text
 
 MOST_PARTS = 6  # of each kind
 RATE_SECONDS = 10.0
@@ -33,20 +34,18 @@ class Ticker:
         return self.text if self.text != before else None
 
     def _take(self, event: Event) -> None:
-        from cellmeter.rules.units import bytes_text, latency_text
-
         kind = event.get("event")
         if kind == "logged":
             for name, said in event.get("values", {}).items():
                 last = said[1] if isinstance(said, list) else said
-                _put(self._values, name, f"{name} {last if isinstance(last, str) else number_text(last)}")
+                _put(self._values, name, f"{name} {last if isinstance(last, str) else count_text(last)}")
             for name, amount in event.get("steps", {}).items():
                 self._steps.setdefault(name, deque()).append((event["t"], amount))
         elif kind == "span":
-            _put(self._spans, event["name"], f"{event['name']} {latency_text((event['t'] - event['start']) * 1e-9)}")
+            _put(self._spans, event["name"], f"{event['name']} {seconds_text((event['t'] - event['start']) * 1e-9)}")
         elif kind == "spans":
             mean = event["seconds"] / event["count"]
-            _put(self._spans, event["name"], f"{event['name']} {latency_text(mean)}")
+            _put(self._spans, event["name"], f"{event['name']} {seconds_text(mean)}")
         elif kind == "alert":
             key = f"{event['alert']} {event['subject']}"
             self._alerts.pop(key, None)
@@ -66,7 +65,7 @@ class Ticker:
                 done.popleft()
             if (elapsed := (done[-1][0] - done[0][0]) * 1e-9) > 0:
                 rate = sum(amount for _, amount in list(done)[1:]) / elapsed
-                found.append(f"{number_text(rate)} {'steps' if name == STEP else name}/s")
+                found.append(f"{count_text(rate)} {'steps' if name == STEP else name}/s")
         return found[:MOST_PARTS]
 
 

@@ -14,6 +14,7 @@ from cellmeter.metrics import (
     SHORT_FOR_UTILIZATION_SECONDS,
 )
 from cellmeter.series import Series, known, last_known, quantile, seconds_since, time_weighted_mean
+from cellmeter.words import given_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Device, OwnCpu, Run
@@ -23,7 +24,7 @@ BORN_SINCE_SECONDS = (
     0.02  # of CPU time: a worker of no more at a cell's first sample was born between its start and that
 )
 ENOUGH = 0.8  # of an interval must have been observed to judge it
-MOSTLY_UNREAD = f"it was read for less than {ENOUGH:.0%} of the cell".replace("%", " %")
+MOSTLY_UNREAD = f"it was read for less than {given_text(100 * ENOUGH, '%')} of the cell"
 LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
 
 

@@ -20,6 +20,7 @@ from cellmeter.export.rows import CELL_HEADERS
 from cellmeter.export.summary import SENTENCE_END, plain
 from cellmeter.following import WINDOW_SECONDS, Followed
 from cellmeter.run import LONGEST_READING_SECONDS
+from cellmeter.words import given_text, of_text, seconds_text, value_text
 
 try:
     from rich.console import Console, Group, RenderableType
@@ -137,7 +138,7 @@ def line(followed: Followed) -> str:
     parts = [time.strftime("%H:%M:%S"), _doing(followed)]
     gpus: dict[str, list[str]] = {}
     for spec in frame.panels:
-        now = [charts.format_value(x, spec.unit) for x in _last(frame.of(spec))]
+        now = [value_text(x, spec.unit) for x in _last(frame.of(spec))]
         if spec.key in ("cpu", "memory"):
             parts.append(f"{spec.title} {now[0]}")
         elif spec.key != "power":
@@ -150,7 +151,7 @@ def _doing(followed: Followed) -> str:
     cell = followed.running
     if cell is None:
         return "between cells"
-    return f"{plain(cell.title)} {charts.format_duration(max(0.0, followed.seconds - cell.start))}"
+    return f"{plain(cell.title)} {seconds_text(max(0.0, followed.seconds - cell.start))}"
 
 
 # ---- the whole screen ------------------------------------------------------------------------------------------------
@@ -181,12 +182,12 @@ def view(followed: Followed, width: int, height: int, ended: str | None = None) 
 
 
 def _header(followed: Followed, width: int, ended: str | None) -> list[Text]:
-    seconds = charts.format_duration(followed.seconds)
+    seconds = seconds_text(followed.seconds)
     notebook = plain(Path(followed.header.get("notebook") or "").name)
     if ended is not None:
         state = ("ended", "bold")
     elif followed.silent_seconds > SILENT_SECONDS:
-        state = (f"no sample for {followed.silent_seconds:.0f} s", "bold yellow")
+        state = (f"no sample for {seconds_text(followed.silent_seconds)}", "bold yellow")
     else:
         state = ("recording", "bold green")
     first = Text.assemble(("cellmeter ", "bold"), state, f" {seconds}  ", (notebook, ""))
@@ -234,10 +235,7 @@ def _charts(followed: Followed, frame: charts.Frame, gpus: list[str], size: tupl
         lines = 1 if name in gpus and len(gpus) > MOST_HIGH_GPUS else tall
         drawn = "\n".join(spark(frame.time, values, top, window, (room, lines)))
         table.add_row(Text(name, "bold"), Text(now), Text(drawn, style, no_wrap=True), Text(note, "dim"))
-    begin, end = (
-        f"−{charts.format_duration(window).removesuffix(' 00 s')}".replace(".0 s", " s"),
-        "end" if ended else "now",
-    )
+    begin, end = f"−{given_text(window, 's')}", "end" if ended else "now"
     if known and room > len(begin) + len(end):
         table.add_row("", "", Text(begin + " " * (room - len(begin) - len(end)) + end, "dim"), "")
     return table
@@ -251,17 +249,15 @@ def _cpu_or_memory(frame: charts.Frame, key: str, narrow: bool, ended: bool) -> 
 
     values = frame.of(spec)
     peaks = [float(x) for x in np.fmax.reduce(values)] if len(values) else [math.nan] * len(spec.lines)
-    now = charts.format_value((peaks if ended else _last(values))[0], spec.unit)
-    if spec.limit and not narrow:
-        now = _of(now, charts.format_value(spec.limit, spec.unit) if spec.unit == "By" else f"{spec.limit:g} cores")
+    now = of_text((peaks if ended else _last(values))[0], None if narrow else spec.limit, spec.unit)
     # the first line is the kernel's own; a spike of the machine's does not stretch its scale here, where it is not drawn
     top = charts.scale_top(spec, [peaks[0], *[math.nan] * (len(peaks) - 1)])
     if ended:
         return _Row(spec.title, f"peak {now}", "", _STYLES[key], values[:, 0], top)
-    note = f"peak {charts.format_value(peaks[0], spec.unit)}"
+    note = f"peak {value_text(peaks[0], spec.unit)}"
     children = [x for one, x in zip(spec.lines, _last(values), strict=True) if one.role == "second"]
     if key == "memory" and children and children[0] > 1.01 * _last(values)[0] and not narrow:
-        note += f", {charts.format_value(children[0], 'By')} with children"
+        note += f", {value_text(children[0], 'By')} with children"
     return _Row(spec.title, now, note, _STYLES[key], values[:, 0], top)
 
 
@@ -272,22 +268,16 @@ def _gpu(frame: charts.Frame, gpu: str, width: int, ended: bool) -> _Row:
     values = {key: frame.of(spec)[:, n] for key, (spec, n) in found.items()}
     peaks = {key: float(np.fmax.reduce(column, initial=math.nan)) for key, column in values.items()}
     newest = peaks if ended else {key: _last(column[:, None])[0] for key, column in values.items()}
-    now = {key: charts.format_value(value, found[key][0].unit) for key, value in newest.items()}
+    now = {key: value_text(value, found[key][0].unit) for key, value in newest.items()}
     note = now.get("gpu-memory", "")
     if width >= NARROW:
-        spec, n = found.get("gpu-memory", (None, 0))
-        size = spec.limit or spec.lines[n].top if spec else None
-        note = _of(note, charts.format_value(size, "By")) if size else note
+        if "gpu-memory" in found:
+            spec, n = found["gpu-memory"]
+            note = of_text(newest["gpu-memory"], spec.limit or spec.lines[n].top, "By")
         note += f"  {now['power']:>5}" if "power" in now else ""
     if width >= WIDE and not ended:
-        note = f"peak {charts.format_value(peaks['gpu'], '%')}  {note}"
+        note = f"peak {value_text(peaks['gpu'], '%')}  {note}"
     return _Row(gpu, f"peak {now['gpu']}" if ended else now["gpu"], note, _STYLES["gpu"], values["gpu"], 100.0)
-
-
-def _of(text: str, most: str) -> str:
-    """``3.4 of 16.0 GiB``: the unit once where both have the same."""
-    number, _, unit = text.partition(" ")
-    return f"{number if most.endswith(f' {unit}') else text} of {most}"
 
 
 def _last(values: Floats) -> list[float]:

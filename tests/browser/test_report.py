@@ -19,9 +19,9 @@ from cellmeter.export.html import html_report
 from cellmeter.export.rows import cell_rows
 from cellmeter.remote import RemoteDevice
 from cellmeter.rules import Judgement
-from cellmeter.rules.units import bytes_text
 from cellmeter.run import Run
 from cellmeter.settings import Prices
+from cellmeter.words import bytes_text
 
 PRICES = Prices(2.5, 0.1, 0.05)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from cellmeter.charts import notably_more
 from cellmeter.rules.memory import RSS, TREE
 from cellmeter.rules.observed import readings_of, top_cells
-from cellmeter.rules.units import MIB, bytes_text
 from cellmeter.run import known
+from cellmeter.words import MIB, bytes_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Run

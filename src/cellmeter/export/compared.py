@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from html import escape
 from importlib import resources
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter.export.comparison import OVER_START, PEAK
 from cellmeter.export.markdown import escaped
-from cellmeter.export.summary import counted, plain
-from cellmeter.rules.units import UNKNOWN, bytes_text, joules_text, percent_text, seconds_text
+from cellmeter.export.summary import plain
+from cellmeter.words import BLANK, change_text, counted, seconds_text, value_text
 
 if TYPE_CHECKING:
     from cellmeter.export.comparison import Comparison, Difference, Matched
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 HEADERS = ("", "before", "after", "change", "")
-_TEXT_OF: dict[str, Callable[[float | None], str]] = {
-    "s": seconds_text,
-    "By": bytes_text,
-    "%": percent_text,
-    "J": joules_text,
-}
 _TITLE_WIDTH = 44
 
 
@@ -163,22 +156,15 @@ def _block(name: str, differences: list[Difference], note: str) -> list[str]:
 
 def cells_of(difference: Difference) -> tuple[str, str, str, str]:
     """Before, after, the change, and what it means."""
-    text = _TEXT_OF[difference.quantity.unit]
-    change = difference.change
+    unit, change, relative = difference.quantity.unit, difference.change, difference.relative
+    before, after = (value_text(value, unit, BLANK) for value in (difference.a, difference.b))
     if change is None:
-        return text(difference.a), text(difference.b), UNKNOWN, "unknown"
-    sign = "+" if change > 0 else "−" if change < 0 else "±"
-    relative = difference.relative
-    if difference.quantity.unit == "%":
-        said = f"{sign}{abs(change):.0f} points"
+        return before, after, BLANK, "unknown"
+    if unit == "%":
+        said = change_text(change, "%").replace(" %", " points")
     else:
-        said = _share(relative) if relative is not None else f"{sign}{text(abs(change))}"
-    return text(difference.a), text(difference.b), said, {"same": "noise"}.get(difference.verdict, difference.verdict)
-
-
-def _share(relative: float) -> str:
-    percent = round(100 * relative)
-    return f"{'+' if percent > 0 else '−' if percent < 0 else '±'}{abs(percent)} %"
+        said = change_text(change, unit) if relative is None else change_text(100 * relative, "%")
+    return before, after, said, {"same": "noise"}.get(difference.verdict, difference.verdict)
 
 
 def _alone_lines(comparison: Comparison) -> list[str]:

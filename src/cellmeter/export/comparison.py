@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from cellmeter.export.rows import CellRow, cell_row
 from cellmeter.rules.observed import top_cells
 from cellmeter.run import known
+from cellmeter.words import MIB
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Run
 
 Verdict = Literal["more", "less", "same", "unknown"]
 MatchedBy = Literal["id", "source", "label", "place"]
-MIB = 2**20
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cellmeter.export.said import Table
-from cellmeter.export.summary import Fact, counted, plain
+from cellmeter.export.summary import Fact, plain
 from cellmeter.remote import MEMORY_USED, POWER, UTILIZATION, host_of
-from cellmeter.rules.units import UNKNOWN, bytes_text, cores_text, percent_text, seconds_text
+from cellmeter.words import (
+    BLANK,
+    bytes_text,
+    cores_text,
+    counted,
+    given_text,
+    of_text,
+    percent_text,
+    seconds_text,
+    value_text,
+)
 
 if TYPE_CHECKING:
     from cellmeter.remote import Readings, Remote, RemoteMachine, RemoteUsage
@@ -21,7 +31,7 @@ GPUS_SHOWN = 64
 
 def interval_words(remote: Remote) -> str:
     """``coarse: a sample every 15 s, from Prometheus``."""
-    return f"coarse: a sample every {remote.interval_seconds:.3g} s, from Prometheus"
+    return f"coarse: a sample every {given_text(remote.interval_seconds, 's')}, from Prometheus"
 
 
 def fact(run: Run) -> list[Fact]:
@@ -36,7 +46,9 @@ def fact(run: Run) -> list[Fact]:
     if not remote.sample_count:
         return [Fact("Prometheus", f"{asked}: it has no samples from the time of this run{upto}")]
     of = f"{counted(len(remote.devices), 'GPU')} and {counted(len(remote.machines), 'machine')}"
-    return [Fact("Prometheus", f"{asked}: {remote.sample_count} samples of {of}{upto}; {interval_words(remote)}")]
+    return [
+        Fact("Prometheus", f"{asked}: {counted(remote.sample_count, 'sample')} of {of}{upto}; {interval_words(remote)}")
+    ]
 
 
 def tables(run: Run) -> list[Table]:
@@ -86,9 +98,9 @@ def _row(remote: Remote, machine: RemoteMachine, usage: RemoteUsage) -> tuple[st
     cores = f" of {machine.cpu_count}" if machine.cpu_count and host.cpu_cores_mean is not None else ""
     return (
         str(max([host.samples, *(gpu.samples for gpu in gpus)])),
-        UNKNOWN if use is None else percent_text(sum(use) / len(use)) + of,
-        UNKNOWN if memory is None else bytes_text(sum(memory)),
-        UNKNOWN if power is None else f"{sum(power):.0f} W",
+        BLANK if use is None else percent_text(sum(use) / len(use)) + of,
+        BLANK if memory is None else bytes_text(sum(memory)),
+        value_text(None if power is None else sum(power), "W", BLANK),
         cores_text(host.cpu_cores_mean) + cores,
         bytes_text(host.memory_peak_bytes),
     )
@@ -110,9 +122,8 @@ def _gpus(remote: Remote) -> Table:
                 str(len(use) if use is not None else 0),
                 percent_text(None if use is None else float(use.mean())),
                 percent_text(None if use is None else float(use.max())),
-                bytes_text(None if memory is None else float(memory.max()))
-                + (f" of {bytes_text(device.memory_bytes)}" if device.memory_bytes else ""),
-                UNKNOWN if power is None else f"{power.mean():.0f} W",
+                BLANK if memory is None else of_text(float(memory.max()), device.memory_bytes, "By"),
+                value_text(None if power is None else float(power.mean()), "W", BLANK),
             )
         )
     left = len(remote.devices) - len(rows)

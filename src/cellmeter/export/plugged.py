@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cellmeter.charts import format_amount
 from cellmeter.export.said import Table
 from cellmeter.export.summary import plain
 from cellmeter.metrics import Metric
-from cellmeter.rules.units import UNKNOWN
 from cellmeter.run import Series, known, time_weighted_mean
+from cellmeter.words import BLANK, value_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Run
@@ -64,8 +63,8 @@ def tables(run: Run) -> list[Table]:
 def _row(run: Run, quantity: Quantity) -> tuple[str, ...]:
     use = use_of(run, quantity, 0.0, run.duration)
     if use is None:
-        return quantity.name, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN
-    numbers = (format_amount(value, quantity.metric.unit) for value in use)
+        return quantity.name, BLANK, BLANK, BLANK, BLANK
+    numbers = (value_text(value, quantity.metric.unit) for value in use)
     return (quantity.name, *numbers, _cell_at_peak(run, run.series(quantity.metric.name, quantity.subject)))
 
 

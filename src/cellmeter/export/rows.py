@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from cellmeter.charts import notably_more
 from cellmeter.export.amounts import NOTABLE_DISK, tree_peak
-from cellmeter.export.summary import counted, plain, title_of
+from cellmeter.export.summary import plain, title_of
 from cellmeter.rules.ownership import not_used
 from cellmeter.rules.scripts import is_script
-from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.run import is_ours
+from cellmeter.words import BLANK, bytes_text, change_text, cores_text, counted, joules_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding
@@ -74,13 +74,12 @@ class CellRow:
     def texts(self) -> tuple[str, ...]:
         """The row in words, in the order of ``CELL_HEADERS``."""
         at_least = "" if self.peak_exact or self.peak_bytes is None else "≥ "
-        growth = bytes_text(self.growth_bytes)
         return (
             self.title,
             seconds_text(self.seconds),
             cores_text(self.cores),
             at_least + bytes_text(self.peak_bytes),
-            f"+{growth}" if self.growth_bytes and self.growth_bytes > 0 else growth,
+            change_text(self.growth_bytes, "By", BLANK),
             percent_text(self.gpu_percent),
             joules_text(self.energy_joules),
             self.status,

@@ -7,19 +7,21 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.alerts import metric_of
-from cellmeter.charts import format_held
-from cellmeter.export.summary import Fact, counted, plain
+from cellmeter.export.summary import Fact, plain
 from cellmeter.rules.ownership import not_used
-from cellmeter.rules.units import (
-    UNKNOWN,
+from cellmeter.run import known
+from cellmeter.words import (
+    BLANK,
     bytes_text,
     count_text,
+    counted,
+    given_text,
+    held_text,
     joules_text,
-    latency_text,
     moment_text,
     percent_text,
+    seconds_text,
 )
-from cellmeter.run import known
 
 if TYPE_CHECKING:
     from cellmeter.run import AlertFired, Run
@@ -79,7 +81,7 @@ def _span(run: Run, stats: SpanStats) -> tuple[str, ...]:
     return (
         plain(stats.name),
         f"{stats.count:,}{failed}",
-        *(about + latency_text(quantile) for quantile in (stats.p50, stats.p90, stats.p99)),
+        *(about + seconds_text(quantile) for quantile in (stats.p50, stats.p90, stats.p99)),
         per_second,
         percent_text(sum(means) / len(means) if means else None),
         joules_text(sum(joules) if joules and len(joules) == len(mine) else None),
@@ -95,7 +97,7 @@ def _used(run: Run) -> list[str]:
 def _value(name: str, logged: Logged) -> tuple[str, ...]:
     low, high = _bounds(logged)
     ends = (float(logged.value[0]), float(logged.value[-1]), low, high)
-    return (plain(name), f"{int(logged.count.sum()):,}", *(UNKNOWN if x is None else count_text(x) for x in ends))
+    return (plain(name), f"{int(logged.count.sum()):,}", *(BLANK if x is None else count_text(x) for x in ends))
 
 
 def _bounds(logged: Logged) -> tuple[float | None, float | None]:
@@ -104,7 +106,7 @@ def _bounds(logged: Logged) -> tuple[float | None, float | None]:
 
 
 def _rate(per_second: float | None) -> str:
-    return UNKNOWN if per_second is None else f"{count_text(per_second)}/s"
+    return BLANK if per_second is None else f"{count_text(per_second)}/s"
 
 
 def overall_rate(steps: Steps) -> float | None:
@@ -120,7 +122,9 @@ def alarms(run: Run) -> list[Fact]:
     lines = [(f.time, f.alert, f"{f.subject} at {_reading(run, f)}", f.cell, f.cleared) for f in run.alerts]
     for over in run.over_budget:
         most = "at most " if over.upper_bound else ""
-        used = f"{most}{bytes_text(over.value_bytes)} in use of {bytes_text(over.threshold_bytes)} ({over.metric})"
+        used = (
+            f"{most}{bytes_text(over.value_bytes)} in use of {given_text(over.threshold_bytes, 'By')} ({over.metric})"
+        )
         how = f"{used}{'; the cell was interrupted' if over.interrupt and over.cell in stopped else ''}"
         lines.append((over.time, f"memory budget {over.budget}", how, over.cell, None))
     found = []
@@ -137,7 +141,7 @@ def alarms(run: Run) -> list[Fact]:
 def _reading(run: Run, fired: AlertFired) -> str:
     """As the line under the cell has it."""
     metric = run.metrics.get(metric_of(fired.alert))
-    return count_text(fired.value) if metric is None else format_held(fired.value, metric.unit)
+    return count_text(fired.value) if metric is None else held_text(fired.value, metric.unit)
 
 
 def fields(run: Run) -> dict[str, Any]:

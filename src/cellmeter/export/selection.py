@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.errors import BadUsage
+from cellmeter.words import seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +83,7 @@ def part_of(run: Run, selected: Selection) -> Part:
     if selected.since is not None:
         start = run.since(selected.since.timestamp())
     if start > run.duration:
-        raise BadUsage(f"nothing of {run.id} is that late: it ended after {run.duration:.0f} s")
+        raise BadUsage(f"nothing of {run.id} is that late: it ended after {seconds_text(run.duration)}")
     if selected.numbers is None:
         return Part(None, start)
     cells = frozenset(cell.seq for cell in run.cells if cell.start >= start and _in(cell, selected.numbers))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cellmeter.export.summary import counted
-from cellmeter.rules.units import UNKNOWN, bytes_text, seconds_text
+from cellmeter.words import BLANK, bytes_text, cores_text, count_text, counted, given_text, money_text
 
 if TYPE_CHECKING:
     from cellmeter.costs import Costs
@@ -16,21 +15,26 @@ SIZE_NAMES = {"cpu": "CPU cores", "memory": "Memory", "gpu": "GPUs"}
 
 
 def amount(size: Size, value: float | None) -> str:
-    """So much of a resource: ``8``, ``12.0 GiB``."""
-    if size.resource == "memory":
-        return bytes_text(value)
-    return UNKNOWN if value is None else f"{value:g}" if float(value).is_integer() else f"{value:.2f}"
+    """As much of a resource as there is or should be: ``8``, ``12 GiB``."""
+    if value is None:
+        return BLANK
+    return given_text(value, "By") if size.resource == "memory" else count_text(value)
+
+
+def used(size: Size, value: float | None) -> str:
+    """As much of it as was in use: ``0.48``, ``3.21 GiB``."""
+    return bytes_text(value) if size.resource == "memory" else cores_text(value)
 
 
 def size_use(size: Size) -> str:
     """What a run used of a resource: ``0.48 over the busiest 11 s, 1.43 at the highest moment``."""
-    used = amount(size, size.peak)
+    most = used(size, size.peak)
     if size.resource == "memory":
-        return f"{used} at its peak, with workers"
+        return f"{most} at its peak, with workers"
     if size.sustained_seconds is None:
-        return used
-    highest = "" if size.highest is None else f", {amount(size, size.highest)} at the highest moment"
-    return f"{used} over the busiest {seconds_text(size.sustained_seconds)}{highest}"
+        return most
+    highest = "" if size.highest is None else f", {used(size, size.highest)} at the highest moment"
+    return f"{most} over the busiest {given_text(size.sustained_seconds, 's')}{highest}"
 
 
 def size_line(size: Size) -> str:
@@ -54,15 +58,11 @@ def size_advice(size: Size) -> str:
     return f"{what} would do" if size.verdict == "smaller" else f"tight: {what} would leave room"
 
 
-def money(currency: str, value: float) -> str:
-    """``$2.50``; small sums with the digits that matter, and ISO codes apart from the number."""
-    number = f"{value:,.2f}" if value == 0 or abs(value) >= 0.095 else f"{value:.2g}" if abs(value) >= 1e-4 else "0.00"
-    return f"{currency} {number}" if currency[-1:].isalpha() else f"{currency}{number}"
-
-
 def costs_line(costs: Costs) -> str:
     """All costs in a line."""
     names = {"gpu": "GPUs", "cpu": "cores", "memory": "memory"}
-    parts = ", ".join(f"{names[item.resource]} {money(costs.currency, item.cost)}" for item in costs.items)
-    total = f"{money(costs.currency, costs.total)} ({parts}), of it {money(costs.currency, costs.unused)} unused"
+    parts = ", ".join(f"{names[item.resource]} {money_text(costs.currency, item.cost)}" for item in costs.items)
+    total = (
+        f"{money_text(costs.currency, costs.total)} ({parts}), of it {money_text(costs.currency, costs.unused)} unused"
+    )
     return "; ".join([*([total] if costs.items else []), *(f"not counted: {why}" for why in costs.unknown)])

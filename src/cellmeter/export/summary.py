@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmeter.charts import format_of
 from cellmeter.export.amounts import disk
 from cellmeter.rules.memory import RSS, memory_under_limit
 from cellmeter.rules.observed import top_cells
 from cellmeter.rules.scripts import is_script
-from cellmeter.rules.units import bytes_text, seconds_text
 from cellmeter.run import known
+from cellmeter.words import counted, given_text, of_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.rules import Checked, Finding, Judgement
@@ -162,7 +161,7 @@ def facts(run: Run) -> list[Fact]:
     host, script = run.host, is_script(run)
     limits = {name: f"{limit.value:g}" for name, limit in run.limits.items()}
     if "memory_bytes" in run.limits:
-        limits["memory_bytes"] = bytes_text(run.limits["memory_bytes"].value)
+        limits["memory_bytes"] = given_text(run.limits["memory_bytes"].value, "By")
     names = {"memory_bytes": "memory", "cpu_cores": "cores"}
     limit = ", ".join(f"{names.get(name, name)} {limits[name]} ({run.limits[name].source})" for name in run.limits)
     found = [
@@ -171,7 +170,8 @@ def facts(run: Run) -> list[Fact]:
         Fact("Recorded", f"{run.started:%Y-%m-%d %H:%M:%S %Z}, {seconds_text(run.duration)}"),
         Fact("Ending", ending(run)),
         Fact(
-            "Host", f"{host.name}, {host.system} {host.release}, {host.cpu_count} CPUs, {bytes_text(host.memory_bytes)}"
+            "Host",
+            f"{host.name}, {host.system} {host.release}, {host.cpu_count} CPUs, {given_text(host.memory_bytes, 'By')}",
         ),
         Fact("Limits", limit or "unknown"),
         Fact("GPUs", gpus(run)),
@@ -214,7 +214,7 @@ def death(run: Run) -> str:
         how += f" ({_signal_name(run.signal)})"
     if (used := _memory_in_use(run)) is not None and run.ending != "crashed":
         joined = " at " if run.ending == "out-of-memory" else ", memory at "
-        how += joined + format_of(used, run.limits["memory_bytes"].value, "By")
+        how += joined + of_text(used, run.limits["memory_bytes"].value, "By")
     return f"kernel died in this cell: {how if run.ending_sure else f'probably {how}; the record breaks off'}"
 
 
@@ -226,10 +226,10 @@ def _signal_name(number: int) -> str:
 
 
 def _last_memory(run: Run) -> str:
-    """``, with 31.8 GiB of 32.0 GiB in use``: the last sample before the end, of what the limit is about."""
+    """``, with 31.8 of 32 GiB in use``: the last sample before the end, of what the limit is about."""
     used, limit = _memory_in_use(run), run.limits["memory_bytes"]
     whose = "its control group" if memory_under_limit(run)[1] == "cgroup" else "it"
-    return "" if used is None else f", with {bytes_text(used)} of {bytes_text(limit.value)} in use by {whose}"
+    return "" if used is None else f", with {of_text(used, limit.value, 'By')} in use by {whose}"
 
 
 def _memory_in_use(run: Run) -> float | None:
@@ -312,12 +312,7 @@ def recorder_cost(run: Run) -> str:
     if len(known) < 2 or run.duration <= 0:
         return "unknown"
     seconds = float(known[-1] - known[0])
-    return f"{seconds_text(seconds)} of CPU time, {100 * seconds / run.duration:.2f} % of one core"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 rule``, ``2 rules``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{seconds_text(seconds)} of CPU time, {percent_text(100 * seconds / run.duration)} of one core"
 
 
 def plain(text: str) -> str:

@@ -16,7 +16,6 @@ from cellmeter.export.summary import (
     FINDINGS_SHOWN,
     NOTES_TITLE,
     contents,
-    counted,
     counts,
     ending,
     facts,
@@ -32,9 +31,9 @@ from cellmeter.export.summary import (
 )
 from cellmeter.rules import judge
 from cellmeter.rules.scripts import is_script
-from cellmeter.rules.units import bytes_text, seconds_text
 from cellmeter.settings import load_settings
 from cellmeter.sizing import sizes
+from cellmeter.words import bytes_text, counted, seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding, Judgement

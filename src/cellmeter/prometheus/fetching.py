@@ -21,6 +21,7 @@ from cellmeter.prometheus.exporters import MATCHERS, Gathered, Places, Told, gat
 from cellmeter.prometheus.source import Source
 from cellmeter.remote import FILE, SETTLE_SECONDS, USUAL_INTERVAL_SECONDS, RemoteDevice, RemoteMachine
 from cellmeter.store import read_events, read_run, sealed
+from cellmeter.words import counted, given_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
@@ -117,10 +118,9 @@ class Fetched:
         remote = self.run.remote
         if remote is None or not remote.sample_count:
             return "Prometheus has no samples from the time of this run"
-        of = f"{len(remote.devices)} GPUs and {len(remote.machines)} machines"
-        return (
-            f"{remote.sample_count} samples of {of}, one every {remote.interval_seconds:.3g} s, {self.new} of them new"
-        )
+        of = f"{counted(len(remote.devices), 'GPU')} and {counted(len(remote.machines), 'machine')}"
+        samples, interval = counted(remote.sample_count, "sample"), given_text(remote.interval_seconds, "s")
+        return f"{samples} of {of}, one every {interval}, {self.new} of them new"
 
 
 def fetch(folder: Path, source: Source | None, seconds: float) -> Fetched:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from cellmeter.rules.observed import ENOUGH, Observed, Stretch, at_times, cell_end, observed, stretches
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import Outcome, not_applicable, unknown
-from cellmeter.rules.units import percent_text, seconds_text
 from cellmeter.run import known
+from cellmeter.words import given_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,7 @@ def _in_cell(run: Run, device: Device, cell: Cell) -> Observed:
 def _work(run: Run, device: Device, cell: Cell, least_seconds: float) -> slice | Outcome:
     """Which of a cell's readings lie between the first and the last work."""
     start, end = max(cell.start, device.since), cell_end(run, cell)
-    too_short = not_applicable(f"no cell with {seconds_text(least_seconds)} of GPU work")
+    too_short = not_applicable(f"no cell with {given_text(least_seconds, 's')} of GPU work")
     if end - start < least_seconds:
         return too_short
     readings = _in_cell(run, device, cell)
@@ -131,7 +131,7 @@ def use_metric(run: Run, device: Device) -> str:
 def why_missing(run: Run, device: Device, readings: Observed) -> str:
     """Why a GPU's use is not known well enough to judge."""
     if len(readings.values):
-        return f"its utilisation was read for less than {percent_text(100 * ENOUGH)} of the time"
+        return f"its utilisation was read for less than {given_text(100 * ENOUGH, '%')} of the time"
     return reason_for(run, UTILIZATION, device.id)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.rules.busy import GAP_SECONDS, Busy
-from cellmeter.rules.units import bytes_text, latency_text, percent_text, seconds_text
 from cellmeter.spans import STEP
+from cellmeter.words import bytes_text, given_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +151,7 @@ def _gaps(busy: Busy) -> Cause | None:
     longest = max(gap.seconds for gap in busy.gaps)
     return Cause(
         "gaps",
-        f"It was idle {len(busy.gaps)} times for {seconds_text(GAP_SECONDS)} or more, at most {seconds_text(longest)}, "
+        f"It was idle {len(busy.gaps)} times for {given_text(GAP_SECONDS, 's')} or more, at most {seconds_text(longest)}, "
         f"together {percent_text(busy.gap_share * 100)} of that time.",
         "Find what runs between the bursts (validation, checkpoints, logging, .item() and .cpu()) and do it less often "
         "or in the background.",
@@ -178,7 +178,7 @@ def _slow_span(busy: Busy) -> str | None:
     longest = max(busy.run.spans_in(start, end), key=lambda stats: stats.open_seconds, default=None)
     if longest is None or longest.open_seconds < WORK_SHARE * (end - start) or longest.p50 < SLOW_SECONDS:
         return None
-    return f"Each “{longest.name}” took {latency_text(longest.p50)} (median of {longest.count})"
+    return f"Each “{longest.name}” took {seconds_text(longest.p50)} (median of {longest.count})"
 
 
 def _slow_steps(busy: Busy) -> str | None:
@@ -186,7 +186,7 @@ def _slow_steps(busy: Busy) -> str | None:
     rate = steps.per_second(busy.readings.start, busy.readings.end) if steps is not None else None
     if rate is None or rate * SLOW_SECONDS > 1:
         return None
-    return f"Each step took {latency_text(1 / rate)} on average"
+    return f"Each step took {seconds_text(1 / rate)} on average"
 
 
 def _throttled(busy: Busy) -> Cause | None:

@@ -10,7 +10,7 @@ from cellmeter.rules.neighbours import FULL_SHARE
 from cellmeter.rules.observed import Observed, at_times, cell_end, observed, stretches, titles, top_cells
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import CLEAR, Evidence, Finding, Outcome, Rule, combined, found, not_applicable, unknown
-from cellmeter.rules.units import cores_text, percent_text, seconds_text
+from cellmeter.words import given_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,10 +52,10 @@ class CpuOneCore(Rule):
         """One outcome for the run."""
         limit = run.limits.get("cpu_cores")
         if limit is None or limit.value < self.least_cores:
-            return not_applicable(f"the kernel has fewer than {self.least_cores:g} cores")
+            return not_applicable(f"the kernel has fewer than {given_text(self.least_cores, '{cpu}')}")
         cells = top_cells(run)
         if sum(cell_end(run, cell) - cell.start for cell in cells) < self.least_seconds:
-            return not_applicable(f"less than {seconds_text(self.least_seconds)} of cells")
+            return not_applicable(f"less than {given_text(self.least_seconds, 's')} of cells")
         if not run.subjects(USAGE):
             return unknown(reason_for(run, USAGE, "process"))
         spent = [one for cell in cells if (one := self._cell(run, cell, limit.value)).seconds > 0]
@@ -81,7 +81,7 @@ class CpuOneCore(Rule):
             cause=None,
             start=worst[0].start,
             end=worst[0].end,
-            fact=f"{titles([one.cell for one in worst])} kept one of {cores:g} cores busy for "
+            fact=f"{titles([one.cell for one in worst])} kept one of {given_text(cores, '{cpu}')} busy for "
             f"{seconds_text(total)}{' together' if len(worst) > 1 else ''}, while the others had nothing to do.",
             consequence=f"At best {percent_text(100 / cores)} of the CPU was used.",
             advice="Use whole-array operations (NumPy, Polars) instead of loops; where the work splits, joblib, "
@@ -157,7 +157,7 @@ class CpuOversubscribed(Rule):
     def _cell(self, run: Run, cell: Cell) -> Outcome:
         end = cell_end(run, cell)
         if end - cell.start < self.cell_seconds:
-            return not_applicable(f"no cell of {seconds_text(self.cell_seconds)}")
+            return not_applicable(f"no cell of {given_text(self.cell_seconds, 's')}")
         cores, used = run.limits.get("cpu_cores"), observed(run, USAGE, "process", cell.start, end)
         own = cores is None or not len(used.values) or used.mean() >= self.own_share * cores.value
         throttled = _throttled_share(run, cell.start, end)
@@ -210,4 +210,4 @@ def _throttled_share(run: Run, start: float, end: float) -> float | None:
 
 def _cores(run: Run) -> str:
     limit = run.limits.get("cpu_cores")
-    return f" ({cores_text(limit.value)} here)" if limit else ""
+    return f" ({given_text(limit.value, '{cpu}')} here)" if limit else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cellmeter.remote import UTILIZATION, inside
 from cellmeter.rules.observed import ENOUGH, cell_end, cell_seconds, top_cells
 from cellmeter.rules.rule import CLEAR, Evidence, Finding, Outcome, Waste, found, not_applicable, unknown
-from cellmeter.rules.units import percent_text, seconds_text
+from cellmeter.words import given_text, gpu_seconds_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ RULE_OF_THREE = 3.0  # of n samples without an event: up to 3/n of the time with
 
 def coarse(remote: Remote, device: RemoteDevice, samples: int) -> str:
     """What a reader must know of a figure."""
-    return f"(coarse: {samples} samples, one every {remote.interval(device.id):.3g} s, from Prometheus)"
+    return f"(coarse: {samples} samples, one every {given_text(remote.interval(device.id), 's')}, from Prometheus)"
 
 
 def unused(run: Run, least_seconds: float, rule: str) -> Iterator[Outcome]:
@@ -43,7 +43,7 @@ def unused(run: Run, least_seconds: float, rule: str) -> Iterator[Outcome]:
     for device in remote.devices:
         values, seconds = use[device.id], cell_seconds(run)
         if seconds < least_seconds:
-            yield not_applicable(f"less than {seconds_text(least_seconds)} of cells")
+            yield not_applicable(f"less than {given_text(least_seconds, 's')} of cells")
         elif len(values) and values.any():
             yield CLEAR
         elif len(values) < max(LEAST_SAMPLES, ENOUGH * seconds / remote.interval(device.id)):
@@ -77,7 +77,7 @@ def _unused(
         end=cell_end(run, cells[-1]),
         fact=f"{device.id} ({device.name}) did no work that a sample has seen in {seconds_text(seconds)} of cells "
         f"{coarse(remote, device, samples)}.",
-        consequence=f"It was idle for all of {seconds * (1 - at_most):.0f} GPU-seconds or more; work between the samples "
+        consequence=f"It was idle for all of {gpu_seconds_text(seconds * (1 - at_most))} or more; work between the samples "
         f"can have been {percent_text(100 * at_most)} of the time at most.",
         advice="If the work was meant for it, check there that the framework sees this GPU and that model and data are moved "
         "to it; if not, leave it to others, and out of --match.",
@@ -105,7 +105,9 @@ def _underused(
     samples = len(busy.values)
     if samples < LEAST_IN_CELL:
         interval = remote.interval(device.id)
-        return not_applicable(f"no cell with {LEAST_IN_CELL} samples of GPU work elsewhere, one every {interval:.3g} s")
+        return not_applicable(
+            f"no cell with {LEAST_IN_CELL} samples of GPU work elsewhere, one every {given_text(interval, 's')}"
+        )
     mean_percent, warning_percent = percents
     mean = float(busy.values.mean())
     if mean >= mean_percent:
@@ -130,7 +132,7 @@ def _underused(
             end=end,
             fact=f"{cell.title} kept {device.id} at {percent_text(mean)} on average over {seconds_text(seconds)}, "
             f"{percent_text(highest)} at most {coarse(remote, device, samples)}.",
-            consequence=f"{seconds * (1 - highest / 100):.0f} GPU-seconds or more were unused.",
+            consequence=f"{gpu_seconds_text(seconds * (1 - highest / 100))} or more were unused.",
             advice="Samples so far apart do not show why: record on that machine (`cellmeter record` of the script that works "
             "there, or %load_ext in its notebook), and the report names the cause.",
             evidence=Evidence(UTILIZATION, mean, warning_percent if warned else mean_percent, "%"),

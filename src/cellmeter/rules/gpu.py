@@ -25,7 +25,7 @@ from cellmeter.rules.rule import (
     not_applicable,
     unknown,
 )
-from cellmeter.rules.units import percent_text, seconds_text
+from cellmeter.words import given_text, gpu_seconds_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Device, Run
@@ -64,9 +64,9 @@ class GpuUnused(DeviceRule):
         readings = in_cells(run, metric, device.id, device.since)
         held = [cell for cell in top_cells(run) if self._holds(run, device, cell)]
         if not held and there_seconds < self.allocated_seconds:
-            needed = seconds_text(self.allocated_seconds)
+            needed = given_text(self.allocated_seconds, "s")
             return not_applicable(
-                f"less than {needed} of cells, and no cell of {seconds_text(self.context_seconds)} held it"
+                f"less than {needed} of cells, and no cell of {given_text(self.context_seconds, 's')} held it"
             )
         whose = ownership(run, device, device.since, run.duration)
         visible_only = whose.whose == "not-mine" and device.mine is None and _imports_framework(run)
@@ -94,7 +94,7 @@ class GpuUnused(DeviceRule):
             start=max(held[0].start, device.since),
             end=cell_end(run, held[-1]),
             fact=f"{titles(held)} held {device.id} ({device.name}) for {seconds_text(seconds)} and never used it.",
-            consequence=f"{seconds:.0f} GPU-seconds were unused, and its memory was kept from others.",
+            consequence=f"{gpu_seconds_text(seconds)} were unused, and its memory was kept from others.",
             advice="Check that model and data are moved to this GPU (.to(device)); if it is not needed, hide it with "
             "CUDA_VISIBLE_DEVICES before the framework is imported.",
             evidence=Evidence(use_metric(run, device), 0.0, 0.0, "%"),
@@ -114,7 +114,7 @@ class GpuUnused(DeviceRule):
             start=readings.start,
             end=readings.end,
             fact=f"{device.id} ({device.name}) {how} and did no work in {seconds_text(readings.total)} of cells.",
-            consequence=f"{readings.total:.0f} GPU-seconds were unused"
+            consequence=f"{gpu_seconds_text(readings.total)} were unused"
             + (", and nobody else could use them." if mine else "; others may use this GPU."),
             advice="If the code should use it, check that the framework sees it (torch.cuda.is_available()) and that "
             "model and data are moved to it; if not, choose a machine or a session without a GPU.",
@@ -187,7 +187,7 @@ class GpuUnderused(DeviceRule):
             end=readings.end,
             fact=f"{busy.cell.title} kept {device.id} at {percent_text(mean)} on average over "
             f"{seconds_text(busy.seconds)}{also}. {cause.why}{_crosses_edge(busy)} ({len(readings.values)} samples)",
-            consequence=f"{wasted:.0f} GPU-seconds were unused, {percent_text(100 - mean)} of what was held.",
+            consequence=f"{gpu_seconds_text(wasted)} were unused, {percent_text(100 - mean)} of what was held.",
             advice=cause.advice,
             evidence=Evidence(metric, mean, threshold, "%"),
             waste=Waste(wasted),

@@ -24,8 +24,8 @@ from cellmeter.rules.rule import (
     not_applicable,
     unknown,
 )
-from cellmeter.rules.units import percent_text, seconds_text
 from cellmeter.run import known
+from cellmeter.words import given_text, gpu_seconds_text, percent_text, seconds_text, value_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Device, Run
@@ -73,7 +73,7 @@ class GpuHollow(DeviceRule):
         if busy.metric != UTILIZATION:
             return unknown(f"{device.id}: {reason_for(run, UTILIZATION, device.id)}")
         if busy.readings.mean() < self.utilization_percent:
-            return not_applicable(f"no cell kept a GPU at {self.utilization_percent:g} % utilisation")
+            return not_applicable(f"no cell kept a GPU at {given_text(self.utilization_percent, '%')} utilisation")
         active = busy.mean_of(SM_ACTIVE)
         return self._by_power(busy) if active is None else self._by_activity(busy, active)
 
@@ -90,7 +90,7 @@ class GpuHollow(DeviceRule):
                 busy,
                 Evidence(SM_ACTIVE, active, self.active_percent, "%"),
                 f"only {percent_text(active)} of its multiprocessors had work (SM activity)",
-                f"{wasted:.0f} GPU-seconds of its multiprocessors were unused.",
+                f"{gpu_seconds_text(wasted)} of its multiprocessors were unused.",
                 Waste(wasted),
             )
         )
@@ -103,9 +103,8 @@ class GpuHollow(DeviceRule):
         share = 100 * (power - idle) / (limit - idle)
         if share >= self.power_percent:
             return CLEAR
-        fact = (
-            f"it drew {power:.0f} W, {percent_text(max(0.0, share))} of the way from rest ({idle:.0f} W) to its limit"
-        )
+        drew, rest = value_text(power, "W"), value_text(idle, "W")
+        fact = f"it drew {drew}, {percent_text(max(0.0, share))} of the way from rest ({rest}) to its limit"
         evidence = Evidence(POWER, power, idle + self.power_percent / 100 * (limit - idle), "W")
         consequence = "Little of it seems to work; this GPU does not tell how many of its multiprocessors do."
         return found(self._finding(busy, evidence, fact, consequence, Waste()))
@@ -184,7 +183,7 @@ class GpuImbalance(Rule):
         start = min((one.start for one in busy if len(one.time)), default=end)
         stop = max((one.end for one in busy if len(one.time)), default=cell.start)
         if stop - start < self.busy_seconds:
-            return not_applicable(f"no cell with {seconds_text(self.busy_seconds)} of work on two GPUs")
+            return not_applicable(f"no cell with {given_text(self.busy_seconds, 's')} of work on two GPUs")
         parts = [one.where((one.time > start) & (one.time <= stop)) for one in readings]
         means = sorted(zip([part.mean() for part in parts], held, strict=True), key=lambda pair: pair[0])
         if means[-1][0] - means[0][0] <= self.difference_percent:
@@ -208,7 +207,7 @@ class GpuImbalance(Rule):
             end=end,
             fact=f"{cell.title} kept {busiest.id} at {percent_text(most)}, but {named}{more}, "
             f"over {seconds_text(end - start)}.",
-            consequence=f"{wasted:.0f} GPU-seconds were unused while the others waited for {busiest.id}.",
+            consequence=f"{gpu_seconds_text(wasted)} were unused while the others waited for {busiest.id}.",
             advice="Split the work evenly: DistributedDataParallel instead of DataParallel, equal shards and batch sizes; "
             "or hold only the GPUs that are needed (CUDA_VISIBLE_DEVICES).",
             evidence=Evidence(use_metric(run, device), most - least, self.difference_percent, "%"),
@@ -259,7 +258,7 @@ class GpuThrottled(DeviceRule):
         slower = _slowed(busy)
         wasted = share * busy.seconds * (slower or 0.0)
         clock = f", to {percent_text(100 - 100 * slower)} of the best seen" if slower else ""
-        lost = f"{wasted:.0f} GPU-seconds were lost to it." if wasted else "How much that cost cannot be told."
+        lost = f"{gpu_seconds_text(wasted)} were lost to it." if wasted else "How much that cost cannot be told."
         return self._about(
             busy,
             "warning",

@@ -21,12 +21,11 @@ from cellmeter.rules.rule import (
     not_applicable,
     unknown,
 )
-from cellmeter.rules.units import bytes_text, percent_text, seconds_text
+from cellmeter.words import GIB, bytes_text, given_text, gpu_seconds_text, of_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Device, Run
 
-GIB = 2**30
 HELD = "gpu.process.memory.used"
 USED = "gpu.memory.used"
 
@@ -57,7 +56,7 @@ class GpuMemoryHeld(DeviceRule):
         if not run.devices:
             return not_applicable(no_gpu(run))
         if run.duration < self.idle_seconds:
-            return not_applicable(f"the run is shorter than {seconds_text(self.idle_seconds)}")
+            return not_applicable(f"the run is shorter than {given_text(self.idle_seconds, 's')}")
         return combined((part for device in parts for part in device), no_gpu(run))
 
     def of_device(self, run: Run, device: Device) -> list[Outcome]:
@@ -71,7 +70,7 @@ class GpuMemoryHeld(DeviceRule):
                 return not_applicable(f"{device.id} is not visible to this kernel")
             if held.total < ENOUGH * (run.duration - device.since):
                 return unknown(f"{device.id}: {reason_for(run, HELD, device.id)}")
-            return not_applicable(f"this kernel held no {bytes_text(self.least_bytes)} of device memory")
+            return not_applicable(f"this kernel held no {given_text(self.least_bytes, 'By')} of device memory")
         used = observed(run, use_metric(run, device), device.id, device.since, run.duration)
         rest = self._longest_rest(held, used)
         if rest.end - rest.start < self.idle_seconds:
@@ -113,7 +112,7 @@ class GpuMemoryHeld(DeviceRule):
             end=rest.end,
             fact=f"This kernel held {bytes_text(rest.held)} on {device.id} ({device.name}) for "
             f"{seconds_text(seconds)}{after}, and the GPU did nothing.",
-            consequence=f"{seconds:.0f} GPU-seconds were unused, and its memory was kept from others.",
+            consequence=f"{gpu_seconds_text(seconds)} were unused, and its memory was kept from others.",
             advice="Shut the kernel down when it waits, or give the memory back: del the model and its data, then "
             "torch.cuda.empty_cache(); or move the model to the CPU meanwhile.",
             evidence=Evidence(HELD, rest.held, self.least_bytes, "By"),
@@ -176,8 +175,8 @@ class GpuMemoryNearLimit(DeviceRule):
             cause=None,
             start=cell.start,
             end=cell_end(run, cell),
-            fact=f"{titles([cell])} filled {device.id} to {share}: from {bytes_text(start)} to {bytes_text(peak)} of "
-            f"{bytes_text(device.memory_bytes)}.",
+            fact=f"{titles([cell])} filled {device.id} to {share}: from {bytes_text(start)} to "
+            f"{of_text(peak, device.memory_bytes, 'By')}.",
             consequence="A little more and allocation fails (CUDA out of memory).",
             advice="Use a smaller batch or gradient accumulation, mixed precision, activation checkpointing, and "
             "torch.no_grad() where no gradient is needed; del what an earlier cell left there.",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.rules.observed import readings_of, top_cells
-from cellmeter.rules.units import MIB
+from cellmeter.words import MIB
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Run

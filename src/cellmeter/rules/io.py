@@ -10,12 +10,11 @@ from cellmeter.rules.observed import ENOUGH, Observed, cell_end, observed, title
 from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import CLEAR, Evidence, Finding, Outcome, Rule, combined, found, not_applicable, unknown
 from cellmeter.rules.trend import steady_slope
-from cellmeter.rules.units import bytes_text, percent_text, seconds_text
+from cellmeter.words import GIB, about_text, bytes_text, given_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Run
 
-GIB = 2**30
 LEAST_MOVED = 2**20  # bytes of a cell that has to do with the disk at all
 FREE = "host.filesystem.free"
 SIZE = "host.filesystem.size"
@@ -45,7 +44,7 @@ class IoBound(Rule):
     def _cell(self, run: Run, cell: Cell) -> Outcome:
         end = cell_end(run, cell)
         if end - cell.start < self.cell_seconds:
-            return not_applicable(f"no cell of {seconds_text(self.cell_seconds)}")
+            return not_applicable(f"no cell of {given_text(self.cell_seconds, 's')}")
         waits = [
             (metric, observed(run, metric, subject, cell.start, end))
             for metric, subject in WAITS
@@ -138,17 +137,17 @@ class DiskFilling(Rule):
             return unknown(f"{mount}: {reason_for(run, FREE, mount)}")
         left, total = float(free.values[-1]), float(size[-1])
         if left < self.least_share * total and left < self.least_bytes:
-            fact = f"{bytes_text(left)} are free on {mount}, {percent_text(100 * left / total)} of {bytes_text(total)}"
+            fact = f"{bytes_text(left)} are free on {mount}, {percent_text(100 * left / total)} of {given_text(total, 'By')}"
             bound = min(self.least_bytes, self.least_share * total)
             return found(self._finding(run, mount, free, fact, Evidence(FREE, left, bound, "By")))
         if free.time[-1] - free.time[0] < self.slope_seconds:
-            return Outcome("clear", f"its slope was not judged: less than {seconds_text(self.slope_seconds)}")
+            return Outcome("clear", f"its slope was not judged: less than {given_text(self.slope_seconds, 's')}")
         rate = steady_slope(free.time, free.values)
         if rate is None or rate >= 0 or left / -rate > self.horizon_seconds:
             return CLEAR
         fact = f"{mount} lost {bytes_text(-rate * 60)} a minute, steadily; {bytes_text(left)} are free"
         evidence = Evidence(FREE, left, -rate * self.horizon_seconds, "By")
-        return found(self._finding(run, mount, free, f"{fact}: full in {seconds_text(left / -rate)}", evidence))
+        return found(self._finding(run, mount, free, f"{fact}: full in {about_text(left / -rate)}", evidence))
 
     def _finding(self, run: Run, mount: str, free: Observed, fact: str, evidence: Evidence) -> Finding:
         start, lost = float(free.time[0]), float(free.values[0] - free.values[-1])

@@ -22,8 +22,8 @@ from cellmeter.rules.rule import (
     not_applicable,
     unknown,
 )
-from cellmeter.rules.units import MIB, bytes_text, percent_text
 from cellmeter.run import known
+from cellmeter.words import MIB, bytes_text, given_text, percent_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, CellUsage, Device, Limit, Run
@@ -167,7 +167,7 @@ def _consequence(run: Run, hump: Hump) -> str:
     end = (
         when_full(run.limits["memory_bytes"]) if hump.subject == "process" else "allocation fails (CUDA out of memory)"
     )
-    return f"The peak was {share} of the limit, {bytes_text(hump.limit)}; beyond it {end}."
+    return f"The peak was {share} of the limit, {given_text(hump.limit, 'By')}; beyond it {end}."
 
 
 def _advice(hump: Hump) -> str:
@@ -330,7 +330,8 @@ class OutOfMemory(Rule):
             cause=None,
             start=start,
             end=run.duration,
-            fact=f"The kernel {probably}ran out of memory {where}: {seen}, of {bytes_text(limit.value)} ({limit.source}).",
+            fact=f"The kernel {probably}ran out of memory {where}: {seen}, "
+            f"of {given_text(limit.value, 'By')} ({limit.source}).",
             consequence="It was killed: variables and what was not saved are lost.",
             advice="Load less at once: chunks, fewer columns, smaller dtypes or memory-mapped files; del what is done with; "
             "else a larger limit.",

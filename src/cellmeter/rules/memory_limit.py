@@ -13,7 +13,7 @@ from cellmeter.rules.observed import Observed, at_times, cell_end, observed, tit
 from cellmeter.rules.ownership import reason_for
 from cellmeter.rules.rule import CLEAR, Evidence, Finding, Outcome, Rule, combined, found, not_applicable, unknown
 from cellmeter.rules.trend import steady_slope, thinned
-from cellmeter.rules.units import MIB, bytes_text, percent_text, seconds_text
+from cellmeter.words import MIB, about_text, bytes_text, given_text, of_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ class MemoryGrowth(Rule):
         repeats = [self._repeated(run, cells, limit) for cells in _same(top_cells(run)) if len(cells) >= self.runs]
         slopes = [self._within(run, cell, limit) for cell in top_cells(run)]
         return combined(
-            [*repeats, *slopes], f"no cell ran {self.runs:g} times or for {seconds_text(self.slope_seconds)}"
+            [*repeats, *slopes], f"no cell ran {self.runs:g} times or for {given_text(self.slope_seconds, 's')}"
         )
 
     def _bound(self, limit: Limit) -> float:
@@ -90,7 +90,8 @@ class MemoryGrowth(Rule):
                 end=cell_end(run, last),
                 fact=f"The same cell ran {len(grown)} times ({titles(grown)}) and kept {bytes_text(each)} each time, "
                 f"{bytes_text(total)} together.",
-                consequence=f"After {max(0, int(more))} more runs of it the {bytes_text(limit.value)} there are will be full.",
+                consequence=f"After {max(0, int(more))} more runs of it the {given_text(limit.value, 'By')} there are "
+                "will be full.",
                 advice="Look for what it adds to: a list, dict or cache that outlives it, tensors with their graph "
                 "(loss.item() instead of loss), figures that are not closed (plt.close()), or Out[n] and _.",
                 evidence=Evidence(RSS, each, self._bound(limit), "By"),
@@ -100,7 +101,7 @@ class MemoryGrowth(Rule):
     def _within(self, run: Run, cell: Cell, limit: Limit) -> Outcome:
         end = cell_end(run, cell)
         if end - cell.start < self.slope_seconds:
-            return not_applicable(f"no cell ran {self.runs:g} times or for {seconds_text(self.slope_seconds)}")
+            return not_applicable(f"no cell ran {self.runs:g} times or for {given_text(self.slope_seconds, 's')}")
         own = _own(run, cell.start, end)
         own = own.where(own.seq > 0)
         if len(own.time) < 6:
@@ -129,7 +130,7 @@ class MemoryGrowth(Rule):
             end=own.end,
             fact=f"{cell.title} took {bytes_text(rate)} more each second, steadily, for "
             f"{seconds_text(own.end - own.start)}: {bytes_text(own.values[-1] - own.values[0])} in all.",
-            consequence=f"{went_on} {seconds_text(left / rate)} away from the {bytes_text(limit.value)} there are; "
+            consequence=f"{went_on} {about_text(left / rate)} away from the {given_text(limit.value, 'By')} there are; "
             f"then {when_full(limit)}.",
             advice="Look for what its loop adds to: a list or cache that only grows, tensors with their graph (loss.item() "
             "instead of loss), results kept that could be written out.",
@@ -207,7 +208,9 @@ class MemoryNearLimit(Rule):
         tree = at_times(run, TREE if run.subjects(TREE) else RSS, "process", full.time)
         if not (tree >= self.own_share * limit.value).any():
             who = "the control group" if subject == "cgroup" else "the machine"
-            return not_applicable(f"others fill {who}: this kernel holds less than {100 * self.own_share:g} % of it")
+            return not_applicable(
+                f"others fill {who}: this kernel holds less than {given_text(100 * self.own_share, '%')} of it"
+            )
         return found(self._finding(run, full, limit, metric, subject))
 
     def _finding(self, run: Run, full: Observed, limit: Limit, metric: str, subject: str) -> Finding:
@@ -224,8 +227,8 @@ class MemoryNearLimit(Rule):
             cause=None,
             start=full.start,
             end=full.end,
-            fact=f"Memory stood at up to {share} of the limit in {titles(near)}: {bytes_text(peak)} of "
-            f"{bytes_text(limit.value)} ({limit.source}).{_pressure(run, full)}"
+            fact=f"Memory stood at up to {share} of the limit in {titles(near)}: "
+            f"{of_text(peak, limit.value, 'By')} ({limit.source}).{_pressure(run, full)}"
             + (f" Most was kept by {named}." if named else ""),
             consequence=f"A little more and {when_full(limit)}{_with_all(limit)}.",
             advice="del what is no longer needed, load less at once (chunks, fewer columns, smaller dtypes), start fewer "

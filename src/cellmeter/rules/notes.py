@@ -9,7 +9,7 @@ from cellmeter.rules.held import Held, holding
 from cellmeter.rules.neighbours import crowd
 from cellmeter.rules.observed import titles
 from cellmeter.rules.scripts import is_script
-from cellmeter.rules.units import MIB, bytes_text, cores_text, percent_text
+from cellmeter.words import MIB, bytes_text, change_text, cores_text, percent_text
 
 if TYPE_CHECKING:
     from cellmeter.rules.rule import Finding
@@ -71,7 +71,7 @@ def _growth(run: Run, findings: Sequence[Finding]) -> tuple[Note, ...]:
     told = {seq for finding in findings if finding.rule in TELLING for seq in finding.cells}
     if sum(held.still for held in keepers if held.cell.seq in told) >= TOLD_SHARE * total:
         return ()
-    most = ", ".join(f"{held.cell.title} (+{bytes_text(held.still)})" for held in keepers[:3])
+    most = ", ".join(f"{held.cell.title} ({change_text(held.still, 'By')})" for held in keepers[:3])
     text = (
         f"Memory grew from {bytes_text(first.resident)} to {bytes_text(last.resident)} over {len(run.cells)} cells and was "
         f"not given back; most was kept, mapped files aside, by {most}.{_same(keepers)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.rules.observed import titles
 from cellmeter.rules.rule import Finding, Waste
+from cellmeter.words import gpu_seconds_text, money_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
@@ -91,7 +92,7 @@ def _one(run: Run, group: Sequence[Finding]) -> Finding:
     also = [f"in {titles([cells[seq] for seq in also_cells])}"] if also_cells else []
     also += [f"on {', '.join(subjects[1:4])}{_more(subjects[4:])}"] if len(subjects) > 1 else []
     wasted = sum(finding.waste.gpu_seconds for finding in group)
-    together = f" Together {wasted:.0f} GPU-seconds." if wasted > worst.waste.gpu_seconds else ""
+    together = f" Together {gpu_seconds_text(wasted)}." if wasted > worst.waste.gpu_seconds else ""
     return replace(
         worst,
         cells=tuple(seqs),
@@ -112,5 +113,5 @@ def priced(finding: Finding, prices: Prices) -> Finding:
     if prices.gpu_hour is None or not seconds:
         return finding
     cost = seconds / 3600 * prices.gpu_hour
-    money = f" That is {prices.currency}{cost:.2f}, at {prices.currency}{prices.gpu_hour:.2f} an hour."
+    money = f" That is {money_text(prices.currency, cost)}, at {money_text(prices.currency, prices.gpu_hour)} an hour."
     return replace(finding, consequence=finding.consequence + money, waste=replace(finding.waste, cost=cost))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cellmeter.export.html.pieces import definitions, meter, table, text
-from cellmeter.export.sized import SIZE_NAMES, amount, money, size_advice
-from cellmeter.rules.units import seconds_text
+from cellmeter.export.sized import SIZE_NAMES, amount, size_advice, used
+from cellmeter.words import count_text, given_text, money_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.costs import Cost, Costs
@@ -29,7 +29,7 @@ def sizing_section(sizes: Sequence[Size]) -> str:
             f'<span class="verdict-{size.verdict}">{text(size_advice(size))}</span>',
             amount(size, size.available),
             _peak(size),
-            amount(size, size.highest if size.sustained_seconds else size.peak),
+            used(size, size.highest if size.sustained_seconds else size.peak),
             amount(size, size.needed),
             amount(size, size.needed_at_least),
         )
@@ -39,14 +39,14 @@ def sizing_section(sizes: Sequence[Size]) -> str:
     caption = "Needed is what was used, over the target, rounded up"
     seconds = next((size.sustained_seconds for size in sizes if size.sustained_seconds), None)
     if seconds:
-        caption += f"; used is the mean of the busiest {seconds_text(seconds)}, of memory the highest moment"
+        caption += f"; used is the mean of the busiest {given_text(seconds, 's')}, of memory the highest moment"
     shown = table(caption, heads, rows, left=2)
     return f"{shown}<details><summary>What was used</summary>{notes}</details>"
 
 
 def _peak(size: Size) -> str:
     share = None if size.peak is None or not size.available else size.peak / size.available
-    return meter(text(amount(size, size.peak)), share, size.resource)
+    return meter(text(used(size, size.peak)), share, size.resource)
 
 
 def costs_section(run: Run, costs: Costs | None) -> str:
@@ -66,18 +66,18 @@ def _cost(costs: Costs, item: Cost) -> tuple[str, ...]:
     share = item.used / item.held if item.held else 0.0
     return (
         SIZE_NAMES[item.resource],
-        text(money(costs.currency, item.cost)),
-        text(money(costs.currency, item.unused_cost)),
+        text(money_text(costs.currency, item.cost)),
+        text(money_text(costs.currency, item.unused_cost)),
         f"{_hours(item.held)} {HOURS[item.resource]}",
-        text(f"{money(costs.currency, item.price)} an hour"),
-        meter(f"{100 * share:.0f} %", share, item.resource),
+        text(f"{money_text(costs.currency, item.price)} an hour"),
+        meter(percent_text(100 * share), share, item.resource),
         _hours(item.unknown) if item.unknown > 0.005 * item.held else "none",
     )
 
 
 def _hours(value: float) -> str:
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}" if value >= 1e-4 else "0"
+    return count_text(value) if value >= 1e-4 else "0"
 
 
 def _bold(costs: Costs, value: float) -> str:
-    return f"<b>{text(money(costs.currency, value))}</b>"
+    return f"<b>{text(money_text(costs.currency, value))}</b>"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from cellmeter.export.html.pieces import SEVERITY_WORDS, scrollable, text
 from cellmeter.export.rows import WITH_WORKERS, CellRow, cell_columns, heads, routine
-from cellmeter.export.summary import counted
 from cellmeter.rules.scripts import is_script
+from cellmeter.words import counted
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding

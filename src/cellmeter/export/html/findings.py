@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cellmeter import charts
-from cellmeter.export.html.pieces import SEVERITY_WORDS, text, with_unit
+from cellmeter.export.html.pieces import SEVERITY_WORDS, text
 from cellmeter.export.html.plot import Curve, Level, Mark, Plot, drawn, top_of
-from cellmeter.export.summary import counted, where
+from cellmeter.export.summary import where
 from cellmeter.rules.observed import top_cells
-from cellmeter.rules.units import bytes_text, moment_text
 from cellmeter.run import Series, known
+from cellmeter.words import bytes_text, counted, given_text, held_text, moment_text
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding
@@ -46,8 +46,8 @@ def _finding(run: Run, finding: Finding, number: int) -> str:
         f"<code>{text(finding.rule)}</code></header>"
         f'<div><p>{text(finding.fact)}</p><p class="consequence">{text(finding.consequence)}</p>'
         f'<p class="advice"><b>What to do</b>{text(finding.advice)}</p></div>{evidence(run, finding)}'
-        f"<footer>Rests on <code>{text(rests.metric)}</code>: {text(with_unit(rests.value, rests.unit))}, "
-        f"threshold {text(with_unit(rests.threshold, rests.unit))}, from {moment_text(finding.start, run.duration)} to "
+        f"<footer>Rests on <code>{text(rests.metric)}</code>: {text(held_text(rests.value, rests.unit))}, "
+        f"threshold {text(given_text(rests.threshold, rests.unit))}, from {moment_text(finding.start, run.duration)} to "
         f"{moment_text(finding.end, run.duration)} of the run</footer></article>"
     )
 
@@ -122,7 +122,7 @@ def _others_too(run: Run, finding: Finding) -> tuple[Curve, ...]:
 def _levels(finding: Finding, unit: str) -> tuple[Level, ...]:
     """The threshold, where it is one of the quantity drawn and not of a difference or a share of it."""
     if unit == finding.evidence.unit == "%" and finding.evidence.threshold > 0:
-        return (Level(finding.evidence.threshold, f"threshold {with_unit(finding.evidence.threshold, '%')}"),)
+        return (Level(finding.evidence.threshold, f"threshold {given_text(finding.evidence.threshold, '%')}"),)
     return ()
 
 
@@ -146,8 +146,8 @@ def _peaks(run: Run, finding: Finding, series: Series, unit: str) -> tuple[Mark,
 def _limit(run: Run, metric: str, subject: str) -> Level | None:
     if metric in ("process.memory.rss", "process.tree.memory.rss", "cgroup.memory.used", "host.memory.used"):
         limit = run.limits.get("memory_bytes")
-        return Level(limit.value, f"limit {bytes_text(limit.value)}") if limit else None
+        return Level(limit.value, f"limit {given_text(limit.value, 'By')}") if limit else None
     device = next((device for device in run.devices if device.id == subject), None)
     if metric == "gpu.memory.used" and device is not None:
-        return Level(device.memory_bytes, f"all of it: {bytes_text(device.memory_bytes)}")
+        return Level(device.memory_bytes, f"all of it: {given_text(device.memory_bytes, 'By')}")
     return None

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cellmeter.export.devices import BINS, QUANTILES, DeviceStatistics, Spread
-from cellmeter.export.html.pieces import table, text, with_unit
-from cellmeter.rules.units import seconds_text
+from cellmeter.export.html.pieces import table, text
+from cellmeter.words import BLANK, percent_text, seconds_text, value_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
@@ -40,8 +40,8 @@ def _rows(one: DeviceStatistics, metrics: tuple[str, ...] | None, names: dict[st
 def _row(spread: Spread) -> list[str]:
     name = text(spread.metric.removeprefix("gpu.").replace(".", " "))
     if spread.unknown is not None:
-        return [f'{name}: <span class="soft">unknown, {text(spread.unknown)}</span>', *["–"] * len(HEADS)]
-    return [name, *(with_unit(value, spread.unit) for value in (spread.mean, *spread.quantiles.values()))]
+        return [f'{name}: <span class="soft">unknown, {text(spread.unknown)}</span>', *[BLANK] * len(HEADS)]
+    return [name, *(value_text(value, spread.unit, BLANK) for value in (spread.mean, *spread.quantiles.values()))]
 
 
 def _histograms(run: Run, statistics: Sequence[DeviceStatistics]) -> str:
@@ -68,7 +68,7 @@ def _histogram(one: DeviceStatistics) -> str:
     )
     idle = 100 * one.histogram_seconds[0] / total
     return (
-        f'<figure class="panel histogram"><figcaption><b>{name}</b> under 10 % busy for {with_unit(idle, "%")} of the time'
+        f'<figure class="panel histogram"><figcaption><b>{name}</b> under 10 % busy for {percent_text(idle)} of the time'
         f'</figcaption><div class="bars" role="img" aria-label="Time of {name} by utilisation. {", ".join(said)}">{bars}</div>'
         "<p><span>0</span><span>50</span><span>100 % busy</span></p></figure>"
     )

@@ -11,7 +11,7 @@ from cellmeter.export.html.pieces import SEVERITY_WORDS, packaged, text
 from cellmeter.export.rows import CellRow, cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, costs_line, size_line
 from cellmeter.export.summary import FINDINGS_SHOWN, facts, lead, unchecked, where
-from cellmeter.rules.units import seconds_text
+from cellmeter.words import seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.costs import Costs

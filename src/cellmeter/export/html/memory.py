@@ -9,13 +9,13 @@ from cellmeter.export.amounts import memory_peaks, tree_peak
 from cellmeter.export.html.pieces import meter, table, text
 from cellmeter.export.html.plot import Curve, Level, Mark, Plot, drawn, top_of
 from cellmeter.export.rows import WITH_WORKERS, CellRow
-from cellmeter.export.summary import counted, process_of
+from cellmeter.export.summary import process_of
 from cellmeter.rules.held import holding
 from cellmeter.rules.memory import RSS, TREE
 from cellmeter.rules.observed import cell_end, top_cells
 from cellmeter.rules.scripts import is_script
-from cellmeter.rules.units import MIB, bytes_text
 from cellmeter.run import known
+from cellmeter.words import MIB, bytes_text, change_text, counted, given_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
@@ -46,7 +46,7 @@ def _chart(run: Run) -> str:
     top = top_of([*(float(known(one.values).max()) for one in series.values()), *(mark.value for mark in marks)], "By")
     limit, levels = run.limits.get("memory_bytes"), ()
     if limit and limit.value <= 2 * top:
-        levels, top = (Level(limit.value, f"limit {bytes_text(limit.value)}"),), max(top, 1.06 * limit.value)  # type: ignore[assignment]
+        levels, top = (Level(limit.value, f"limit {given_text(limit.value, 'By')}"),), max(top, 1.06 * limit.value)  # type: ignore[assignment]
     kinds = ("memory", "soft")
     curves = tuple(Curve(name, kind, one) for (name, one), kind in zip(series.items(), kinds, strict=False))
     label = f"Resident memory over the run, at most {bytes_text(memory_peaks(run).most)}"
@@ -89,7 +89,7 @@ def _retainers(run: Run, rows: Sequence[CellRow]) -> str:
         (
             f"{text(row.title)} <code>{text(row.first_line[:60])}</code>",
             meter(bytes_text(held.still), held.still / most, "memory"),
-            f"+{bytes_text(held.end.resident - held.start.resident)}",
+            change_text(held.end.resident - held.start.resident, "By"),
         )
         for row, held in grown[:RETAINERS]
     ]

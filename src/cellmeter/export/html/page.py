@@ -22,11 +22,9 @@ from cellmeter.export.html.inline import inline
 from cellmeter.export.html.memory import memory_section
 from cellmeter.export.html.pieces import definitions, name_of, packaged, section, table, text
 from cellmeter.export.rows import CellRow, cell_rows
-from cellmeter.export.sized import money
 from cellmeter.export.summary import (
     NOTES_TITLE,
     contents,
-    counted,
     counts,
     facts,
     headline,
@@ -40,9 +38,19 @@ from cellmeter.rules import judge
 from cellmeter.rules.observed import in_cells, top_cells
 from cellmeter.rules.ownership import not_used
 from cellmeter.rules.scripts import is_script
-from cellmeter.rules.units import bytes_text, cores_text, joules_text, percent_text, seconds_text
 from cellmeter.settings import load_settings
 from cellmeter.sizing import sizes
+from cellmeter.words import (
+    bytes_text,
+    cores_text,
+    counted,
+    given_text,
+    gpu_seconds_text,
+    joules_text,
+    money_text,
+    percent_text,
+    seconds_text,
+)
 
 if TYPE_CHECKING:
     from cellmeter.rules import Judgement
@@ -134,7 +142,7 @@ def _tiles(run: Run, rows: Sequence[CellRow], judgement: Judgement, spent: Costs
         tiles.append(_gpu_tile(run))
         most = sum(run.duration - device.since for device in run.devices)  # two findings may tell of the same time
         wasted = min(sum(finding.waste.gpu_seconds for finding in judgement.findings), most)
-        tiles.append(("GPU time unused", seconds_text(wasted) if wasted else "none found", "by the findings below"))
+        tiles.append(("GPU time unused", gpu_seconds_text(wasted) if wasted else "none found", "by the findings below"))
     top = {cell.seq for cell in top_cells(run)}  # what ran within a cell is in its energy
     cells = [row for row in rows if row.seq in top]
     joules = [row.energy_joules for row in cells if row.energy_joules is not None]
@@ -142,8 +150,8 @@ def _tiles(run: Run, rows: Sequence[CellRow], judgement: Judgement, spent: Costs
         known = "inside cells" if len(joules) == len(cells) else f"of {len(joules)} of {counted(len(cells), 'cell')}"
         tiles.append(("GPU energy", joules_text(sum(joules)), known))
     if spent is not None and spent.items:
-        unused = f"of it {money(spent.currency, spent.unused)} unused"
-        tiles.append(("Cost", money(spent.currency, spent.total), unused))
+        unused = f"of it {money_text(spent.currency, spent.unused)} unused"
+        tiles.append(("Cost", money_text(spent.currency, spent.total), unused))
     return '<dl class="tiles">' + "".join(_tile(*tile) for tile in tiles) + "</dl>"
 
 
@@ -154,7 +162,7 @@ def _tile(name: str, value: str, note: str) -> str:
 def _cpu_tile(run: Run) -> tuple[str, str, str]:
     limit = run.limits.get("cpu_cores")
     usage = in_cells(run, "process.cpu.usage", "process")
-    there = f"of {limit.value:g} cores, " if limit else "cores, "
+    there = f"of {given_text(limit.value, '{cpu}')}, " if limit else "cores, "
     highest = f"at most {cores_text(float(usage.values.max()))}" if len(usage.values) else "not measured"
     return (
         "CPU use" if is_script(run) else "CPU use in cells",
@@ -165,7 +173,7 @@ def _cpu_tile(run: Run) -> tuple[str, str, str]:
 
 def _memory_tile(run: Run) -> tuple[str, str, str]:
     limit, peaks = run.limits.get("memory_bytes"), memory_peaks(run)
-    of = f"of {bytes_text(limit.value)}" if limit else "limit unknown"
+    of = f"of {given_text(limit.value, 'By')}" if limit else "limit unknown"
     workers = f" with workers; {process_of(run)} alone {bytes_text(peaks.kernel)}" if peaks.workers_tell else ""
     return "Peak memory", bytes_text(peaks.most), of + workers
 

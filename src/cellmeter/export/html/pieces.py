@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellmeter.export.summary import plain
-from cellmeter.rules.units import UNKNOWN, bytes_text, cores_text, percent_text
 
 if TYPE_CHECKING:
     from cellmeter.rules import Severity
@@ -78,21 +77,6 @@ def meter(words: str, share: float | None, kind: str = "") -> str:
 def name_of(run: Run) -> str:
     """What people call the run: its notebook's file, else its id."""
     return Path(run.notebook).name if run.notebook else run.id
-
-
-def with_unit(value: float | None, unit: str) -> str:
-    """A reading with its unit."""
-    if value is None or not math.isfinite(value):
-        return UNKNOWN
-    if unit == "By":
-        return bytes_text(value)
-    if unit == "By/s":
-        return f"{bytes_text(value)}/s"
-    if unit == "%":
-        return percent_text(value)
-    if unit == "{cpu}":
-        return f"{cores_text(value)} cores"
-    return f"{value:.0f} {'°C' if unit == 'Cel' else '' if unit == '1' else unit}".rstrip()
 
 
 def packaged(name: str) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmeter.charts import axis_label, decimate, time_ticks, value_ticks
+from cellmeter.charts import decimate, time_ticks, value_ticks
 from cellmeter.export.html.pieces import text
-from cellmeter.rules.units import moment_text
+from cellmeter.words import axis_text, moment_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ def drawn(run: Run, plot: Plot) -> str:
     levels = "".join(f'<path class="level" d="M0 {plot.y(one.value):.1f}H100"/>' for one in plot.levels)
     svg = f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{grid}{curves}{levels}</svg>'
     words = [
-        *(f'<u style="top:{plot.y(tick):.1f}%">{text(axis_label(tick, plot.unit))}</u>' for tick in ticks),
+        *(f'<u style="top:{plot.y(tick):.1f}%">{text(axis_text(tick, plot.unit))}</u>' for tick in ticks),
         *(f'<s style="left:{plot.x(at):.2f}%">{text(label)}</s>' for at, label in _times(run, plot)),
         *(_mark(plot, mark) for mark in plot.marks),
     ]
