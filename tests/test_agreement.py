@@ -22,6 +22,7 @@ from cellmeter.costs import costs
 from cellmeter.export import render
 from cellmeter.export.amounts import disk_bytes, memory_peaks, tree_peak
 from cellmeter.export.devices import DeviceStatistics, device_statistics
+from cellmeter.export.html import inline_html
 from cellmeter.export.html.page import html_report
 from cellmeter.export.records import cell_records
 from cellmeter.export.report_json import report
@@ -251,6 +252,36 @@ def test_gpus_that_only_others_use_are_in_no_figure_of_the_runs() -> None:
     assert [line.role for line in panels[0].lines] == ["main", "other", "other"]
 
 
+def test_a_cell_reads_the_same_wherever_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its 1.46 GiB were 1.5 in the report, its 4.02 s were 4.0, its 10.4 cores 10, and what it freed had a hyphen."""
+    rise = a_cell(
+        4, rss=lambda t: GIB if t < 2 else 1.6 * GIB, peak=int(12.46 * GIB), cores=10.4, gpu={"gpu0": GpuWork(61)}
+    )
+    fall = a_cell(75, rss=lambda t: 1.6 * GIB if t < 2 else 1.2 * GIB, cores=1.016)
+    run = a_run(rise, fall, devices=[GPU], cores=16.0)
+    held = ((GIB, int(1.6 * GIB)), (int(1.6 * GIB), int(1.2 * GIB)))  # as the kernel says it at a cell's edges
+    edges = zip(run.cells, held, strict=True)
+    run = replace(run, cells=tuple(replace(c, rss_start_bytes=a, rss_end_bytes=b) for c, (a, b) in edges))
+    panel: list[dict[str, str]] = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda data, metadata: panel.append(data))
+    reports = [cells_table(run), *(render(run, format) for format in ("text", "md", "html")), inline_html(run)]
+    for cell, row in zip(run.cells, cell_rows(run), strict=True):
+        panel.clear()
+        still.show_cell(run, cell)
+        title, seconds, cores, peak, growth, use, joules, _ = row.texts()
+        said = panel[0]["text/plain"]
+        number = peak.removesuffix(" GiB")
+        assert f"{title}: done in {seconds} · CPU {cores} of 16 cores · " in said
+        assert f" · memory peak {number} of 64 GiB ({growth}) · " in said
+        for text in reports:
+            assert all(words in text for words in (seconds, cores, peak, growth, use, joules))
+    spike = next(finding for finding in judge(run).findings if finding.rule == "memory-spike")
+    assert f"memory peaked at {cell_rows(run)[0].texts()[3]}," in spike.fact
+    assert "% of the limit, 64 GiB;" in spike.consequence
+    assert "of 64 GiB<" in html_report(run)
+    assert "memory 64 GiB (" in " ".join(render(run, "text").split())
+
+
 def test_what_the_first_cell_did_before_the_first_sample_is_in_the_runs_total() -> None:
     """The kernel runs on while its recorder starts: such a cell has its bytes by its own edges alone."""
     run = a_run(a_cell(2, disk_written=MIB), a_cell(2, disk_written=MIB))
@@ -273,4 +304,4 @@ def test_a_cell_has_what_ran_within_it() -> None:
     assert usage.cpu_seconds == pytest.approx(12, rel=0.05)
     joules = report(run)["cells"][0]["gpu"]["gpu0"]["energy_joules"]
     assert joules == pytest.approx(1500, rel=0.02)
-    assert "<dd>1.5 kJ<" in html_report(run), "and what a nested cell used counts once"
+    assert "<dd>1.50 kJ<" in html_report(run), "and what a nested cell used counts once"

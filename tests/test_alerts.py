@@ -294,7 +294,7 @@ def test_a_budget_is_confirmed_in_words(kernel: Kernel) -> None:
         said,
     )
     said = kernel.run("%monitor start --max-memory 12GiB --interrupt").stdout.splitlines()[1]
-    assert said.endswith(": interrupts a cell that goes beyond 12.0 GiB in use by the kernel and its workers")
+    assert said.endswith(": interrupts a cell that goes beyond 12 GiB in use by the kernel and its workers")
 
 
 def test_what_a_budget_is_about() -> None:

@@ -167,25 +167,25 @@ def test_what_one_run_does_not_know_is_unknown() -> None:
 
 def test_the_text_tells_what_changed() -> None:
     text = comparison_text(a_pair(10, 20))
-    assert "1 of 1 cell differs; all in all it is slower: 10 s before, 20 s after." in text
+    assert "1 of 1 cell differs; all in all it is slower: 10.0 s before, 20.0 s after." in text
     assert [line.split() for line in text.splitlines() if line.startswith("  time")] == [
-        ["time", "10", "s", "20", "s", "+100", "%", "more"]
+        ["time", "10.0", "s", "20.0", "s", "+100", "%", "more"]
     ] * 2
     assert "/home/ada/train.ipynb, node7" in text
-    assert ", 1 cell in 14 s, " in text
+    assert ", 1 cell in 14.0 s, " in text
     assert max(map(len, text.splitlines())) <= 92
     assert "Nothing differs by more than noise in the 1 cell" in comparison_text(a_pair(10, 10))
     other = named(a_run(a_cell(1), a_cell(2)), ("y", "2"), ("z", "3"))
     other = replace(other, cells=tuple(replace(cell, execution_count=cell.seq + 7) for cell in other.cells))
     nothing = comparison_text(compare(named(a_run(a_cell(1)), ("x", "1")), other))
-    assert "no cell in common; all in all it is slower: 1.0 s before, 3.0 s after." in nothing
+    assert "no cell in common; all in all it is slower: 1.00 s before, 3.00 s after." in nothing
     assert "Only before: In [1] work()" in nothing
 
 
 def test_the_markdown_tells_the_same() -> None:
     text = comparison_markdown(a_pair(10, 20))
-    assert text.startswith("## 1 of 1 cell differs; all in all it is slower: 10 s before, 20 s after.\n")
-    assert text.count("| time | 10 s | 20 s | +100 % | more |") == 2
+    assert text.startswith("## 1 of 1 cell differs; all in all it is slower: 10.0 s before, 20.0 s after.\n")
+    assert text.count("| time | 10.0 s | 20.0 s | +100 % | more |") == 2
     assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {6}
 
 

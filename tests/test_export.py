@@ -210,7 +210,7 @@ def test_the_cells_table_is_aligned_whatever_the_label() -> None:
     assert len(columns) == 6  # without a GPU, none about GPUs
     assert len(long) == len(sampled)
     assert len(wide) == len(long) - 2  # two characters that a terminal draws two columns wide
-    assert "≥ 1.0 GiB" in sampled
+    assert "≥ 1.00 GiB" in sampled
     assert "…" in long
 
 
@@ -346,11 +346,11 @@ def test_the_table_of_runs_has_a_row_each_and_says_what_cannot_be_read() -> None
         "12:00",
         "1",
         "min",
-        "5",
+        "05",
         "s",
         "3",
         "running",
-        "3.0",
+        "3.00",
         "MiB",
         "n.ipynb",
     ]
@@ -374,7 +374,7 @@ def test_workers_disks_and_what_an_unlabelled_cell_holds_are_in_every_table(monk
         "Status",
     ]
     text = export.cells_table(run)
-    assert re.search(r"In \[2\]  pool.map\(work.* 1.0 GiB +4.0 GiB ", text)
+    assert re.search(r"In \[2\]  pool.map\(work.* 1.00 GiB +4.00 GiB ", text)
     assert "x = 1" not in text  # a label tells more
     assert "In \\[2\\]  pool.map(work, parts) |" in export.render(run, "md")
     for page in (export.html_report(run), export.inline_html(run)):
@@ -394,10 +394,10 @@ def test_workers_disks_and_what_an_unlabelled_cell_holds_are_in_every_table(monk
 def test_all_that_speaks_of_memory_says_whose_it_is() -> None:
     run = with_workers(a_run(a_cell(70, rss=GIB), a_cell(20, rss=GIB)), 1, 3 * GIB)
     page = re.sub(r"<script>.*?</script>", "", export.html_report(run, prices=Prices()), flags=re.DOTALL)
-    assert "4.0 GiB<small>of 64.0 GiB with workers; kernel alone 1.0 GiB</small>" in page
+    assert "4.00 GiB<small>of 64 GiB with workers; kernel alone 1.00 GiB</small>" in page
     assert ">with workers</span>" in page
     assert ">kernel</span>" in page
-    assert "4.0 GiB at its peak, with workers" in export.render(run, "text")
+    assert "4.00 GiB at its peak, with workers" in export.render(run, "text")
     alone = re.sub(r"<script>.*?</script>", "", export.html_report(a_run(a_cell(20))), flags=re.DOTALL)
     assert ">kernel</span>" not in alone
 
@@ -689,11 +689,11 @@ def test_a_judgement_can_be_handed_in(busy: Run) -> None:
 def test_what_was_said_is_in_every_report(busy: Run) -> None:
     text = export.render(busy, "text")
     assert re.search(r"inference +59 \(1 failed\) +500 ms +500 ms +500 ms +16 items/s", text)
-    assert re.search(r"tokenize +1,000 +≈ 493 µs +≈ 493 µs +≈ 2.6 ms", text)
+    assert re.search(r"tokenize +1,000 +≈ 493 µs +≈ 493 µs +≈ 2.6\d ms", text)
     assert "≈ summed up as they came too fast to be kept one by one, within 1 %" in text
     assert re.search(r"loss +236 +0.3333 +0.03279 +0.01475 +0.7333", text)
     assert re.search(r"tokens +241,664 +4,096/s", text)
-    assert "memory budget 0.5 · load, at 0:00:08 of the run: 40.0 GiB in use of 32.0 GiB" in text
+    assert "memory budget 0.5 · load, at 0:00:08 of the run: 40.0 GiB in use of 32 GiB" in text
     assert "the cell was interrupted" not in text  # it had ended by then
     assert "gpu.utilization < 30 for 5s · In [2], at 0:00:30 of the run, until 0:00:40: gpu0 at 12.5 %" in " ".join(
         text.split()

@@ -143,10 +143,10 @@ def test_a_peak_between_two_samples_is_drawn_and_named() -> None:
         rule="memory-spike", subject="process", evidence=Evidence("process.memory.rss", 8.0 * GIB, GIB, "By")
     )
     figure = evidence(run, spike)
-    assert "exact peak 9.0 GiB, between two samples" in figure
+    assert "exact peak 9.00 GiB, between two samples" in figure
     assert "threshold" not in figure  # it is one of the height of the spike, not of the memory
     sampled = evidence(a_run(a_cell(60, rss=hump(GIB, 9 * GIB, 5, 9))), spike)
-    assert "peak 9.0 GiB" in sampled
+    assert "peak 9.00 GiB" in sampled
     assert "between" not in sampled
 
 
@@ -232,14 +232,14 @@ def test_memory_names_its_peaks_and_who_kept_what() -> None:
     assert "merge 20.0 GiB" in section
     rows = section.split("<tbody>")[1]
     assert "load" in rows
-    assert "+2.9 GiB" in rows
+    assert "+2.93 GiB" in rows
     assert "merge" not in rows  # it gave back what it took
 
 
 def test_each_gpu_has_its_spread_and_its_histogram() -> None:
     section = section_of(page_of(busy_run()), "GPUs")
     assert section.count('class="panel histogram"') == 2
-    assert "90 to 100 %: 10 s" in section
+    assert "90 to 100 %: 10.0 s" in section
     heads = re.findall(r"<th scope=col[^>]*>([^<]+)<", section)
     assert heads[:8] == ["GPU", "Reading", "mean", "max", "p99", "p95", "p50", "min"]
 
@@ -277,7 +277,7 @@ def test_the_inline_report_of_thousands_of_cells_is_small(large: Run) -> None:
     text = inline_html(large, Judgement(findings, ()))
     assert len(text) < 60_000
     assert text.count("<tr>") <= 41
-    assert "4960 shorter cells" in text
+    assert "4,960 shorter cells" in text
     assert 1 <= text.count("<img") <= 3
 
 

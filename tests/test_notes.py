@@ -57,9 +57,9 @@ def test_the_note_has_its_figures_in_every_format_and_changes_no_finding() -> No
     words = "Other processes used 15.2 of the 16 cores on average while cells ran, and this notebook 0.60."
     for format in ("text", "md", "html"):
         page = re.sub(r"\s+", " ", export.render(run, format))
-        assert words.replace("15.2", "15") in page
+        assert words in page
         assert "No warnings, 1 note" in page
-    assert words.replace("15.2", "15") in export.inline_html(run)
+    assert words in export.inline_html(run)
     fields = report_json.report(run)
     assert_valid(fields)
     (note,) = fields["run"]["notes"]
@@ -80,7 +80,7 @@ def test_memory_that_many_cells_keep_is_a_note() -> None:
     assert judge(run).findings == ()
     note = notes(run)["memory-kept-by-many"]
     assert note.text.startswith(
-        "Memory grew from 143 MiB to 1.0 GiB over 5 cells and was not given back; most was kept"
+        "Memory grew from 143 MiB to 1.02 GiB over 5 cells and was not given back; most was kept"
     )
     assert note.figures["cells"] == (1, 2, 3, 4)
     same = notes(a_run(*climb(0.14, 0.36, 0.58, 0.80, 1.02, hash="same"), level(1.02)))["memory-kept-by-many"]
@@ -157,7 +157,7 @@ def test_a_script_retains_nothing_and_its_report_speaks_of_it() -> None:
     script = as_script(a_run(rise(0.1, 5)), "s.py")
     assert judge(script).findings == ()
     text = export.render(script, "text")
-    assert text.startswith("cellmeter report · s.py in 9.0 s\n")
+    assert text.startswith("cellmeter report · s.py in 9.00 s\n")
     assert "a script gives all back at its end" in re.sub(r"\s+", " ", text)
     assert "Script               /home/ada/s.py" in text
     page = re.sub(r"<script>.*?</script>", "", export.html_report(script), flags=re.DOTALL)

@@ -38,7 +38,7 @@ def test_the_table_has_each_gauge_and_rate_and_the_cell_of_its_peak(run: Run) ->
     rows = {row[0]: row[1:] for row in table.rows}
     assert list(rows) == ["load.one", "load.switches.rate", "load.heat nvme0", "load.heat nvme1"]
     assert rows["load.switches.rate"][:3] == ("100/s", "100/s", "100/s")
-    assert rows["load.heat nvme1"][:3] == ("-5 °C", "-5 °C", "-5 °C")
+    assert rows["load.heat nvme1"][:3] == ("−5 °C", "−5 °C", "−5 °C")
     series = run.series("load.one", "host")
     assert rows["load.one"][2] == value_text(float(series.values[-1]), "1")
     assert rows["load.one"][3] == {0: "between cells", 3: "In [3]"}[int(series.seq[-1])]

@@ -40,6 +40,7 @@ from cellmeter.remote import (
 from cellmeter.rules import Checked, Finding, Judgement
 from cellmeter.run import Run
 from cellmeter.store import Writer, new_run_folder, read_run
+from cellmeter.words import given_text
 
 WALL = STARTED.timestamp()
 SOURCE = Source("http://prometheus:9090", '{instance="node7:9400"}')
@@ -148,7 +149,10 @@ def test_a_cell_has_the_samples_inside_it_and_no_others(
     for key, value in (("gpu.n:gpu0.utilization_mean", gpu.utilization_mean), ("machines.n.cpu_cores_mean", cores)):
         assert (key in usage.unknown) == (value is None)
     if not mine and length < every:
-        assert usage.unknown["gpu.n:gpu0.utilization_mean"] == f"shorter than the scrape interval of {every:.3g} s"
+        assert (
+            usage.unknown["gpu.n:gpu0.utilization_mean"]
+            == f"shorter than the scrape interval of {given_text(every, 's')}"
+        )
 
 
 def test_why_a_cell_is_unknown() -> None:

@@ -75,12 +75,14 @@ def test_a_retained_finding_speaks_of_one_measure() -> None:
     finding = the_finding(a_run(rise(1, 3.5, mapped=0.5), level(4, mapped=0.5)), "memory-retained")
     assert finding.evidence.value == 2 * GIB
     assert finding.fact == (
-        "In [1] kept 2.0 GiB: the kernel had 1.0 GiB before it and 3.5 GiB after it, "
+        "In [1] kept 2.00 GiB: the kernel had 1.00 GiB before it and 3.50 GiB after it, "
         "with 512 MiB more in mapped files, which do not count."
     )
-    assert finding.consequence == "No later cell gave that back: the kernel had 4.0 GiB after In [2], 6 % of the limit."
+    assert (
+        finding.consequence == "No later cell gave that back: the kernel had 4.00 GiB after In [2], 6 % of the limit."
+    )
     part = the_finding(a_run(rise(1, 11), rise(11, 9), level(9)), "memory-retained")
-    assert part.fact.startswith("In [1] kept 8.0 GiB")
+    assert part.fact.startswith("In [1] kept 8.00 GiB")
     assert part.fact.endswith("It gave the rest of 10.0 GiB back later.")
 
 
@@ -90,7 +92,7 @@ def test_a_cell_that_grew_last_cannot_be_said_to_retain() -> None:
     assert checked.reason == "nothing ran after the cell that took much memory"
     running = a_run(rise(1, 3), level(3))
     running = replace(running, ending=None, cells=(running.cells[0], replace(running.cells[1], end=None)))
-    assert "3.0 GiB in In [2]" in the_finding(running, "memory-retained").consequence
+    assert "3.00 GiB in In [2]" in the_finding(running, "memory-retained").consequence
 
 
 # ── memory-growth, again and again ──

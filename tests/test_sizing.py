@@ -98,15 +98,15 @@ def test_a_machine_too_large_is_said_to_be() -> None:
     cores, memory = size_of(run, "cpu"), size_of(run, "memory")
     assert (cores.available, cores.needed, cores.needed_at_least, cores.verdict) == (8, 3, 2, "smaller")
     assert (memory.peak, memory.needed, memory.verdict) == (5 * GIB, 8 * GIB, "smaller")
-    assert size_advice(memory) == "8.0 GiB would do"
+    assert size_advice(memory) == "8 GiB would do"
 
 
 def test_a_machine_that_fits_and_one_that_is_tight() -> None:
     assert size_of(a_run(a_cell(120, cores=6.0)), "cpu").verdict == "right"
     tight = size_of(a_run(a_cell(120, rss=60 * GIB)), "memory")
     assert tight.verdict == "larger"
-    assert size_advice(tight) == "tight: 86.0 GiB would leave room"
-    assert "used all 8" in size_of(a_run(a_cell(120, cores=8.0)), "cpu").basis
+    assert size_advice(tight) == "tight: 86 GiB would leave room"
+    assert "used all 8 cores" in size_of(a_run(a_cell(120, cores=8.0)), "cpu").basis
 
 
 def test_gpus_are_counted_by_what_they_do_together() -> None:
@@ -132,7 +132,7 @@ def test_a_shared_gpu_and_a_short_run_are_unknown_with_the_reason() -> None:
     assert "shared" in (gpus.unknown or "")
     short = size_of(a_run(a_cell(5)), "cpu")
     assert short.verdict is None
-    assert "only 5.0 s" in size_advice(short)
+    assert "only 5.00 s" in size_advice(short)
 
 
 def test_no_gpu_of_ones_own_is_no_advice_about_gpus() -> None:
@@ -167,7 +167,7 @@ def test_nobody_is_told_to_take_less_while_others_fill_the_machine() -> None:
     crowded = a_run(a_cell(120, cores=1.6, machine=15.9, cpu_pressure=0.4))
     for resource in ("cpu", "memory"):
         assert size_of(crowded, resource).verdict is None
-        assert "no advice, as other processes used 14 of the 16 cores meanwhile" in size_line(
+        assert "no advice, as other processes used 14.3 of the 16 cores meanwhile" in size_line(
             size_of(crowded, resource)
         )
     assert size_of(crowded, "cpu").needed == 3  # what it used stays said
@@ -225,7 +225,7 @@ def test_what_others_used_meanwhile_did_not_lie_idle() -> None:
     assert (cpu.unused, spent.unused) == (0, 0)
     assert cpu.unknown == pytest.approx(cpu.held - cpu.used)
     assert cpu.held > cpu.used
-    assert "not counted: unused cores and memory: other processes used 14 of the 16" in costs_line(spent)
+    assert "not counted: unused cores and memory: other processes used 13.9 of the 16" in costs_line(spent)
 
 
 def test_what_was_not_read_is_unknown_and_neither_used_nor_unused() -> None:

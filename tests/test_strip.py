@@ -12,12 +12,15 @@ import pytest
 from conftest import Kernel, Reply, wait_until
 
 from cellmeter import strip
-from cellmeter.export.rows import cell_rows
+from cellmeter.export.rows import cell_row, cell_rows
 from cellmeter.run import Cell, Run
 from cellmeter.store import EVENTS, read_events, run_folders
+from cellmeter.words import joules_text
 
 WORK = "import time\nuntil = time.monotonic() + {}\nwhile time.monotonic() < until: pass"
-LINE = re.compile(r"[\d.]+ s · CPU [▁▂▃▅▆▇]+ [\d.]+ of \d+ cores · memory [▁▂▃▅▆▇]+ peak [\d.]+ \w+ \([+−][\d.]+ \w+\)")
+LINE = re.compile(
+    r"[\d.]+ s · CPU [▁▂▃▅▆▇]+ [\d.]+ of \d+ cores · memory [▁▂▃▅▆▇]+ peak [\d.]+ \w+ \([+−±][\d.]+ \w+\)"
+)
 
 
 def lines(reply: Reply) -> list[str]:
@@ -148,11 +151,14 @@ def test_it_says_what_the_report_says(start_kernel: Callable[..., Kernel], tmp_p
     sure = said.partition(" · 2 GPUs")[0] if "≥" in said else said  # a busy machine may have the last sample too late
     assert sure in known
     words = {part.name: part.words for part in found}
-    assert words["CPU"].startswith(f"{usage.cpu_seconds / cell.seconds:.2f} of ")
     means = [gpu.utilization_mean or 0.0 for gpu in usage.gpu.values()]
     assert int(words["2 GPUs"].split()[0]) == pytest.approx(sum(means) / 2, abs=1.5)
     joules = sum(gpu.energy_joules or 0.0 for gpu in usage.gpu.values())
-    assert found[-1].words == f"{joules:.0f} J"
+    assert found[-1].words == joules_text(joules)
+    _, seconds, cores, peak, growth, *_ = cell_row(run, cell).texts()
+    assert found[0].words == seconds
+    assert words["CPU"].startswith(f"{cores} of ")
+    assert words["memory"] == f"peak {peak} ({growth})"
 
 
 def test_gpus_that_only_others_use_count_nowhere(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:

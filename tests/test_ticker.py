@@ -28,7 +28,7 @@ def test_the_line_has_the_newest_of_each(tmp_path: Path) -> None:
     )
     writer.event({"event": "span", "t": SECOND, "start": SECOND - 4_210_000, "name": "infer", "status": "ok"})
     writer.event({"event": "spans", "t": 1, "start": 0, "name": "fast", "count": 4, "errors": 0, "seconds": 2e-5})
-    assert told() == "2 steps/s · 100 tokens/s · loss nan · many 7 · infer 4.21 ms · fast 5 µs"
+    assert told() == "2 steps/s · 100 tokens/s · loss nan · many 7 · infer 4.21 ms · fast 5.00 µs"
     assert told() is None
     alert = {"event": "alert", "t": 9, "seq": 1, "alert": "gpu.power < 3 for 1s", "subject": "gpu0", "value": 1.0}
     writer.event({**alert, "state": "fired"})
@@ -38,7 +38,7 @@ def test_the_line_has_the_newest_of_each(tmp_path: Path) -> None:
     writer.event(
         {"event": "budget", "t": 9, "seq": 1, "budget": "0.5", "metric": "m", "value": 2.0**31, "threshold": 1.0}
     )
-    assert (told() or "").startswith("▲ 2.0 GiB in use, budget 0.5")
+    assert (told() or "").startswith("▲ 2.00 GiB in use, budget 0.5")
     writer.event({"event": "cell_end", "t": 10, "seq": 1, "status": "ok"})
     assert (told() or "").startswith("2 steps/s")
 

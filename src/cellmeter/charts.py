@@ -2,7 +2,7 @@
 
 The live panel, the picture left behind in the notebook and the report all draw the same :class:`PanelSpec`. Plain Python here,
 numpy where arrays come in: Bokeh, which takes 0.5 s to import, is left to ``timeline``.
-``js/live.js`` has its own copy of the rules of scales and of ``words``; ``js/format_cases.json`` holds them to the same answers.
+``js/live.js`` has its own copy of these scales and of ``words``; ``js/format_cases.json`` holds both to the same answers.
 """
 
 from __future__ import annotations

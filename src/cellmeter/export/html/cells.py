@@ -148,4 +148,4 @@ def _row(
 
 def _data(data: object) -> str:
     """JSON as a page can hold it: nothing in it opens or ends an element."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
