@@ -242,7 +242,7 @@ def test_gpus_that_only_others_use_are_in_no_figure_of_the_runs() -> None:
     assert first.energy_joules == pytest.approx(20 * 200, rel=0.05)
     page = html_report(run)
     assert "mean of 1 GPU<" in page
-    assert "<dd>4.0 kJ<" in page
+    assert "<dd>4.00 kJ<" in page
     idle = a_run(a_cell(20, gpu={"gpu0": busy}), devices=[a_device()])
     assert "1 GPU, not used by this kernel" in html_report(idle)
     panels = charts.without(

@@ -177,7 +177,7 @@ def test_a_suspend_is_a_gap_of_its_own_kind() -> None:
     stage.clock.asleep += 3600 * 1000 * MS
     stage.run_for(1)
     (gap,) = stage.sink.gaps()
-    assert gap["reason"] == "the machine was suspended for 3600 s"
+    assert gap["reason"] == "the machine was suspended for 1 h 00 min"
     assert stage.walls() == pytest.approx([0, 1, 3602]), "and what the wall clock was before and after is told"
 
 

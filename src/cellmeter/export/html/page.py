@@ -142,7 +142,8 @@ def _tiles(run: Run, rows: Sequence[CellRow], judgement: Judgement, spent: Costs
         tiles.append(_gpu_tile(run))
         most = sum(run.duration - device.since for device in run.devices)  # two findings may tell of the same time
         wasted = min(sum(finding.waste.gpu_seconds for finding in judgement.findings), most)
-        tiles.append(("GPU time unused", gpu_seconds_text(wasted) if wasted else "none found", "by the findings below"))
+        unused = gpu_seconds_text(wasted).removesuffix(" GPU-seconds") if wasted else "none found"
+        tiles.append(("GPU-seconds unused", unused, "by the findings below"))
     top = {cell.seq for cell in top_cells(run)}  # what ran within a cell is in its energy
     cells = [row for row in rows if row.seq in top]
     joules = [row.energy_joules for row in cells if row.energy_joules is not None]
