@@ -283,7 +283,7 @@ def test_a_cell_without_samples_says_so() -> None:
     frame = a_frame()
     empty = charts.Frame(frame.panels, frame.time[:0], frame.values[:0])
     data, _ = still.still(empty, still.Facts("x", "ok", 0.001, None))
-    assert data == {"text/plain": "x: done in 0.00 s · CPU use: too short to tell · memory unknown · no samples"}
+    assert data == {"text/plain": "x: done in 1.00 ms · CPU use: too short to tell · memory unknown · no samples"}
 
 
 class Terminal:
@@ -298,7 +298,7 @@ def test_a_terminal_gets_a_line_of_text(written: Written, capsys: pytest.Capture
     written.row(10.2, 1, EDGE_END)
     panel.close("In [1]", "ok", 10 * SECOND, int(10.2 * SECOND))
     assert capsys.readouterr().out.startswith(
-        "In [1]: done in 0.20 s · CPU 1.00 of 2 cores · memory peak 2.00 of 8 GiB"
+        "In [1]: done in 200 ms · CPU 1.00 of 2 cores · memory peak 2.00 of 8 GiB"
     )
     live.forget(shell)
     assert shell not in live._stages

@@ -176,7 +176,7 @@ def test_what_the_code_says_is_drawn_on_the_time_axis(open_book: Callable[..., B
     book.run(1)
     mine = book.page.locator(".cellmeter section[data-panel=own]")
     lanes = mine.locator(".cm-lane")
-    lanes.nth(2).get_by_text(re.compile(r"^400\d\d · 400\d\d to 400\d\d$")).wait_for(timeout=ACTION_MS)
+    lanes.nth(2).get_by_text(re.compile(r"^40,0\d\d · 40,0\d\d to 40,0\d\d$")).wait_for(timeout=ACTION_MS)
     assert lanes.count() == 3
     wait_for_points(book, 60)
     mine.locator(".cm-fig").hover(position={"x": 120, "y": 25})
