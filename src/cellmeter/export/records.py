@@ -66,6 +66,7 @@ def _cell(run: Run, cell: Cell) -> Record:
             f"{gpu}_utilization_mean_percent": used.utilization_mean,
             f"{gpu}_utilization_p95_percent": used.utilization_p95,
             f"{gpu}_memory_peak_bytes": used.memory_peak_bytes,
+            f"{gpu}_own_memory_peak_bytes": used.own_memory_peak_bytes,
             f"{gpu}_energy_joules": used.energy_joules,
         }
     for metric, subjects in plugged.cell_fields(run, cell)[0].items():

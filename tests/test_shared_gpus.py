@@ -1,0 +1,140 @@
+"""A GPU whose memory others hold too: what is the kernel's own is told apart, wherever memory is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import nvml_stub
+import pytest
+from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, hump, without
+from conftest import Kernel
+
+from cellmeter import charts, gpu_shares
+from cellmeter.export import render
+from cellmeter.export.records import cell_records
+from cellmeter.export.report_json import schema
+from cellmeter.run import Run
+from cellmeter.still import Facts, summary
+from cellmeter.store import EVENTS, read_events, read_header
+from cellmeter.usage import GpuMemory, ProcessList, own_part
+
+OURS, ALL = 6 * GIB, 66 * GIB
+
+
+def shared(*, torch: int | None = None, **work: Any) -> Run:
+    """A cell of 20 s that holds 6 GiB of a GPU of which 66 are in use."""
+    plan = a_cell(20, gpu={"gpu0": GpuWork(90, **{"context": OURS, "memory": ALL, "foreign": 1, **work})})
+    run = a_run(plan, devices=[a_device()])
+    marks = {"GPU-gpu0": torch} if torch else {}
+    return replace(run, cells=(replace(run.cells[0], torch_peak_bytes=marks),))
+
+
+def memory(run: Run) -> GpuMemory:
+    return run.usage(run.cells[0]).gpu["gpu0"].memory
+
+
+def contained(run: Run) -> Run:
+    """The same in a container, where the processes of others are not seen."""
+    return without(run, "gpu.foreign.processes", "gpu0", "not to be seen from inside a container")
+
+
+@pytest.mark.parametrize(
+    ("run", "own", "others"),
+    [
+        pytest.param(shared(), OURS, ALL - OURS, id="seen"),
+        pytest.param(shared(foreign=0), OURS, 0, id="alone, whatever the driver keeps"),
+        pytest.param(contained(shared()), OURS, ALL - OURS, id="not seen, but there"),
+        pytest.param(contained(shared(memory=OURS + 0.6 * GIB)), OURS, None, id="the driver's own"),
+        pytest.param(contained(shared(memory=hump(OURS, 70 * GIB, 5, 8))), OURS, None, id="a peak between two lists"),
+        pytest.param(shared(context=NAN), None, None, id="host's process ids"),
+        pytest.param(shared(context=0.0), 0, ALL, id="another's"),
+        pytest.param(shared(torch=9 * GIB), 9 * GIB, ALL - OURS, id="PyTorch knows of more"),
+        pytest.param(shared(torch=5 * GIB), OURS, ALL - OURS, id="PyTorch's tensors are not all"),
+        pytest.param(shared(context=NAN, torch=5 * GIB), None, None, id="and says nothing where the lists do not"),
+        pytest.param(
+            shared(foreign=hump(0, 1, 0, 10), memory=hump(OURS, ALL, 0, 10)), OURS, ALL - OURS, id="others went"
+        ),
+    ],
+)
+def test_whose_memory_it_is(run: Run, own: float | None, others: float | None) -> None:
+    found = memory(run)
+    assert (found.own, found.others, found.peak) == (own, others, found.peak)
+    assert found.shared == bool(others and own is not None)
+
+
+def said(run: Run) -> str:
+    """What the panel says when its cell has ended."""
+    frame = charts.frame_of(run, 0.0, run.duration)
+    cell = run.cells[0]
+    return summary(frame, Facts("In [1]", "ok", 20.0, gpu_memory={g: u.memory for g, u in run.usage(cell).gpu.items()}))
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (shared(), "GPU memory peak ≥ 6.00 GiB yours, 66.0 of 80 GiB in all"),
+        (shared(torch=9 * GIB), "GPU memory peak 9.00 GiB yours, 66.0 of 80 GiB in all"),
+        (shared(foreign=0), "GPU memory peak 66.0 GiB"),
+        (contained(shared(context=NAN)), "GPU memory peak 66.0 GiB"),
+    ],
+)
+def test_the_panel_says_whose_it_is(run: Run, words: str) -> None:
+    assert said(run).endswith(words)
+
+
+def test_of_several_gpus_it_is_the_one_of_which_the_kernel_held_most() -> None:
+    work = {
+        "gpu0": GpuWork(90, context=OURS, memory=ALL, foreign=1),
+        "gpu1": GpuWork(90, context=40 * GIB, memory=41 * GIB),
+    }
+    run = a_run(a_cell(20, gpu=work), devices=[a_device("gpu0"), a_device("gpu1")])
+    assert said(run).endswith("GPU memory peak of one ≥ 40.0 GiB yours, 41.0 of 80 GiB in all")
+    unknown = GpuMemory(ALL, None, None, None)
+    assert own_part({"gpu0": memory(run), "gpu1": unknown}) is None
+    assert own_part({}) is None
+
+
+def test_json_and_records_have_it_with_the_reason_where_it_is_unknown() -> None:
+    run = shared()
+    report = json.loads(render(run, "json"))
+    jsonschema.validate(report, schema())
+    told = report["cells"][0]["gpu"]["gpu0"]
+    assert (told["own_memory_peak_bytes"], told["others_memory_peak_bytes"]) == (OURS, ALL - OURS)
+    assert cell_records(run)[0]["gpu0_own_memory_peak_bytes"] == OURS
+    assert run.cells_frame()["own_memory_peak_bytes:gpu0"].tolist() == [OURS]
+    why = "the driver gives process ids of another namespace"
+    unknown = json.loads(render(without(shared(context=NAN), "gpu.process.memory.used", "gpu0", why), "json"))["cells"][
+        0
+    ]
+    assert unknown["gpu"]["gpu0"]["own_memory_peak_bytes"] is None
+    assert unknown["unknown"]["gpu.gpu0.own_memory_peak_bytes"] == why
+    short = replace(run, cells=(replace(run.cells[0], end=run.cells[0].start + 0.05, start=run.cells[0].start + 0.02),))
+    assert "every 2 s" in short.usage(short.cells[0]).unknown["gpu.gpu0.own_memory_peak_bytes"]
+
+
+def test_a_real_kernel_says_it_everywhere(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    trace = (
+        f"gpu mem=80g\nat 0 gpu 0 util=90 used=66g\nproc 0 - gpu 0 pid=@{tmp_path}/pid used=6g\n"
+        "proc 0 - gpu 0 pid=1 used=60g"
+    )
+    kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path))
+    kernel.load()
+    kernel.run(f"import os, time; open('{tmp_path}/pid', 'w').write(str(os.getpid()))")
+    kernel.run("%monitor start --auto")
+    words = "GPU memory peak ≥ 6.00 GiB yours, 66.0 of 80 GiB in all"
+    (line,) = [d["data"]["text/plain"] for d in kernel.run("time.sleep(4.5)").displays]
+    assert words in line
+    assert words in kernel.run("%%monitor\ntime.sleep(4.5)").updates[-1]["data"]["text/plain"]
+    assert words in kernel.run("%monitor show").displays[-1]["data"]["text/plain"]
+    run = kernel.recorded_cells(5)
+    folder = Path(run.path)
+    edges = {(e.get("seq"), e["event"]): e["t"] for e in read_events(folder / EVENTS)[0]}
+    for cell in (run.cells[2], run.cells[3]):
+        start, end = edges[cell.seq, "cell_start"], edges[cell.seq, "cell_end"]
+        straight = gpu_shares.of_cell(folder, read_header(folder), ["gpu0"], start, end, {})["gpu0"]
+        assert straight._replace(peak=ALL) == run.usage(cell).gpu["gpu0"].memory == GpuMemory(ALL, OURS, 60 * GIB, None)
