@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from builders import GIB, NAN, GpuWork, a_cell, a_device, a_run, hump, without
 from conftest import Kernel
 
 from cellmeter import charts, gpu_shares
-from cellmeter.export import render
+from cellmeter.export import mlflow, render
+from cellmeter.export.readings import Choice
 from cellmeter.export.records import cell_records
 from cellmeter.export.report_json import schema
 from cellmeter.run import Run
 from cellmeter.still import Facts, summary
 from cellmeter.store import EVENTS, read_events, read_header
-from cellmeter.usage import GpuMemory, ProcessList, own_part
+from cellmeter.usage import GpuMemory, own_part
 
 OURS, ALL = 6 * GIB, 66 * GIB
 
@@ -138,3 +140,36 @@ def test_a_real_kernel_says_it_everywhere(start_kernel: Callable[..., Kernel], t
         start, end = edges[cell.seq, "cell_start"], edges[cell.seq, "cell_end"]
         straight = gpu_shares.of_cell(folder, read_header(folder), ["gpu0"], start, end, {})["gpu0"]
         assert straight._replace(peak=ALL) == run.usage(cell).gpu["gpu0"].memory == GpuMemory(ALL, OURS, 60 * GIB, None)
+
+
+def beside() -> Run:
+    """The same beside a GPU that only others use and one that nobody may see."""
+    work = {
+        "gpu0": GpuWork(90, context=OURS, memory=ALL, foreign=1),
+        "gpu1": GpuWork(97, context=0.0, memory=40 * GIB, foreign=2),
+        "gpu2": GpuWork(50, context=0.0, foreign=1),
+    }
+    return a_run(a_cell(20, gpu=work), devices=[a_device("gpu0"), a_device("gpu1"), a_device("gpu2", mine=False)])
+
+
+def test_reports_say_whose_memory_it_is_and_which_gpus_were_not_used() -> None:
+    text = render(beside(), "text")
+    assert "gpu0 peak ≥ 6.0 GiB by this kernel, 66.0 of 80 GiB in all" in " ".join(text.split())
+    assert "gpu1, gpu2" in text.split("GPUs not used")[1].splitlines()[0]
+    page = render(beside(), "html")
+    assert page.count("NVIDIA H100 80GB HBM3, not used by this kernel") == 4, "in both tables"
+    assert page.count('<figure class="panel histogram unused">') == 2
+    assert page.count("of it this kernel&#x27;s") == 1
+    alone = a_run(a_cell(20, gpu={"gpu0": GpuWork(90)}), devices=[a_device()])
+    for kind in ("text", "html"):
+        assert not re.search("not used by|GPUs not used|of it this kernel|Shared GPU", render(alone, kind))
+
+
+def test_mlflow_gets_only_the_gpus_that_worked_for_the_kernel() -> None:
+    keys = {points.key for points in mlflow.points(beside(), Choice())}
+    assert {key.split("/")[1][:5] for key in keys if "gpu_" in key} == {"gpu_0"}
+    chosen = {points.key for points in mlflow.points(beside(), Choice(("gpu.*",)))}
+    assert "system/gpu_0_utilization_percentage" in chosen
+    assert not any("gpu_1" in key or "gpu1" in key or "gpu2" in key for key in chosen)
+    unknown = without(beside(), "gpu.process.memory.used", "gpu1", "host's process ids")
+    assert any("gpu_1" in points.key for points in mlflow.points(unknown, Choice())), "it may have been the kernel's"
