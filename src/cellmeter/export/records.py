@@ -48,6 +48,7 @@ def _cell(run: Run, cell: Cell) -> Record:
         "parent": cell.parent,
         "first_line": cell.first_line,
         "status": cell.status,
+        "error": cell.error,
         "start_seconds": cell.start,
         "duration_seconds": cell.seconds,
         "samples": usage.samples,

@@ -106,6 +106,7 @@ def failed(run: Run) -> str | None:
     top = top_cells(run)
     if run.ending is not None and top and top[-1].status in ("error", "interrupted"):
         how = "failed" if top[-1].status == "error" else "was interrupted"
+        how = "ran out of GPU memory" if top[-1].gpu_memory_ran_out else how
         after = "" if is_script(run) else ", and nothing ran after it"
         return plain(f"{title_of(top[-1])} {how}{after}.")
     return None
