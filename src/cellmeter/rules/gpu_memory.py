@@ -242,22 +242,24 @@ class GpuOutOfMemory(Rule):
             end=cell_end(run, cell),
             fact=f"{cell.title} ran out of memory on {where}: {_whose(run, full)}{tensors}.",
             consequence="The cell failed there. What its variables and its traceback hold stays on the GPU.",
-            advice=_elsewhere(empty) if others else _LESS,
+            advice=_elsewhere(empty) if others else _less(memory),
             evidence=Evidence(USED, full.peak, float(device.memory_bytes), "By"),
         )
 
 
-_LESS = (
-    "Use a smaller batch or gradient accumulation, mixed precision and gradient checkpointing; del what earlier cells left "
-    "on the GPU, then torch.cuda.empty_cache(); shut down old kernels that still hold some of it."
-)
+def _less(memory: GpuMemory) -> str:
+    others = "" if memory.others == 0 else "; shut down other kernels that still hold some of it"
+    return (
+        "Use a smaller batch or gradient accumulation, mixed precision and gradient checkpointing; give back what is no "
+        f"longer needed: del, then torch.cuda.empty_cache(){others}."
+    )
 
 
 def _elsewhere(empty: Sequence[str]) -> str:
-    free = f": {' and '.join(empty[:2])} stood nearly empty" if empty else ""
+    free = f"; {' and '.join(empty[:2])} stood nearly empty" if empty else ""
     return (
-        "Other processes hold much of it: choose another GPU (CUDA_VISIBLE_DEVICES, before the first use of CUDA)"
-        f"{free}, or ask whose they are; else a smaller batch may fit beside them."
+        f"Other processes hold much of it: choose another GPU (CUDA_VISIBLE_DEVICES, before the first use of CUDA{free}), "
+        "or ask whose they are; else a smaller batch may fit beside them."
     )
 
 
@@ -286,7 +288,7 @@ def _whose(run: Run, full: Full) -> str:
     in_use = f"{bytes_text(full.peak)} of its {size} were in use"
     if own is None:
         return f"{in_use}; how much by this kernel is not known ({reason_for(run, HELD, full.device.id)})"
-    held = f"this kernel held {'' if full.memory.own_exact else '≥ '}{bytes_text(own)}"
+    held = f"this kernel held {'' if full.memory.own_exact else 'at least '}{bytes_text(own)}"
     if others is None:
         return f"{held}, and {in_use}"
     return f"{held} and others {bytes_text(others)} of its {size}" if others else f"{held} of its {size}"
