@@ -20,6 +20,8 @@ from cellmeter.export import mlflow, render
 from cellmeter.export.readings import Choice
 from cellmeter.export.records import cell_records
 from cellmeter.export.report_json import schema
+from cellmeter.failures import Failure
+from cellmeter.rules import Finding, judge
 from cellmeter.run import Run
 from cellmeter.still import Facts, summary
 from cellmeter.store import EVENTS, read_events, read_header
@@ -173,3 +175,63 @@ def test_mlflow_gets_only_the_gpus_that_worked_for_the_kernel() -> None:
     assert not any("gpu_1" in key or "gpu1" in key or "gpu2" in key for key in chosen)
     unknown = without(beside(), "gpu.process.memory.used", "gpu1", "host's process ids")
     assert any("gpu_1" in points.key for points in mlflow.points(unknown, Choice())), "it may have been the kernel's"
+
+
+OOM = Failure("torch.OutOfMemoryError", gpu_memory=True)
+
+
+def out_of_memory(run: Run) -> Finding:
+    (finding,) = (one for one in judge(run).findings if one.rule == "gpu-out-of-memory")
+    assert finding.severity == "critical"
+    return finding
+
+
+def failing(seconds: float = 20, *, torch: int | None = None, others: tuple[str, ...] = (), **work: Any) -> Run:
+    gpu = {"gpu0": GpuWork(90, **{"context": 78 * GIB, "memory": 79 * GIB, **work})}
+    gpu |= {name: GpuWork(90, context=4 * GIB, memory=5 * GIB) for name in others}
+    plan = a_cell(seconds, gpu=gpu, failure=OOM)
+    run = a_run(plan, devices=[a_device("gpu0"), a_device("gpu1")])
+    return replace(run, cells=(replace(run.cells[0], torch_peak_bytes={"GPU-gpu0": torch} if torch else {}),))
+
+
+def test_out_of_gpu_memory_tells_who_held_it_and_what_to_do() -> None:
+    own = out_of_memory(failing(torch=70 * GIB))
+    assert (own.subject, own.cause, own.cells) == ("gpu0", None, (1,))
+    assert own.fact == (
+        "In [1] ran out of memory on gpu0: this kernel held 78.0 GiB of its 80.0 GiB; PyTorch's tensors took up to 70.0 GiB."
+    )
+    assert own.advice.startswith("Use a smaller batch")
+    other = out_of_memory(failing(context=9 * GIB, foreign=1))
+    assert other.cause == "shared GPU"
+    assert "this kernel held at least 9.0 GiB and others 70.0 GiB of its 80.0 GiB." in other.fact
+    assert "gpu1 stood nearly empty" in other.advice
+    blind = without(failing(), "gpu.process.memory.used", "gpu0", "ids of another namespace")
+    assert (
+        "79.0 GiB of its 80.0 GiB were in use; how much by this kernel is not known (ids" in out_of_memory(blind).fact
+    )
+    both = out_of_memory(failing(others=("gpu1",)))
+    assert (both.subject, "gpu0 most likely, the fullest of its 2 GPUs" in both.fact) == ("gpu0", True)
+
+
+def test_a_cell_too_short_for_a_process_list_is_told_by_the_nearest() -> None:
+    run = failing(20, context=9 * GIB, foreign=1)
+    cell = run.cells[0]
+    short = replace(run, cells=(replace(cell, start=cell.start + 4.3, end=cell.start + 4.7),))
+    assert short.usage(short.cells[0]).gpu["gpu0"].own_memory_peak_bytes is None
+    assert out_of_memory(short).cause == "shared GPU"
+
+
+def test_what_is_not_on_record_is_unknown_and_what_it_explains_is_left_out() -> None:
+    def outcome(run: Run) -> str:
+        return next(checked.outcome for checked in judge(run).checked if checked.rule == "gpu-out-of-memory")
+
+    gpu = {"gpu0": GpuWork(90, power=600.0, memory=lambda t: min(0.99, 0.4 + t / 20) * 80 * GIB)}
+    assert outcome(a_run(a_cell(20, gpu=gpu, status="error"), devices=[a_device()])) == "unknown", "an older recording"
+    assert outcome(a_run(a_cell(20, failure=Failure("KeyError")))) == "not-applicable", "no GPU"
+    assert outcome(a_run(a_cell(20, failure=OOM))) == "unknown", "a GPU that cannot be read"
+    rules = [one.rule for one in judge(a_run(a_cell(20, gpu=gpu, failure=OOM), devices=[a_device()])).findings]
+    assert rules == ["gpu-out-of-memory"], "and not gpu-memory-near-limit"
+    script = failing()
+    script = replace(script, cells=(replace(script.cells[0], execution_count=None, label="train.py"),))
+    finding = out_of_memory(script)
+    assert not re.search(r"cell|kernel\b|traceback", f"{finding.fact} {finding.consequence}".lower())
