@@ -156,7 +156,7 @@ def beside() -> Run:
 
 def test_reports_say_whose_memory_it_is_and_which_gpus_were_not_used() -> None:
     text = render(beside(), "text")
-    assert "gpu0 peak ≥ 6.0 GiB by this kernel, 66.0 of 80 GiB in all" in " ".join(text.split())
+    assert "gpu0 peak ≥ 6.00 GiB by this kernel, 66.0 of 80 GiB in all" in " ".join(text.split())
     assert "gpu1, gpu2" in text.split("GPUs not used")[1].splitlines()[0]
     page = render(beside(), "html")
     assert page.count("NVIDIA H100 80GB HBM3, not used by this kernel") == 4, "in both tables"
@@ -198,16 +198,16 @@ def test_out_of_gpu_memory_tells_who_held_it_and_what_to_do() -> None:
     own = out_of_memory(failing(torch=70 * GIB))
     assert (own.subject, own.cause, own.cells) == ("gpu0", None, (1,))
     assert own.fact == (
-        "In [1] ran out of memory on gpu0: this kernel held 78.0 GiB of its 80.0 GiB; PyTorch's tensors took up to 70.0 GiB."
+        "In [1] ran out of memory on gpu0: this kernel held 78.0 GiB of its 80 GiB; PyTorch's tensors took up to 70.0 GiB."
     )
     assert own.advice.startswith("Use a smaller batch")
     other = out_of_memory(failing(context=9 * GIB, foreign=1))
     assert other.cause == "shared GPU"
-    assert "this kernel held at least 9.0 GiB and others 70.0 GiB of its 80.0 GiB." in other.fact
+    assert "this kernel held at least 9.00 GiB and others 70.0 GiB of its 80 GiB." in other.fact
     assert "gpu1 stood nearly empty" in other.advice
     blind = without(failing(), "gpu.process.memory.used", "gpu0", "ids of another namespace")
     assert (
-        "79.0 GiB of its 80.0 GiB were in use; how much by this kernel is not known (ids" in out_of_memory(blind).fact
+        "79.0 GiB of its 80 GiB were in use; how much by this kernel is not known (ids" in out_of_memory(blind).fact
     )
     both = out_of_memory(failing(others=("gpu1",)))
     assert (both.subject, "gpu0 most likely, the fullest of its 2 GPUs" in both.fact) == ("gpu0", True)
