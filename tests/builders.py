@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from cellmeter.failures import Failure
 from cellmeter.metrics import Metric
 from cellmeter.run import EDGE_END, EDGE_START, Cell, CellStatus, Column, Device, Gap, Host, Limit, Run, Segment
 from cellmeter.spans import Logged, Own, Span, SpanBatch, Steps
@@ -77,6 +78,7 @@ class CellPlan:
     label: str | None = None
     first_line: str = "work()"
     status: CellStatus = "ok"
+    failure: Failure | None = None
 
 
 def a_cell(seconds: float, **plan: object) -> CellPlan:
@@ -216,13 +218,15 @@ def _cells(plans: Sequence[CellPlan], pause: float, rate: float) -> tuple[Cell, 
                 seq=seq,
                 start=now,
                 end=now + plan.seconds,
-                status=plan.status,
+                status="error" if plan.failure else plan.status,
                 execution_count=seq,
                 label=plan.label,
                 first_line=plan.first_line,
                 source_hash=plan.hash,
                 peak_rss_bytes=peak,
                 peak_unknown=plan.peak_unknown,
+                error=plan.failure.error if plan.failure else None,
+                gpu_memory_ran_out=plan.failure is not None and plan.failure.gpu_memory,
             )
         )
         now += plan.seconds

@@ -27,6 +27,7 @@ from cellmeter.alerts import (
     Watch,
     guards_of,
     message_of,
+    not_held,
     parse,
     parse_budget,
     watchable,
@@ -255,6 +256,39 @@ def test_a_gpu_that_is_hidden_from_the_kernel_sets_off_nothing(
     kernel.load()
     kernel.run('%monitor alert "gpu.utilization < 30 for 200ms"')
     said = kernel.run("import time; time.sleep(2)").stderr
+    assert re.findall(r"gpu\d", said) == ["gpu1"], said
+
+
+@pytest.mark.parametrize(
+    ("mine", "contexts", "watched"),
+    [
+        (True, 0.0, True),
+        (True, math.nan, True),
+        (None, 1.0, True),
+        (None, 0.0, False),
+        (None, math.nan, True),
+        (None, None, True),
+        (False, 0.0, False),
+        (False, math.nan, False),
+        (False, 1.0, True),
+    ],
+)
+def test_which_gpus_are_the_kernels(mine: bool | None, contexts: float | None, watched: bool) -> None:
+    lists = {} if contexts is None else {"gpu0": contexts}
+    assert not_held({"gpu0": mine}, lists) == ([] if watched else ["gpu0"])
+
+
+def test_without_the_variable_only_gpus_that_the_kernel_holds_are_watched(
+    start_kernel: Callable[..., Kernel], tmp_path: Path
+) -> None:
+    """By the driver's process lists, which are read every two seconds."""
+    trace = f"gpu\ngpu\ngpu\nproc 0 - gpu 1 pid=@{tmp_path}/pid used=2g\nproc 0 - gpu 2 pid=1 used=9g"
+    kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path))
+    kernel.load()
+    kernel.run('%monitor alert "gpu.utilization < 30 for 200ms"\nimport os, time; time.sleep(2.5)')
+    assert kernel.run("time.sleep(2.5)").stderr == "", "it holds none"
+    kernel.run(f"open('{tmp_path}/pid', 'w').write(str(os.getpid()))")
+    said = kernel.run("time.sleep(4.5)").stderr
     assert re.findall(r"gpu\d", said) == ["gpu1"], said
 
 
@@ -543,7 +577,8 @@ def test_it_is_seen_while_the_gil_is_held(kernel: Kernel, tmp_path: Path) -> Non
 def test_gpus_are_watched_and_spans_tell_of_them(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     """Two GPUs, one idle: the alert names that one, and a span has both their use."""
     trace = "gpu name=A mem=80g\ngpu name=B mem=80g\nat 0 gpu 0 util=90 power=300\nat 0 gpu 1 util=4 power=60\n"
-    kernel = start_kernel(env=nvml_stub.environment(trace, tmp_path))
+    ours = {"CUDA_VISIBLE_DEVICES": "0,1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    kernel = start_kernel(env={**nvml_stub.environment(trace, tmp_path), **ours})
     kernel.load()
     assert kernel.run('%monitor alert "gpu.utilization < 30 for 500ms"').stdout.endswith("for 500ms, in %\n")
     reply = kernel.run("import cellmeter, time\nwith cellmeter.span('infer'): time.sleep(1.5)")

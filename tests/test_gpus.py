@@ -246,7 +246,7 @@ RECORDINGS["before-and-after"] = Recording(f"live\n{COMES_AT_3}", code=PROCESS.r
 def test_cells_before_and_after_a_gpu_came(recorded: dict[str, Recorded]) -> None:
     run = recorded["before-and-after"].run()
     first, then = (run.usage(cell) for cell in run.cells)
-    assert first.gpu["gpu1"] == GpuUsage(None, None, None, None, None)
+    assert first.gpu["gpu1"] == GpuUsage(*[None] * 7)
     assert first.unknown["gpu.gpu1.utilization_mean"] == "gpu1 came after this cell"
     assert then.gpu["gpu1"].utilization_mean == pytest.approx(90)
     before, after = cell_rows(run)

@@ -18,6 +18,7 @@ from builders import GIB, MIB, CellPlan, GpuWork, Signal, a_cell, a_device, a_ru
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cellmeter.failures import Failure
 from cellmeter.rules import RULES, judge
 from cellmeter.run import Run
 from cellmeter.settings import Prices
@@ -74,7 +75,7 @@ def remade(case: Case, factor: float = 1.0, seed: int | None = None) -> tuple[Ce
         return GpuWork(**{f.name: part(f.name, getattr(one, f.name)) for f in fields(one)})
 
     def cell(one: CellPlan) -> CellPlan:
-        kept = {"seconds", "gpu", "peak", "peak_unknown", "label", "first_line", "status", "hash"}
+        kept = {"seconds", "gpu", "peak", "peak_unknown", "label", "first_line", "status", "failure", "hash"}
         signals = {f.name: part(f.name, getattr(one, f.name)) for f in fields(one) if f.name not in kept}
         gpu = {name: work(on) for name, on in one.gpu.items()}
         return replace(one, seconds=one.seconds * factor, gpu=gpu, **signals)
@@ -112,7 +113,14 @@ def filled(start: float, end: float) -> Signal:
     return lambda t: (start + (end - start) * min(1.0, t / 18)) * 80 * GIB
 
 
+def failed(error: str, gpu_memory: bool) -> tuple[CellPlan, ...]:
+    (cell,) = on_gpu(20, 90.0, memory=filled(0.4, 0.9))
+    return (replace(cell, failure=Failure(error, gpu_memory)),)
+
+
 CASES = [
+    Case("gpu-out-of-memory", True, failed("torch.OutOfMemoryError", gpu_memory=True)),
+    Case("gpu-out-of-memory", False, failed("ValueError", gpu_memory=False)),
     Case("out-of-memory", False, (a_cell(5, rss=63 * GIB),)),
     Case("memory-near-limit", True, (a_cell(5, rss=59.5 * GIB),)),
     Case("memory-near-limit", False, (a_cell(5, rss=56 * GIB),)),

@@ -310,6 +310,20 @@ class Guard:
         return True
 
 
+def not_held(mine: Mapping[str, bool | None], contexts: Mapping[str, float]) -> list[str]:
+    """The GPUs that the kernel does not hold, as far as that is known.
+
+    ``mine``: what ``CUDA_VISIBLE_DEVICES`` says of each; ``contexts``: how many the kernel and its descendants hold on it, by
+    the driver's last list of processes (NaN: unknown).
+    """
+    holds = {gpu: count > 0 if count == count else None for gpu, count in contexts.items()}
+    return [
+        gpu
+        for gpu, is_mine in mine.items()
+        if not is_mine and not (held := holds.get(gpu)) and (is_mine is False or held is False)
+    ]
+
+
 def watches(alert: Alert, metric: str, subject: str) -> bool:
     """Whether an alert is about a stored column; that of a rate is its counter."""
     return metric == (alert.counter or alert.metric) and alert.subject in (None, subject)
@@ -339,8 +353,10 @@ class Board:
 
     def set_foreign(self, gpus: Iterable[str]) -> None:
         """GPUs that are not the kernel's: what they do is watched only where an alert names them."""
-        self._foreign = frozenset(gpus)
-        self._places.clear()
+        foreign = frozenset(gpus)
+        if foreign != self._foreign:
+            self._foreign = foreign
+            self._places.clear()
 
     def set_guards(self, guards: Sequence[Guard]) -> None:
         """From here on the budget of these and no other; of those that see at once that it is exceeded the first speaks."""

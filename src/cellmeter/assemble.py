@@ -176,6 +176,8 @@ def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_sta
         cgroup_peak_bytes=peaks.get("cgroup_peak_bytes"),
         torch_peak_bytes=dict(end.get("torch_peak_bytes", {})) if end else {},
         peak_unknown=end.get("peak_unknown") if end else None,
+        error=end.get("error") if end else None,
+        gpu_memory_ran_out=end.get("gpu_memory_ran_out", False) if end else False,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter import __version__
-from cellmeter.alerts import Board, Budget, Guard, guards_of
+from cellmeter.alerts import Board, Budget, Guard, guards_of, not_held
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, Stream, SystemClock
@@ -25,6 +25,7 @@ from cellmeter.sources import Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, is_exiting, judge_death, wait_status
 from cellmeter.sources.filesystems import Filesystems, working_folders
 from cellmeter.sources.nvidia import open_nvidia
+from cellmeter.sources.nvidia_processes import CONTEXTS, NvidiaProcesses
 from cellmeter.sources.peaks import CellPeaks
 from cellmeter.store import Writer, process_identity, prune
 
@@ -98,6 +99,7 @@ class Child:
         self._kills = OutOfMemoryKills(config.pid)
         self._kills_seen = deque([self._kills.count()], KILL_LOOKS)
         self._board = Board()
+        self._contexts: dict[str, float] = {}
         self._look_at = self._prune_at = 0.0
         self._died = False
         self._header_is_old = False
@@ -201,10 +203,18 @@ class Child:
         self._board.set_guards(guards)
 
     def _observe(self, stream: Stream, now: int, seq: int, row: Sequence[float]) -> None:
+        if stream.name == NvidiaProcesses.name:
+            self._note_contexts(stream, row)
         if stream.segment < 0:
             return  # a full disk has no file for these columns yet, nor for an event
         for event in self._board.see(stream.segment, stream.columns, now, seq, row):
             self._sampler.event(event)
+
+    def _note_contexts(self, stream: Stream, row: Sequence[float]) -> None:
+        """An alert that names no GPU is about those that the kernel holds, which may change in a cell."""
+        pairs = zip(stream.columns, row, strict=True)
+        self._contexts = {column.subject: value for column, value in pairs if column.metric == CONTEXTS}
+        self._tell_whose_gpus()
 
     def _follow_environ(self, environ: Mapping[str, str]) -> None:
         """The cell chose other GPUs: what is "mine" is judged anew."""
@@ -251,7 +261,7 @@ class Child:
 
     def _tell_whose_gpus(self) -> None:
         devices = [device for source in self._gpus.sources for device in source.devices()]
-        self._board.set_foreign(device.id for device in devices if device.mine is False)
+        self._board.set_foreign(not_held({device.id: device.mine for device in devices}, self._contexts))
 
     def _describe_gpus(self) -> None:
         """Puts into the header what is known of GPUs now; tried again each second until the disk takes it."""

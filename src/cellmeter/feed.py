@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter import charts, layouts
+from cellmeter import charts, gpu_shares, layouts
 from cellmeter.assemble import cells_from
+from cellmeter.errors import RunUnreadable
 from cellmeter.run import EDGE_END, Column, OwnCpu, cpu_seconds
 from cellmeter.store import Tail, read_header
+from cellmeter.usage import GpuMemory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -189,6 +191,15 @@ class Feed:
         if WORKERS_TIME in self._worked:
             workers = self._worked[WORKERS_TIME][0][1], self._worked[WORKERS_TIME][1][1]
         return self.rates.mean_cores(cpu_seconds(OwnCpu.between(start, end), total, workers), seconds)
+
+    def gpu_memory(self, start_ns: int, end_ns: int) -> dict[str, GpuMemory]:
+        """Whose the memory of each GPU was, by its id; nothing where the folder has gone."""
+        peaks = self.edges().get("cell_end", {}).get("torch_peak_bytes", {})
+        gpus = [line.subject for spec in self._panels if spec.key == "gpu-memory" for line in spec.lines]
+        try:
+            return gpu_shares.of_cell(self.folder, self._tail.header(), gpus, start_ns, end_ns, peaks) if gpus else {}
+        except (OSError, RunUnreadable):
+            return {}
 
     def edges(self) -> dict[str, Event]:
         """The cell's edges as the kernel sent them, ``cell_start`` and ``cell_end``, as far as they have been written."""

@@ -89,6 +89,8 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
         "peak_rss_bytes?": INT_OR_NONE,
         "peak_unknown?": TEXT_OR_NONE,
         "torch_peak_bytes?": {"*": int},
+        "error?": str,
+        "gpu_memory_ran_out?": bool,
     },
     "peaks": {"t": int, "seq": int, "workers_peak_bytes": INT_OR_NONE, "cgroup_peak_bytes": INT_OR_NONE},
     "source": {"t": int, "seq": int, "source": str},

@@ -54,7 +54,7 @@ def cells_frame(run: Run) -> pd.DataFrame:
         of_memory = ("peak_rss_bytes", "rss_start_bytes", "rss_end_bytes")
         row |= {name: getattr(used, name) for name in ("cpu_seconds", *of_memory, "read_bytes", "written_bytes")}
         for gpu, usage in used.gpu.items():
-            names = ("utilization_mean", "memory_peak_bytes", "energy_joules")
+            names = ("utilization_mean", "memory_peak_bytes", "own_memory_peak_bytes", "energy_joules")
             row |= {f"{name}:{gpu}": getattr(usage, name) for name in names}
         rows.append(row)
     frame: pd.DataFrame = pandas.DataFrame(rows or {"seq": []})

@@ -11,13 +11,13 @@ from cellmeter import charts
 from cellmeter.errors import MissingExtra
 from cellmeter.run import Column, Device, Limit, Rates
 from cellmeter.store import read_header
+from cellmeter.usage import PROCESSES as PROCESSES
 
 if TYPE_CHECKING:
     from cellmeter.metrics import Group
 
 
 CORES = "cores"  # the stream of every core's CPU time
-PROCESSES = "gpu-processes"  # the stream of who holds a context on each GPU
 CONTEXTS = "gpu.process.contexts"
 LEAST_READINGS = 2
 

@@ -426,7 +426,8 @@ class Panel:
         start, rows = self._feed.next, self._last_rows()
         frame = self._feed.frame(start_ns)
         seconds = (end_ns - start_ns) * 1e-9
-        facts = facts_of(title, status, seconds, self._feed.edges(), self._feed.cores(seconds))
+        memory = self._feed.gpu_memory(start_ns, end_ns)
+        facts = facts_of(title, status, seconds, self._feed.edges(), self._feed.cores(seconds), memory)
         frame = with_exact_peak(frame, facts)
         if self._widget is None:
             print(summary(frame.only(self._feed.shown), facts))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from cellmeter import own
 from cellmeter.errors import RecorderUnavailable
+from cellmeter.failures import Failure
 from cellmeter.recorder import Config, Recorder
 from cellmeter.run import CellStatus
 from cellmeter.settings import Settings
@@ -162,7 +163,9 @@ class Recording:
             "first_line": _LOGIN.sub("", code)[:FIRST_LINE_LENGTH],
         }
 
-    def cell_ended(self, cell: OpenCell, status: CellStatus, execution_count: int | None = None) -> int:
+    def cell_ended(
+        self, cell: OpenCell, status: CellStatus, execution_count: int | None = None, failure: Failure | None = None
+    ) -> int:
         """Sends an end edge and returns its time in ns. Raises RecorderUnavailable."""
         ended_ns = time.monotonic_ns()
         own.flush()
@@ -183,6 +186,8 @@ class Recording:
             }
             if ended_ns - cell.started_ns > WORTH_SECONDS * 1e9 and (peaks := self._torch.grown()):
                 edge["torch_peak_bytes"] = peaks
+            if failure is not None:
+                edge |= {"error": failure.error, "gpu_memory_ran_out": failure.gpu_memory}
             cell.edges["cell_end"] = edge
             self.recorder.send(edge)
         return ended_ns

@@ -6,6 +6,7 @@ A record is monotonic ns (i8), cell (u4), flags (u4), float64 × columns, CRC-32
 from __future__ import annotations
 
 import os
+import struct
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,24 @@ CHUNK_BYTES = 1 << 20  # read at once: it and what is taken out of it stay in th
 def record_size(columns: int) -> int:
     """Bytes of one sample record."""
     return 20 + 8 * columns
+
+
+def record_layout(columns: int, wanted: Sequence[int]) -> struct.Struct:
+    """A record of so many columns, of which only the time, the cell, the flags and the wanted ones are unpacked."""
+    fields = "".join("d" if n in wanted else "8x" for n in range(columns))
+    return struct.Struct(f"<qII{fields}4x")
+
+
+def first_since(fd: int, size: int, count: int, t_ns: int) -> int:
+    """Number of the first of so many records of that size at or after a time, by bisection."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if struct.unpack("<q", os.pread(fd, 8, middle * size))[0] < t_ns:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _record_dtype(columns: int) -> np.dtype[Any]:

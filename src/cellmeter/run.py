@@ -139,6 +139,10 @@ class Cell:
     """Sum of the high-water marks of the workers there at the end: an upper bound, as they need not peak at once."""
     torch_peak_bytes: Mapping[str, int] = field(default_factory=dict)
     """Peaks of PyTorch's allocator by the GPU's UUID, where the cell set a new one."""
+    error: str | None = None
+    """The type of the exception that it failed with; None if it did not, or that was not recorded."""
+    gpu_memory_ran_out: bool = False
+    """That exception says that the memory of a GPU ran out."""
     cgroup_peak_bytes: int | None = None
     """Exact peak of the control group, other processes in it and file cache included (cgroup v2, Linux 6.12)."""
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from cellmeter import own
 from cellmeter.alerts import Budget
 from cellmeter.errors import CellmeterError, RecorderUnavailable
+from cellmeter.failures import Failure, failure_of
 from cellmeter.lookout import Lookout
 from cellmeter.recording import OpenCell, Recording
 from cellmeter.run import CellStatus
@@ -50,6 +51,7 @@ class _Recorded(NamedTuple):
 
 _now: _Recorded | None = None
 _status: CellStatus | None = None
+_failure: Failure | None = None
 lookout = Lookout(lambda line: print(f"cellmeter: {line}", file=sys.stderr))
 
 
@@ -103,21 +105,21 @@ def _above_is_script() -> bool:
     return recorded is not None and recorded[0] != os.getpid()  # one of our own may be about to end
 
 
-def stop(status: CellStatus = "ok") -> None:
+def stop(status: CellStatus = "ok", failure: Failure | None = None) -> None:
     """Stops what :func:`start` started; does nothing if nothing is recorded, or in a forked child."""
     global _now
     ended, _now = _now, None
     if ended is None or ended.pid != os.getpid():
         return
     atexit.unregister(_at_exit)
-    _end_cell(ended, status)
+    _end_cell(ended, status, failure)
     ended.recording.stop()
 
 
-def _end_cell(ended: _Recorded, status: CellStatus) -> None:
+def _end_cell(ended: _Recorded, status: CellStatus, failure: Failure | None) -> None:
     lookout.cell_over(ended.cell.seq, status)
     try:
-        ended.recording.cell_ended(ended.cell, status)
+        ended.recording.cell_ended(ended.cell, status, failure=failure)
     except RecorderUnavailable:
         return
     finally:
@@ -127,9 +129,12 @@ def _end_cell(ended: _Recorded, status: CellStatus) -> None:
 
 def _at_exit() -> None:
     if _now is None or not _now.whole or _now.pid != os.getpid():
-        stop(_status or _status_of(getattr(sys, "last_type", None)))
+        stop(
+            _status or _status_of(getattr(sys, "last_type", None)),
+            _failure or failure_of(getattr(sys, "last_value", None)),
+        )
         return
-    _end_cell(_now, _status or "ok")
+    _end_cell(_now, _status or "ok", _failure)
     own.flush()
     try:
         _now.recording.say({"event": "goodbye", "t": time.monotonic_ns(), "how": "exit"})
@@ -202,10 +207,11 @@ def _found(name: str) -> ModuleSpec | None:
 
 def failed(error: BaseException | None) -> None:
     """Notes how the script ended, and takes our frames off its traceback."""
-    global _status
+    global _status, _failure
     if error is None:
         return
     _status = ("error" if error.code else "ok") if isinstance(error, SystemExit) else _status_of(type(error))
+    _failure = None if _status == "ok" else failure_of(error)
     error.__traceback__ = _of_the_script(error.__traceback__)
 
 

@@ -308,7 +308,7 @@ class Session:
         ended_ns = time.monotonic_ns()
         if monitored.recording is self.recording:  # else the cell itself has stopped it
             try:
-                ended_ns = self.recording.cell_ended(monitored.cell, finished.status, finished.execution_count)
+                ended_ns = self.recording.cell_ended(monitored.cell, *finished)
             except RecorderUnavailable:
                 self._give_up(self.recording)
         if monitored.panel is not None:

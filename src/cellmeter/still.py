@@ -7,13 +7,15 @@ import gzip
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts
+from cellmeter.gpu_shares import shares_text
 from cellmeter.metrics import SHORT_FOR_CPU_SECONDS
 from cellmeter.rules.ownership import not_used
 from cellmeter.run import Cell, Run
+from cellmeter.usage import GpuMemory, own_part
 from cellmeter.words import UNKNOWN, cell_cores_text, change_text, peak_text, seconds_text, value_text
 
 if TYPE_CHECKING:
@@ -41,14 +43,23 @@ class Facts:
     peak_rss_bytes: int | None = None
     growth_bytes: int | None = None
     cores: float | None = None
+    gpu_memory: Mapping[str, GpuMemory] = field(default_factory=dict)
+    """Whose the memory of each GPU was, by its id."""
 
 
-def facts_of(title: str, status: str, seconds: float, edges: Mapping[str, Event], cores: float | None) -> Facts:
+def facts_of(
+    title: str,
+    status: str,
+    seconds: float,
+    edges: Mapping[str, Event],
+    cores: float | None,
+    gpu_memory: Mapping[str, GpuMemory],
+) -> Facts:
     """The facts of a cell from its edges; ``cores``: what it used on the average."""
     start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
     before, after = start.get("rss_bytes"), end.get("rss_bytes")
     growth = after - before if before is not None and after is not None else None
-    return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cores)
+    return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cores, gpu_memory)
 
 
 _NO_GPU = f"GPU {charts.NOT_USED}"
@@ -81,6 +92,8 @@ def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
             means = [m for i in mains if (m := _mean(frame.time, values[:, i])) is not None]
             mean = sum(means) / len(means) if means else None
             parts.append(f"{spec.title} {value_text(mean, '%')} mean, {_peak(values[:, mains], '%')} peak")
+        elif spec.key == "gpu-memory" and (shares := _shares(spec, values, facts)):
+            parts.append(f"{spec.title} peak {shares}")
         elif any(line.role == "second" for line in spec.lines):  # read and written, in and out: a peak each
             peaks = [f"{line.label} {_peak(values[:, [i]], spec.unit)}" for i, line in enumerate(spec.lines)]
             parts.append(f"{spec.title} peak {', '.join(peaks)}")
@@ -104,6 +117,20 @@ def _memory(spec: charts.PanelSpec, values: Floats, facts: Facts) -> str:
     text = f"memory {peak_text(max(own, peaks[0]), spec.limit, 'By')} ({change_text(growth, 'By')})"
     alone = kernel and charts.notably_more(peaks[0], own)
     return f"{text}, kernel alone {value_text(own, 'By')}" if alone else text
+
+
+def _shares(spec: charts.PanelSpec, values: Floats, facts: Facts) -> str | None:
+    """Whose the memory of a GPU was that others hold memory of too."""
+    mains = {line.subject: i for i, line in enumerate(spec.lines) if line.role == "main"}
+    memory = {gpu: facts.gpu_memory[gpu] for gpu in mains if gpu in facts.gpu_memory}
+    told = own_part(memory) if len(memory) == len(mains) else None
+    if told is None:
+        return None
+    import numpy as np
+
+    peak = float(np.fmax.reduce(values[:, mains[told]]))
+    one = "of one " if len(mains) > 1 else ""
+    return f"{one}{shares_text(memory[told], peak, spec.lines[mains[told]].top or spec.limit)}"
 
 
 def _peak(values: Floats, unit: str) -> str:
@@ -228,6 +255,8 @@ def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GRO
     frame = replace(frame, panels=panels, time=frame.time - cell.start)
     before, after = cell.rss_start_bytes, cell.rss_end_bytes
     growth = after - before if before is not None and after is not None else None
-    facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes, growth, run.usage(cell).cores)
+    used = run.usage(cell)
+    memory = {gpu: one.memory for gpu, one in used.gpu.items()}
+    facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes, growth, used.cores, memory)
     data, metadata = still(with_exact_peak(frame, facts), facts, groups)
     publish_display_data(data, metadata)  # type: ignore[no-untyped-call]

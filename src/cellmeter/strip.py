@@ -19,9 +19,11 @@ from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cellmeter import charts, layouts
+from cellmeter import charts, gpu_shares, layouts
+from cellmeter.records import first_since, record_layout
 from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, OwnCpu, cpu_seconds, peak_of
 from cellmeter.store import read_header
+from cellmeter.usage import USED, own_part
 from cellmeter.words import UNKNOWN, cell_cores_text, change_text, joules_text, seconds_text, value_text
 
 LEAST_SECONDS = 1.0
@@ -108,7 +110,7 @@ def courses(
     for entry in segments:
         at = {(metric, subject): n for n, (metric, subject, _) in enumerate(entry["columns"])}
         wanted = sorted((at[key], key) for key in keys if key in at)
-        layout = _layout(len(entry["columns"]), [n for n, _ in wanted])
+        layout = record_layout(len(entry["columns"]), [n for n, _ in wanted])
         with open(folder / entry["file"], "rb") as file:
             last_segment = entry is segments[-1]
             for rows in _pieces(file.fileno(), layout, start, end, deadline if last_segment else 0.0):
@@ -124,18 +126,12 @@ def courses(
     return found
 
 
-def _layout(columns: int, wanted: Sequence[int]) -> struct.Struct:
-    """A sample record of so many columns, of which only the time, the cell, the flags and the wanted ones are unpacked."""
-    fields = "".join("d" if n in wanted else "8x" for n in range(columns))
-    return struct.Struct(f"<qII{fields}4x")
-
-
 def _pieces(fd: int, layout: struct.Struct, start: Event, end: Event, deadline: float) -> Iterator[list[Any]]:
     """The cell's records, in about ``BARS`` pieces; waits for the last one until the deadline."""
     size = layout.size
     while True:
         count = os.fstat(fd).st_size // size
-        first, after = _index(fd, size, count, start["t"]), _index(fd, size, count, end["t"] + 1)
+        first, after = first_since(fd, size, count, start["t"]), first_since(fd, size, count, end["t"] + 1)
         tail = os.pread(fd, (count - after) * size, after * size) if count > after else b""
         last = [
             r for r in layout.iter_unpack(tail[: len(tail) // size * size]) if r[1] == end["seq"] and r[2] & EDGE_END
@@ -151,18 +147,6 @@ def _pieces(fd: int, layout: struct.Struct, start: Event, end: Event, deadline: 
             yield rows
     if rows or last:
         yield rows + last
-
-
-def _index(fd: int, size: int, count: int, t_ns: int) -> int:
-    """Number of the first record at or after a time, by bisection."""
-    low, high = 0, count
-    while low < high:
-        middle = (low + high) // 2
-        if struct.unpack("<q", os.pread(fd, 8, middle * size))[0] < t_ns:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 # ---- what it says ----------------------------------------------------------------------------------------------------
@@ -212,6 +196,7 @@ def parts(folder: Path, start: Event, end: Event) -> list[Part]:
         _cpu(header, start, end, found),
         _memory(start, end, found[RSS], found[TREE]),
         *_gpus([found["gpu.utilization", gpu] for gpu in gpus], bool(there)),
+        *_gpu_memory(folder, header, gpus, start, end),
         *_energy([found["gpu.energy", gpu] for gpu in gpus]),
     ]
 
@@ -295,6 +280,18 @@ def _gpus(use: Sequence[Course], there: bool) -> list[Part]:
     drawn = bars([sum(values) / len(values) for values in together], 100.0)
     words = f"{value_text(mean, '%')} mean, {value_text(peak, '%')} peak"
     return [Part(name, drawn, words, charts.VERMILLION.light)]
+
+
+def _gpu_memory(folder: Path, header: Mapping[str, Any], gpus: Sequence[str], start: Event, end: Event) -> list[Part]:
+    """Only where others hold memory of the GPU too: whose it is."""
+    peaks = end.get("torch_peak_bytes", {})
+    memory = gpu_shares.of_cell(folder, header, gpus, start["t"], end["t"], peaks)
+    told = own_part(memory)
+    if told is None:
+        return []
+    peak = courses(folder, header, [(USED, told)], start, end)[USED, told].peak
+    size = next(device["memory_bytes"] for device in header["devices"] if device["id"] == told)
+    return [Part("GPU memory", "", f"peak {gpu_shares.shares_text(memory[told], peak, size)}")]
 
 
 def _energy(counters: Sequence[Course]) -> list[Part]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import IPython
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
 
+from cellmeter.failures import Failure, failure_of
 from cellmeter.run import CellStatus
 
 CELL_MAGIC = "%%monitor"
@@ -40,6 +41,7 @@ class Finished(NamedTuple):
 
     status: CellStatus
     execution_count: int | None
+    failure: Failure | None = None
 
 
 class _Entry(NamedTuple):
@@ -98,7 +100,8 @@ class Tagger:
         token = stack[index].token
         del stack[index:]
         count = result.execution_count if result.info and result.info.store_history else None
-        self._finished(token, Finished(status_of(result), count))
+        failure = failure_of(result.error_before_exec or result.error_in_exec)
+        self._finished(token, Finished(status_of(result), count, failure))
 
     def _find(self, info: ExecutionInfo | None) -> int | None:
         stack = self._stack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.metrics import (
     LONGEST_READING_SECONDS,
@@ -26,6 +26,74 @@ BORN_SINCE_SECONDS = (
 ENOUGH = 0.8  # of an interval must have been observed to judge it
 MOSTLY_UNREAD = f"it was read for less than {given_text(100 * ENOUGH, '%')} of the cell"
 LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
+NO_LIST = "the driver's process lists are read every 2 s, and none was while this cell ran"
+LEAST_UNSEEN = 2**30  # beyond the kernel's own memory on a GPU: drivers keep up to 0.6 GiB for themselves
+PROCESSES = "gpu-processes"  # the stream of who holds a context on each GPU
+HELD, FOREIGN, USED = "gpu.process.memory.used", "gpu.foreign.processes", "gpu.memory.used"
+
+
+class ProcessList(NamedTuple):
+    """What the driver's list of processes says of a GPU, and the memory in use on it at that moment. NaN: unknown."""
+
+    held: float
+    """Bytes of the kernel and its descendants."""
+    foreign: float
+    """Processes of others."""
+    used: float
+    """Bytes of all."""
+
+
+class GpuMemory(NamedTuple):
+    """Device memory of one GPU over a cell, in bytes. None: unknown.
+
+    ``peak``: of all who use it; ``own``: of the kernel and its descendants, by the process lists, one every two seconds, and no
+    less than ``torch``, PyTorch's own mark; ``others``: the most that others held at one of these lists.
+    """
+
+    peak: int | None
+    own: int | None
+    others: int | None
+    torch: int | None
+
+    @classmethod
+    def of(cls, lists: Sequence[ProcessList], peak: float | None, torch: int | None) -> GpuMemory:
+        """From the process lists of a cell, the GPU's own peak and PyTorch's."""
+        held = [one.held for one in lists if one.held == one.held]
+        own = peak_of(torch, max(held)) if held else None
+        return cls(None if peak is None else int(peak), own, _others(lists), torch)
+
+    @property
+    def shared(self) -> bool:
+        """Whether others held some of it, and it is known how much was the kernel's."""
+        return bool(self.others) and self.own is not None
+
+    @property
+    def own_exact(self) -> bool:
+        """Whether ``own`` knows of what was held between two lists."""
+        return self.torch is not None
+
+
+def _others(lists: Sequence[ProcessList]) -> int | None:
+    """Where nobody else can be seen, as in a container, it is what is always there beyond the kernel's own, if it is much."""
+    beyond = [
+        (one.foreign, max(0.0, one.used - one.held)) for one in lists if one.used - one.held == one.used - one.held
+    ]
+    known = [(foreign, rest) for foreign, rest in beyond if foreign == foreign]
+    if known:
+        return int(max(rest if foreign else 0.0 for foreign, rest in known))
+    least = min((rest for _, rest in beyond), default=0.0)
+    return int(max(rest for _, rest in beyond)) if least >= LEAST_UNSEEN else None
+
+
+def own_part(memory: Mapping[str, GpuMemory]) -> str | None:
+    """Of which of a cell's GPUs it is to be said how much of its memory was the kernel's: that of which it held most.
+
+    None where nobody else held any, or some of it is not known.
+    """
+    own = {gpu: part.own for gpu, part in memory.items() if part.own is not None}
+    if len(own) < len(memory) or not any(part.shared for part in memory.values()):
+        return None
+    return max(own, key=lambda gpu: own[gpu])
 
 
 @dataclass(frozen=True)
@@ -37,6 +105,15 @@ class GpuUsage:
     memory_peak_bytes: int | None
     energy_joules: float | None
     torch_peak_bytes: int | None
+    own_memory_peak_bytes: int | None
+    others_memory_peak_bytes: int | None
+
+    @property
+    def memory(self) -> GpuMemory:
+        """Whose its memory was."""
+        return GpuMemory(
+            self.memory_peak_bytes, self.own_memory_peak_bytes, self.others_memory_peak_bytes, self.torch_peak_bytes
+        )
 
 
 @dataclass(frozen=True)
@@ -203,9 +280,6 @@ def _gpu_usage(run: Run, device: Device, cell: Cell, end: float) -> tuple[GpuUsa
         why = _gpu_unknown(run, "gpu.utilization", device, end) if mean is None else MOSTLY_UNREAD
         mean = p95 = None
         unknown[prefix + "utilization_mean"] = unknown[prefix + "utilization_p95"] = why
-    memory = known(run.series("gpu.memory.used", gpu).between(cell.start, end).values)
-    if not len(memory):
-        unknown[prefix + "memory_peak_bytes"] = _gpu_unknown(run, "gpu.memory.used", device, end)
     counted = known(_tagged(run.series("gpu.energy", gpu), cell, cell.start + seconds).values)
     energy = float(counted[-1] - counted[0]) if len(counted) > 1 else None
     if energy is None:
@@ -216,10 +290,42 @@ def _gpu_usage(run: Run, device: Device, cell: Cell, end: float) -> tuple[GpuUsa
     elif (counted[1:] < counted[:-1]).any():
         energy = None
         unknown[prefix + "energy_joules"] = "the GPU's counter began anew within the cell: it was reset"
-    torch = cell.torch_peak_bytes.get(device.uuid)
+    memory = _gpu_memory(run, device, cell, cell.start + seconds, unknown)
+    return GpuUsage(mean, p95, memory.peak, energy, memory.torch, memory.own, memory.others), unknown
+
+
+def _gpu_memory(run: Run, device: Device, cell: Cell, end: float, unknown: dict[str, str]) -> GpuMemory:
+    prefix, torch = f"gpu.{device.id}.", cell.torch_peak_bytes.get(device.uuid)
     if torch is None:
         unknown[prefix + "torch_peak_bytes"] = "PyTorch was not in use, or the cell stayed below an earlier peak"
-    return GpuUsage(mean, p95, int(memory.max()) if len(memory) else None, energy, torch), unknown
+    used = known(_tagged(run.series(USED, device.id), cell, end).values)
+    if not len(used):
+        unknown[prefix + "memory_peak_bytes"] = _gpu_unknown(run, USED, device, end)
+    lists = process_lists(run, device, cell.start, end)
+    memory = GpuMemory.of(lists, float(used.max()) if len(used) else None, torch)
+    if memory.own is None:
+        unknown[prefix + "own_memory_peak_bytes"] = _gpu_unknown(run, HELD, device, end, NO_LIST)
+    if memory.others is None:
+        why = _gpu_unknown(run, FOREIGN, device, end, NO_LIST)
+        unknown[prefix + "others_memory_peak_bytes"] = unknown.get(prefix + "own_memory_peak_bytes", why)
+    return memory
+
+
+def process_lists(run: Run, device: Device, start: float, end: float) -> list[ProcessList]:
+    """The process lists of a GPU that were read from ``start`` to ``end``, each with the memory in use at that moment.
+
+    That is read right before them, and has their time.
+    """
+    import numpy as np
+
+    held, foreign = (run.series(metric, device.id).between(start, end) for metric in (HELD, FOREIGN))
+    used = run.series(USED, device.id).between(start, end)
+    then = np.full(len(held.time), np.nan)
+    at = used.time.searchsorted(held.time)
+    there = np.flatnonzero(at < len(used.time))
+    there = there[used.time[at[there]] == held.time[there]]
+    then[there] = used.values[at[there]]
+    return list(map(ProcessList, held.values.tolist(), foreign.values.tolist(), then.tolist()))
 
 
 def _mostly_unread(run: Run, series: Series, start: float, end: float) -> bool:
@@ -232,7 +338,9 @@ def _mostly_unread(run: Run, series: Series, start: float, end: float) -> bool:
     return unread > max((1 - ENOUGH) * (end - start), LONGEST_READING_SECONDS)
 
 
-def _gpu_unknown(run: Run, metric: str, device: Device, end: float) -> str:
+def _gpu_unknown(
+    run: Run, metric: str, device: Device, end: float, otherwise: str = "too few samples in this cell"
+) -> str:
     if end <= device.since:
         return f"{device.id} came after this cell"
-    return run.unavailable.get(f"{metric}:{device.id}", "too few samples in this cell")
+    return run.unavailable.get(f"{metric}:{device.id}", otherwise)

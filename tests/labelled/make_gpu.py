@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import nvml_stub
 
+from cellmeter.failures import Failure
 from cellmeter.run import Column, Device
 from cellmeter.sampling import Sampler
 from cellmeter.sources import Notice
@@ -126,6 +127,8 @@ class Scene:
     cores: Signal = 0.2
     children: Signal = 0
     read: Signal = 0.0
+    failures: Mapping[int, Failure] = field(default_factory=dict)
+    """How cells failed, by their number."""
 
 
 def trace_of(scene: Scene, seconds: float, step: float) -> str:
@@ -177,14 +180,19 @@ def record(name: str, scene: Scene) -> Path:
             writer.describe(**_header(folder, scene, opened.unavailable))
             writer.describe(devices=[vars(device) for device in opened.sources[0].devices()])
             sampler = Sampler([played, *opened.sources], writer, clock, scene.rate)
-            play(sampler, clock, scene.cells, end, machine.at)
+            play(sampler, clock, scene.cells, end, machine.at, scene.failures)
             writer.close()
             opened.sources[0].close()
         return keep(folder, name)
 
 
 def play(
-    sampler: Sampler, clock: Clock, cells: list[tuple[float, float, str]], end: float, at: Callable[[float], None]
+    sampler: Sampler,
+    clock: Clock,
+    cells: list[tuple[float, float, str]],
+    end: float,
+    at: Callable[[float], None],
+    failures: Mapping[int, Failure] | None = None,
 ) -> None:
     """Runs the sampler by its deadlines through all edges to the end."""
     edges = [(start, 1, seq, source) for seq, (start, _, source) in enumerate(cells, 1)]
@@ -201,7 +209,10 @@ def play(
         if begins == 1:
             sampler.cell_started({"event": "cell_start", "hash": source, "first_line": source[:80], **edge})
         elif begins == 0:
-            sampler.cell_ended({"event": "cell_end", "status": "ok", "peak_rss_bytes": GIB, **edge})
+            if (failure := (failures or {}).get(seq)) is not None:
+                edge |= {"error": failure.error, "gpu_memory_ran_out": failure.gpu_memory}
+            status = "ok" if failure is None else "error"
+            sampler.cell_ended({"event": "cell_end", "status": status, "peak_rss_bytes": GIB, **edge})
     sampler.event({"event": "end", "t": clock.now, "ending": "stopped", "signal": None, "exit_code": None})
 
 
@@ -308,6 +319,18 @@ SCENES = {
     ),
     "validates-in-between": Scene(train(60), one(lambda t: 0 if t % 20 > 13 else 94)),
     "batch-too-large": Scene(train(40), one(92, used=during(20, 26, 70, 14))),
+    "cuda-out-of-memory": Scene(
+        [(3, 20, "model = load()"), (23, 35, TRAIN)],
+        one(during(24, 35, 93), used=lambda t: min(79.3, 20 + max(0, t - 23) * 7), context=78.9),
+        failures={2: Failure("torch.OutOfMemoryError", gpu_memory=True)},
+    ),
+    "cuda-out-of-memory-shared": Scene(
+        train(20), [Gpu(60, used=79.5, context=11, foreign=True), Gpu(0, used=0, mine=None)], SHARED,
+        failures={1: Failure("torch.cuda.OutOfMemoryError", gpu_memory=True)},
+    ),
+    "fails-nearly-full": Scene(
+        train(40), one(93, used=lambda t: min(72.5, 20 + t * 2), context=72), failures={1: Failure("ValueError")}
+    ),
     "shared-server-pandas": Scene(
         [(3, 60, "import pandas as pd"), (63, 380, "df.groupby('key').mean()")],
         [Gpu(bursts(7, 4, 88), mine=None, foreign=True), Gpu(0, mine=None, used=0)],

@@ -1,4 +1,4 @@
-"""What a cell and a run come to: memory with and without workers, bytes of disks."""
+"""What a cell and a run come to: memory with and without workers, that of GPUs which others hold too, bytes of disks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from cellmeter.charts import notably_more
 from cellmeter.rules.memory import RSS, TREE
 from cellmeter.rules.observed import readings_of, top_cells
+from cellmeter.rules.ownership import not_used
 from cellmeter.run import known
+from cellmeter.usage import GpuMemory
 from cellmeter.words import MIB, bytes_text
 
 if TYPE_CHECKING:
-    from cellmeter.run import Cell, Run
+    from cellmeter.run import Cell, Device, Run
 
 NOTABLE_DISK = 10 * MIB
 
@@ -51,6 +53,21 @@ def memory_peaks(run: Run) -> Peaks:
     marks = [float(cell.peak_rss_bytes) for cell in run.cells if cell.peak_rss_bytes is not None]
     kernel = max([*marks, *highest(RSS)], default=None)
     return Peaks(kernel, max([*marks, *highest(TREE), *highest(RSS)], default=None))
+
+
+def shared_gpus(run: Run) -> dict[str, GpuMemory]:
+    """Whose the memory of the kernel's GPUs was over all cells, of those of which others held some in a cell."""
+    others = not_used(run, 0.0, run.duration)
+    of_gpus = {device.id: _over_cells(run, device) for device in run.devices if device.id not in others}
+    return {gpu: memory for gpu, memory in of_gpus.items() if memory is not None}
+
+
+def _over_cells(run: Run, device: Device) -> GpuMemory | None:
+    cells = [used.gpu[device.id].memory for used in run.usages()]
+    if not any(memory.shared for memory in cells):
+        return None
+    most = max((memory for memory in cells if memory.own is not None), key=lambda memory: memory.own or 0)
+    return most._replace(peak=max((memory.peak for memory in cells if memory.peak is not None), default=None))
 
 
 def disk(run: Run) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cellmeter.metrics import METRICS
 from cellmeter.rules.observed import Observed, in_cells
+from cellmeter.usage import HELD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +19,7 @@ GPU_METRICS = (
     "gpu.utilization",
     "gpu.sm.active",
     "gpu.memory.used",
+    HELD,
     "gpu.power",
     "gpu.temperature",
     "gpu.clock.sm",

@@ -22,6 +22,7 @@ from cellmeter.export.html import html_report
 from cellmeter.export.own_values import OwnValue, own_values, steps_done
 from cellmeter.export.readings import Choice, batched, chosen, ever_longer, is_chosen
 from cellmeter.export.report_json import json_report
+from cellmeter.rules.ownership import not_used
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,7 +167,7 @@ class Stretch:
 
 
 def points(run: Run, choice: Choice, plain: bool = True, stretch: Stretch | None = None) -> Iterator[Points]:
-    """All that is sent of the chosen metrics; those without a reading are left out.
+    """All that is sent of the chosen metrics; those without a reading, and GPUs that did not work for the kernel, are left out.
 
     ``plain``: what the user's code logged has the name it gave; else that stands behind ``cellmeter/logged.``, so as not to
     get among what the user logs to MLflow himself.
@@ -215,15 +216,16 @@ def _steps(run: Run, own: OwnValue, seconds: Floats) -> list[int]:
 
 def _wanted(run: Run, patterns: Sequence[str]) -> Iterator[tuple[str, str, str, Value]]:
     named = {system.metric for system in SYSTEM_METRICS}
+    others = not_used(run, 0.0, run.duration)
     for system in SYSTEM_METRICS:
         if is_chosen(system.metric, patterns, by_default=True):
-            for subject in run.subjects(system.metric):
+            for subject in (one for one in run.subjects(system.metric) if one not in others):
                 if system.metric != "host.filesystem.free" or subject == ROOT:
                     key = "system/" + system.name.format(index=subject.removeprefix("gpu"))
                     yield key, system.metric, subject, system.value
     for metric in run.metrics.values():
         if metric.name not in named and is_chosen(metric.name, patterns, by_default=False):
-            for subject in run.subjects(metric.name):
+            for subject in (one for one in run.subjects(metric.name) if one not in others):
                 place = "" if subject == metric.scope else "/" + (subject.strip("/") or "root")
                 yield _key(f"cellmeter/{metric.name}{place}"), metric.name, subject, _as_is
 

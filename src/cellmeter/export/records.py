@@ -48,6 +48,7 @@ def _cell(run: Run, cell: Cell) -> Record:
         "parent": cell.parent,
         "first_line": cell.first_line,
         "status": cell.status,
+        "error": cell.error,
         "start_seconds": cell.start,
         "duration_seconds": cell.seconds,
         "samples": usage.samples,
@@ -66,6 +67,7 @@ def _cell(run: Run, cell: Cell) -> Record:
             f"{gpu}_utilization_mean_percent": used.utilization_mean,
             f"{gpu}_utilization_p95_percent": used.utilization_p95,
             f"{gpu}_memory_peak_bytes": used.memory_peak_bytes,
+            f"{gpu}_own_memory_peak_bytes": used.own_memory_peak_bytes,
             f"{gpu}_energy_joules": used.energy_joules,
         }
     for metric, subjects in plugged.cell_fields(run, cell)[0].items():

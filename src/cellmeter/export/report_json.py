@@ -135,6 +135,7 @@ def _cell(run: Run, cell: Cell) -> dict[str, Any]:
         "start": cell.start,
         "end": cell.end,
         "status": cell.status,
+        "error": cell.error,
         "samples": usage.samples,
         "cpu_seconds": usage.cpu_seconds,
         "cores": usage.cores,

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmeter.export.amounts import disk
+from cellmeter.export.amounts import disk, shared_gpus
+from cellmeter.gpu_shares import shares_text
 from cellmeter.rules.memory import RSS, memory_under_limit
 from cellmeter.rules.observed import top_cells
+from cellmeter.rules.ownership import not_used
 from cellmeter.rules.scripts import is_script
 from cellmeter.run import known
 from cellmeter.words import counted, given_text, of_text, percent_text, seconds_text
@@ -104,6 +106,7 @@ def failed(run: Run) -> str | None:
     top = top_cells(run)
     if run.ending is not None and top and top[-1].status in ("error", "interrupted"):
         how = "failed" if top[-1].status == "error" else "was interrupted"
+        how = "ran out of GPU memory" if top[-1].gpu_memory_ran_out else how
         after = "" if is_script(run) else ", and nothing ran after it"
         return plain(f"{title_of(top[-1])} {how}{after}.")
     return None
@@ -175,6 +178,7 @@ def facts(run: Run) -> list[Fact]:
         ),
         Fact("Limits", limit or "unknown"),
         Fact("GPUs", gpus(run)),
+        *_whose_gpus(run),
         Fact("Samples", f"{run.sample_count:,}, {run.rate_hz:g} a second{'' if script else ' inside cells'}"),
         Fact("Disk", disk(run)),
         Fact("Gaps", gaps(run)),
@@ -266,6 +270,21 @@ def gpus(run: Run) -> str:
         since = f" (from {seconds_text(device.since)} on)" if device.since else ""
         kinds.setdefault(device.name, []).append(f"{device.id}{since}")
     return "; ".join(f"{ranges(ids)} {name}" for name, ids in kinds.items()) or "none"
+
+
+def _whose_gpus(run: Run) -> list[Fact]:
+    """Which of them did nothing for the kernel, and of which others held memory too."""
+    others = not_used(run, 0.0, run.duration)
+    unused = [device.id for device in run.devices if device.id in others]
+    sizes = {device.id: device.memory_bytes for device in run.devices}
+    shared = "; ".join(
+        f"{gpu} peak {shares_text(memory, memory.peak, sizes[gpu], f'by this {process_of(run)}')}"
+        for gpu, memory in shared_gpus(run).items()
+    )
+    return [
+        *([Fact("GPUs not used", ranges(unused))] if unused else []),
+        *([Fact("Shared GPU memory", shared)] if shared else []),
+    ]
 
 
 def ranges(names: Sequence[str]) -> str:

@@ -104,6 +104,7 @@ def _of_cell(run: Run, cell: Cell, parent: str) -> TraceSpan:
     for gpu, used in usage.gpu.items():
         attributes[f"cellmeter.cell.{gpu}.utilization_mean_percent"] = used.utilization_mean
         attributes[f"cellmeter.cell.{gpu}.memory_peak_bytes"] = used.memory_peak_bytes
+        attributes[f"cellmeter.cell.{gpu}.own_memory_peak_bytes"] = used.own_memory_peak_bytes
         attributes[f"cellmeter.cell.{gpu}.energy_joules"] = used.energy_joules
     end = run.duration if cell.end is None else cell.end
     problem = None if cell.status == "ok" else cell.status

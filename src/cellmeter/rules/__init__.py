@@ -17,7 +17,7 @@ from cellmeter.plugins import found
 from cellmeter.rules.cpu import CpuOneCore, CpuOversubscribed
 from cellmeter.rules.gpu import GpuUnderused, GpuUnused
 from cellmeter.rules.gpu_load import GpuHollow, GpuImbalance, GpuThrottled
-from cellmeter.rules.gpu_memory import GpuMemoryHeld, GpuMemoryNearLimit
+from cellmeter.rules.gpu_memory import GpuMemoryHeld, GpuMemoryNearLimit, GpuOutOfMemory
 from cellmeter.rules.io import DiskFilling, IoBound
 from cellmeter.rules.memory import MemoryRetained, MemorySpike, OutOfMemory
 from cellmeter.rules.memory_limit import MemoryGrowth, MemoryNearLimit
@@ -56,6 +56,7 @@ RULES: tuple[Rule, ...] = (
     MemoryGrowth(),
     MemorySpike(),
     MemoryRetained(),
+    GpuOutOfMemory(),
     GpuUnused(),
     GpuUnderused(),
     GpuHollow(),

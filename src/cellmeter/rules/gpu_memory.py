@@ -1,4 +1,4 @@
-"""Rules about device memory: held for nothing, or nearly full."""
+"""Rules about device memory: it ran out, is held for nothing, or nearly full."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from cellmeter.rules.busy import no_gpu, use_metric, why_missing
 from cellmeter.rules.observed import ENOUGH, Observed, cell_end, observed, readings_of, stretches, titles, top_cells
-from cellmeter.rules.ownership import ownership, reason_for
+from cellmeter.rules.ownership import PROCESS_LIST_SECONDS, ownership, reason_for
 from cellmeter.rules.rule import (
     CLEAR,
     DeviceRule,
     Evidence,
     Finding,
     Outcome,
+    Rule,
     Waste,
     combined,
     found,
     not_applicable,
     unknown,
 )
+from cellmeter.usage import FOREIGN, HELD, USED, GpuMemory, process_lists
 from cellmeter.words import GIB, bytes_text, given_text, gpu_seconds_text, of_text, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Device, Run
 
-HELD = "gpu.process.memory.used"
-USED = "gpu.memory.used"
+EMPTY_SHARE = 0.05  # of a GPU's memory: less is nearly none
 
 
 class Rest(NamedTuple):
@@ -126,7 +127,7 @@ class GpuMemoryNearLimit(DeviceRule):
 
     id: ClassVar[str] = "gpu-memory-near-limit"
     title: ClassVar[str] = "Device memory is nearly full"
-    metrics: ClassVar[tuple[str, ...]] = (USED, HELD, "gpu.foreign.processes")
+    metrics: ClassVar[tuple[str, ...]] = (USED, HELD, FOREIGN)
 
     limit_share: float = 0.92
     """Share of the device's memory from which on it is nearly full."""
@@ -182,3 +183,112 @@ class GpuMemoryNearLimit(DeviceRule):
             "torch.no_grad() where no gradient is needed; del what an earlier cell left there.",
             evidence=Evidence(USED, peak, self.limit_share * device.memory_bytes, "By"),
         )
+
+
+class Full(NamedTuple):
+    """A GPU on which an allocation may have failed, and whose its memory was."""
+
+    device: Device
+    peak: float
+    memory: GpuMemory
+
+    @property
+    def share(self) -> float:
+        """How full it was, 0 to 1."""
+        return self.peak / self.device.memory_bytes
+
+
+@dataclass(frozen=True)
+class GpuOutOfMemory(Rule):
+    """A cell that failed as the memory of a GPU ran out, by the type of its exception."""
+
+    id: ClassVar[str] = "gpu-out-of-memory"
+    title: ClassVar[str] = "A GPU ran out of memory"
+    metrics: ClassVar[tuple[str, ...]] = (USED, HELD, FOREIGN)
+
+    others_share: float = 0.1
+    """Share of the device's memory: where others hold as much, that comes first."""
+
+    def check(self, run: Run) -> Outcome:
+        """One outcome a cell."""
+        if not run.devices and not any(cell.gpu_memory_ran_out for cell in run.cells):
+            return not_applicable(no_gpu(run))
+        return combined((self._cell(run, cell) for cell in run.cells), "no cell was run")
+
+    def _cell(self, run: Run, cell: Cell) -> Outcome:
+        if not cell.gpu_memory_ran_out:
+            known = cell.status != "error" or cell.error is not None
+            return CLEAR if known else unknown(f"how {cell.title} failed is not on record")
+        there = [full for device in run.devices if (full := _fullness(run, device, cell)) is not None]
+        if not there:
+            return unknown(f"{cell.title} ran out of GPU memory, and how full which GPU was could not be read")
+        return found(self._finding(run, cell, there))
+
+    def _finding(self, run: Run, cell: Cell, there: Sequence[Full]) -> Finding:
+        its = _of_the_cell(run, cell, there)
+        full = max(its, key=lambda one: one.share)
+        device, memory = full.device, full.memory
+        others = memory.others is not None and memory.others >= self.others_share * device.memory_bytes
+        where = device.id if len(its) == 1 else f"{device.id} most likely, the fullest of its {len(its)} GPUs"
+        tensors = f"; PyTorch's tensors took up to {bytes_text(memory.torch)}" if memory.torch is not None else ""
+        empty = [one.device.id for one in there if one.share < EMPTY_SHARE and one not in its]
+        return Finding(
+            rule=self.id,
+            severity="critical",
+            cells=(cell.seq,),
+            subject=device.id,
+            cause="shared GPU" if others else None,
+            start=cell.start,
+            end=cell_end(run, cell),
+            fact=f"{cell.title} ran out of memory on {where}: {_whose(run, full)}{tensors}.",
+            consequence="The cell failed there. What its variables and its traceback hold stays on the GPU.",
+            advice=_elsewhere(empty) if others else _less(memory),
+            evidence=Evidence(USED, full.peak, float(device.memory_bytes), "By"),
+        )
+
+
+def _less(memory: GpuMemory) -> str:
+    others = "" if memory.others == 0 else "; shut down other kernels that still hold some of it"
+    return (
+        "Use a smaller batch or gradient accumulation, mixed precision and gradient checkpointing; give back what is no "
+        f"longer needed: del, then torch.cuda.empty_cache(){others}."
+    )
+
+
+def _elsewhere(empty: Sequence[str]) -> str:
+    free = f"; {' and '.join(empty[:2])} stood nearly empty" if empty else ""
+    return (
+        f"Other processes hold much of it: choose another GPU (CUDA_VISIBLE_DEVICES, before the first use of CUDA{free}), "
+        "or ask whose they are; else a smaller batch may fit beside them."
+    )
+
+
+def _fullness(run: Run, device: Device, cell: Cell) -> Full | None:
+    """As the samples of a cell have it; None without one. Short cells have no process list: the nearest tell as much."""
+    used = readings_of(run, USED, device.id, cell)
+    if not len(used) or not device.memory_bytes:
+        return None
+    start, end = cell.start, cell_end(run, cell)
+    lists = process_lists(run, device, start, end)
+    if not lists:
+        lists = process_lists(run, device, start - PROCESS_LIST_SECONDS, end + PROCESS_LIST_SECONDS)
+    peak = float(used.max())
+    return Full(device, peak, GpuMemory.of(lists, peak, cell.torch_peak_bytes.get(device.uuid)))
+
+
+def _of_the_cell(run: Run, cell: Cell, there: Sequence[Full]) -> Sequence[Full]:
+    """The GPUs it may have been: those that the kernel held, else those it may use."""
+    until = cell_end(run, cell) + PROCESS_LIST_SECONDS
+    held = [one for one in there if ownership(run, one.device, cell.start, until).context]
+    return held or [one for one in there if one.device.mine is not False] or there
+
+
+def _whose(run: Run, full: Full) -> str:
+    size, own, others = given_text(full.device.memory_bytes, "By"), full.memory.own, full.memory.others
+    in_use = f"{bytes_text(full.peak)} of its {size} were in use"
+    if own is None:
+        return f"{in_use}; how much by this kernel is not known ({reason_for(run, HELD, full.device.id)})"
+    held = f"this kernel held {'' if full.memory.own_exact else 'at least '}{bytes_text(own)}"
+    if others is None:
+        return f"{held}, and {in_use}"
+    return f"{held} and others {bytes_text(others)} of its {size}" if others else f"{held} of its {size}"

@@ -16,6 +16,7 @@ WORDS = tuple(
     for pattern, words in (
         (r", and mind that Out\[n\] and _ keep results", ""),
         (r", or Out\[n\] and _", ""),
+        (r" What its variables and its traceback hold stays on the GPU\.", ""),
         (r"nothing ran after the cell that took much memory", "a script gives all back at its end"),
         (r"no cell has ended", "it goes on"),
         (r"no cell was run", "it has not begun"),

@@ -25,11 +25,11 @@ class Explains(NamedTuple):
 
 # What is left out, and what tells of it instead. The cause goes before the symptom, the end before the way to it.
 EXPLAINED_BY: Mapping[str, tuple[Explains, ...]] = {
-    "memory-spike": (Explains("out-of-memory"),),
+    "memory-spike": (Explains("out-of-memory"), Explains("gpu-out-of-memory")),
     "memory-growth": (Explains("out-of-memory"),),
     "memory-near-limit": (Explains("out-of-memory"), Explains("memory-growth"), Explains("memory-spike")),
     "memory-retained": (Explains("out-of-memory"), Explains("memory-growth"), Explains("memory-near-limit")),
-    "gpu-memory-near-limit": (Explains("memory-spike"),),
+    "gpu-memory-near-limit": (Explains("gpu-out-of-memory"), Explains("memory-spike")),
     "gpu-memory-held": (Explains("gpu-unused"),),
     "gpu-imbalance": (Explains("gpu-unused"),),
     "gpu-underused": (Explains("gpu-imbalance"),),

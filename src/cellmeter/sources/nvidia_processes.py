@@ -13,7 +13,8 @@ from cellmeter.run import Device
 from cellmeter.sources import Notice
 from cellmeter.sources.nvml import NAN, UNSUPPORTED, Link, Told, columns_of, first_working, reason
 
-_PROCESS_METRICS = ("gpu.process.memory.used", "gpu.process.contexts", "gpu.foreign.processes")
+CONTEXTS = "gpu.process.contexts"
+_PROCESS_METRICS = ("gpu.process.memory.used", CONTEXTS, "gpu.foreign.processes")
 _FIRST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of Linux: the same on every machine
 
 Held = Callable[[Any], dict[int, float]]
