@@ -206,9 +206,7 @@ def test_out_of_gpu_memory_tells_who_held_it_and_what_to_do() -> None:
     assert "this kernel held at least 9.00 GiB and others 70.0 GiB of its 80 GiB." in other.fact
     assert "gpu1 stood nearly empty" in other.advice
     blind = without(failing(), "gpu.process.memory.used", "gpu0", "ids of another namespace")
-    assert (
-        "79.0 GiB of its 80 GiB were in use; how much by this kernel is not known (ids" in out_of_memory(blind).fact
-    )
+    assert "79.0 GiB of its 80 GiB were in use; how much by this kernel is not known (ids" in out_of_memory(blind).fact
     both = out_of_memory(failing(others=("gpu1",)))
     assert (both.subject, "gpu0 most likely, the fullest of its 2 GPUs" in both.fact) == ("gpu0", True)
 
