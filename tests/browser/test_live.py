@@ -194,7 +194,7 @@ def test_what_the_code_says_is_drawn_on_the_time_axis(open_book: Callable[..., B
     book.page.wait_for_selector(UPGRADED, timeout=ACTION_MS)
     (steps,) = (o["text"] for o in book.outputs(1) if o["output_type"] == "stream")
     last = 40_000 + int("".join(steps).split()[1])
-    lanes.nth(2).get_by_text(f"{last} · 40001 to {last}").wait_for(timeout=ACTION_MS)
+    lanes.nth(2).get_by_text(f"{last:,} · 40,001 to {last:,}").wait_for(timeout=ACTION_MS)
     book.screenshot("own-upgraded", 1)
     assert book.complaints() == []
 
@@ -222,7 +222,7 @@ def test_what_a_plugin_measures_is_a_group_of_its_own(open_book: Callable[..., B
     book.page.locator(".cellmeter button", has_text="Charts").click()
     book.page.locator(".cellmeter button[data-group=plugins]").click(timeout=ACTION_MS)
     lanes = mine.locator(".cm-lane")
-    lanes.nth(1).get_by_text(re.compile(r"^\d+/s · \d+/s to \d+/s$")).wait_for(timeout=ACTION_MS)
+    lanes.nth(1).get_by_text(re.compile(r"^[\d,]+/s · [\d,]+/s to [\d,]+/s$")).wait_for(timeout=ACTION_MS)
     assert lanes.count() == 2
     wait_for_points(book, 60)
     mine.locator(".cm-fig").hover(position={"x": 20, "y": 50})
@@ -231,7 +231,7 @@ def test_what_a_plugin_measures_is_a_group_of_its_own(open_book: Callable[..., B
     go.touch()
     book.wait(1)
     book.page.wait_for_selector(UPGRADED, timeout=ACTION_MS)
-    lanes.nth(1).get_by_text(re.compile(r"^\d+/s")).wait_for(timeout=ACTION_MS)
+    lanes.nth(1).get_by_text(re.compile(r"^[\d,]+/s")).wait_for(timeout=ACTION_MS)
     book.screenshot("plugins-upgraded", 1)
     assert book.complaints() == []
 
