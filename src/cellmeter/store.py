@@ -522,6 +522,18 @@ def find_run(reference: str | None, home: Path) -> Path:
     return matches[0]
 
 
+def open_runs(home: Path) -> list[Path]:
+    """The folders of the runs that are being recorded, newest first."""
+    found = []
+    for folder in reversed(run_folders(home)):
+        try:
+            if is_open(read_header(folder), folder):
+                found.append(folder)
+        except RunUnreadable:
+            continue
+    return found
+
+
 def find_two(before: str, after: str | None, home: Path, newest: Path | None = None) -> tuple[Path, Path]:
     """The folders of two runs to be compared; ``newest`` instead of the newest run for None. Raises RunNotFound, BadUsage."""
     a = find_run(before, home)
