@@ -89,6 +89,37 @@ def test_out_of_memory_in_a_control_group(start_kernel: Callable[..., Kernel], h
     assert "of 300 MiB (cgroup)" in finding.fact
 
 
+def under_a_hub(memory_bytes: int) -> dict[str, str]:
+    return {"JUPYTERHUB_USER": "somebody", "MEM_LIMIT": str(memory_bytes), "CPU_LIMIT": "0.5"}
+
+
+def test_a_hubs_limit_is_named_and_no_kernel_dies_of_it(start_kernel: Callable[..., Kernel], home: Path) -> None:
+    kernel = start_kernel(env=under_a_hub(100 << 20))
+    kernel.load()
+    kernel.run("import time\nblock = bytearray(b'1') * (200 << 20)\ntime.sleep(0.3)")
+    kernel.send("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    run = ended(home)
+    assert run.limits["memory_bytes"] == (100 << 20, "JupyterHub (MEM_LIMIT)")
+    assert run.limits["cpu_cores"] == (0.5, "JupyterHub (CPU_LIMIT)")
+    assert run.ending == "killed"
+    (near,) = [finding for finding in run.findings() if finding.rule == "memory-near-limit"]
+    assert "of 100 MiB (JupyterHub (MEM_LIMIT))" in near.fact
+    assert "the kernel may be killed" in near.consequence
+
+
+def test_out_of_memory_under_a_hub_is_of_the_control_group(
+    start_kernel: Callable[..., Kernel], home: Path, small_group: Path
+) -> None:
+    kernel = start_kernel(env=under_a_hub(100 << 20))
+    (small_group / "cgroup.procs").write_text(str(kernel.pid))
+    kernel.load()
+    kernel.send("blocks = []\nwhile True: blocks.append(bytearray(8 << 20))")
+    run = ended(home)
+    assert run.ending == "out-of-memory"
+    (finding,) = [finding for finding in run.findings() if finding.rule == "out-of-memory"]
+    assert "of 300 MiB (cgroup)" in finding.fact
+
+
 WORKERS = """
 import multiprocessing, time
 def work(seconds):

@@ -24,6 +24,7 @@ from cellmeter.sampling import Sampler, Stream, SystemClock
 from cellmeter.sources import Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, is_exiting, judge_death, wait_status
 from cellmeter.sources.filesystems import Filesystems, working_folders
+from cellmeter.sources.hub import limits_in_header
 from cellmeter.sources.nvidia import open_nvidia
 from cellmeter.sources.nvidia_processes import CONTEXTS, NvidiaProcesses
 from cellmeter.sources.peaks import CellPeaks
@@ -358,7 +359,7 @@ def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Tree]:
         allowed = limits(pid, machine.cpu_count, machine.memory_bytes)
         header = {
             "host": vars(machine),
-            "limits": allowed,
+            **limits_in_header(allowed, os.environ),
             "unavailable": {**linux.main.unavailable, **linux.pressure.unavailable},
         }
         slow = [linux.pressure] if linux.pressure.columns else []
@@ -367,5 +368,6 @@ def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Tree]:
 
     portable = Portable(pid)
     machine = portable_host()
-    header = {"host": vars(machine), "limits": portable_limits(machine), "unavailable": portable.unavailable}
+    allowed = limits_in_header(portable_limits(machine), os.environ)
+    header = {"host": vars(machine), **allowed, "unavailable": portable.unavailable}
     return [portable, PortableCores()], header, Tree(portable.pids, lambda: None)

@@ -218,7 +218,7 @@ def death(run: Run) -> str:
         how += f" ({_signal_name(run.signal)})"
     if (used := _memory_in_use(run)) is not None and run.ending != "crashed":
         joined = " at " if run.ending == "out-of-memory" else ", memory at "
-        how += joined + of_text(used, run.limits["memory_bytes"].value, "By")
+        how += joined + of_text(used, run.memory_held.value, "By")
     return f"kernel died in this cell: {how if run.ending_sure else f'probably {how}; the record breaks off'}"
 
 
@@ -231,7 +231,7 @@ def _signal_name(number: int) -> str:
 
 def _last_memory(run: Run) -> str:
     """``, with 31.8 of 32 GiB in use``: the last sample before the end, of what the limit is about."""
-    used, limit = _memory_in_use(run), run.limits["memory_bytes"]
+    used, limit = _memory_in_use(run), run.memory_held
     whose = "its control group" if memory_under_limit(run)[1] == "cgroup" else "it"
     return "" if used is None else f", with {of_text(used, limit.value, 'By')} in use by {whose}"
 
