@@ -121,6 +121,7 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
         "interrupt": bool,
         "upper_bound?": bool,
     },
+    "nearly_full": {"t": int, "seq": int, "value": NUMBER, "own": NUMBER_OR_NONE, "limit": NUMBER, "from": str},
     "logged": {"t": int, "pid?": int, "values?": {"*": (int, float, str, list)}, "steps?": {"*": NUMBER}},
     "span": {
         "t": int,

@@ -96,6 +96,7 @@ class MonitorMagics(Magics):
             %monitor serve [--port N] [--dcgm-names]
                                          let a Prometheus server ask what this kernel does, as `cellmeter serve` does
 
+        Unasked, and once a recording, a line under the cell says when 90 % of the memory limit is taken.
         Recordings are kept: see ``cellmeter runs`` on a command line, or ``cellmeter.open_run()``.
         """
         if cell is not None:  # only when a program calls the magic: typed ones never get here (see tagging)
