@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import nvml_stub
 import pytest
 from conftest import Kernel, has_ended, wait_until
 
+from cellmeter.magics import _line_parser
 from cellmeter.store import read_header, run_folders
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -109,7 +111,6 @@ def test_a_mistake_is_one_line(kernel: Kernel) -> None:
         assert says in reply.stderr
         assert (reply.stderr.count("\n"), reply.traceback) == (1, ""), line
 
-    mistaken("%monitor nonsense", "%monitor: argument COMMAND: invalid choice: 'nonsense' (choose from ")
     mistaken("%monitor report /no/such/folder/x.html", "cannot be written: No such file or directory")
     mistaken("%monitor report x.docx", ".docx")
     mistaken("%monitor show 99", "In [99] is not in")
@@ -117,6 +118,18 @@ def test_a_mistake_is_one_line(kernel: Kernel) -> None:
     kernel.run("%monitor stop")
     mistaken("%monitor start --rate 5000", "a rate of 5000 Hz is not possible: choose 0.1 to 100")
     mistaken("%monitor start --rate fast", "invalid float value: 'fast'")
+
+
+def test_what_there_is_is_listed_in_a_few_lines(kernel: Kernel) -> None:
+    commands = next(a for a in _line_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    for ask in ("help", "--help", "-h"):
+        asked = kernel.run(f"%monitor {ask}")
+        listed = re.findall(r"^  %monitor (\w+) ", asked.stdout, re.MULTILINE)
+        assert (sorted(listed), asked.stderr) == (sorted(commands), "")
+        assert len(asked.stdout.splitlines()) < 15
+    unknown = kernel.run("%monitor nonsense")
+    assert unknown.stderr == f"UsageError: there is no %monitor nonsense\n{asked.stdout}"
+    assert (unknown.traceback, unknown.stdout) == ("", "")
 
 
 def test_a_mistake_in_a_cells_options_does_not_keep_it_from_running(kernel: Kernel) -> None:

@@ -24,6 +24,25 @@ if TYPE_CHECKING:
     from cellmeter.run import Run
 
 _NAME = "MonitorMagics"
+_COMMANDS = {
+    "start": "start recording: [--rate HZ] [--auto] [--max-memory 0.9]",
+    "stop": "stop it",
+    "cells": "a table of the cells run so far",
+    "report": "findings and what to do, or with a PATH as a file",
+    "show": "draw a recorded cell again, by its number",
+    "dock": "the whole run, live",
+    "compare": "two runs side by side",
+    "alert": 'say when that holds: "gpu.utilization < 30 for 60s"',
+    "serve": "let a Prometheus server ask",
+}
+_COMMANDS_TEXT = "\n".join(
+    [
+        "  %monitor          what is recorded, and what that costs",
+        *(f"  %monitor {name:<8} {what}" for name, what in _COMMANDS.items()),
+        "  %%monitor         in a cell's first line: live charts under it",
+        "  %monitor?         tells more",
+    ]
+)
 
 
 def _line_parser() -> MagicParser:
@@ -71,6 +90,7 @@ class MonitorMagics(Magics):
         afterwards. On a line of its own::
 
             %monitor                     what is recorded, at which rate, what is unavailable and why, and what it costs
+            %monitor help                what there is, in a few lines
             %monitor start [--rate HZ]   start a new recording
             %monitor start --auto        the same, or go on, with a line of figures under each cell of a second or more,
                                          or with a memory spike; %monitor start without --auto takes the line away again
@@ -105,7 +125,13 @@ class MonitorMagics(Magics):
             )
             return result.result
         try:
-            self._run(_line_parser().parse(line))
+            asked = next(iter(line.split()), "")
+            if asked in ("help", "-h", "--help"):
+                print(_COMMANDS_TEXT)
+            elif asked and not asked.startswith("-") and asked not in _COMMANDS:
+                raise BadUsage(f"there is no %monitor {asked:.40}\n{_COMMANDS_TEXT}")
+            else:
+                self._run(_line_parser().parse(line))
         except CellmeterError as error:
             raise UsageError(str(error)) from None
         return None
