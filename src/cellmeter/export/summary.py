@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmeter.export.amounts import disk, shared_gpus
+from cellmeter.export.amounts import disk, free_disk, shared_gpus
 from cellmeter.gpu_shares import shares_text
 from cellmeter.rules.memory import RSS, memory_under_limit
 from cellmeter.rules.observed import top_cells
@@ -181,6 +181,7 @@ def facts(run: Run) -> list[Fact]:
         *_whose_gpus(run),
         Fact("Samples", f"{run.sample_count:,}, {run.rate_hz:g} a second{'' if script else ' inside cells'}"),
         Fact("Disk", disk(run)),
+        *([Fact("Free disk", free)] if (free := free_disk(run)) else []),
         Fact("Gaps", gaps(run)),
         Fact("Recorder's own cost", recorder_cost(run)),
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter.costs import costs
 from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export.amounts import free_disk
 from cellmeter.export.rows import CellRow, cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, SIZES_TITLE, costs_line, size_line
 from cellmeter.export.summary import (
@@ -194,6 +195,7 @@ def status_text(run: Run) -> str:
         ("Recorded", f"{counted(len(metrics), 'metric')} of {', '.join(scopes) or 'nothing'}"),
         *([("Plugins", plugins(run))] if run.plugin_metrics else []),
         ("GPUs", gpus(run)),
+        *([("Free disk", free)] if (free := free_disk(run)) else []),
         *elsewhere.fact(run),
         *(
             (whose, f"no {', '.join(metrics)}: {why}") if whose else (f"No {metrics[0]}", why)
