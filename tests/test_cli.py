@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,9 +17,10 @@ import nbformat
 import nvml_stub
 import pandas as pd
 import pytest
-from conftest import Kernel
+from conftest import BEGUN, Kernel, wait_until
 
 from cellmeter.export.report_json import schema
+from cellmeter.now import now_of
 from cellmeter.store import run_folders
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -83,6 +85,56 @@ def test_a_run_that_is_recorded_is_not_removed(cellmeter: Call, kernel: Kernel) 
     assert refused.returncode == 2
     assert "still being recorded" in refused.stderr
     assert "kept 1" in cellmeter("runs", "rm", "--all").stdout
+
+
+def test_runs_says_what_each_running_kernel_takes_now(
+    cellmeter: Call, start_kernel: Callable[..., Kernel], recorded: str, tmp_path: Path
+) -> None:
+    machine = nvml_stub.machine(f"gpu mem=80g\nproc 0 - gpu 0 pid=@{tmp_path}/pid used=20g", tmp_path)
+    heavy = start_kernel(env={**machine.environ, "JPY_SESSION_NAME": "/home/somebody/projects/of/theirs/heavy.ipynb"})
+    (tmp_path / "pid").write_text(str(heavy.pid))
+    assert heavy.load().status == "ok"
+    light = start_kernel()
+    assert light.load().status == "ok"
+    heavy.begin(f"{BEGUN}\nblock = bytearray(b'1') * (500 << 20)\nwhile True: pass")
+
+    def now(kernel: Kernel) -> dict[str, Any]:
+        rows = {row["pid"]: row for row in json.loads(cellmeter("runs", "--json").stdout)}
+        assert [row["now"] for row in rows.values() if row["id"] == recorded] == [None], "it has ended"
+        told: dict[str, Any] = rows[kernel.pid]["now"]
+        return told
+
+    def takes(kernel: Kernel, memory: int, cores: float) -> bool:
+        told = now(kernel)
+        return (told["memory_bytes"] or 0) > memory and (told["cpu_cores"] or 0) > cores
+
+    wait_until(lambda: takes(heavy, 500 << 20, 0.01), "a heavy kernel")
+    wait_until(lambda: now(heavy)["gpu_memory_bytes"] == 20 << 30, "the GPU memory that it holds")
+    assert now(heavy)["memory_limit"]["value"] > 500 << 20
+    assert takes(light, 20 << 20, -1)
+    assert now(light)["memory_bytes"] < 400 << 20
+    table, running = cellmeter("runs").stdout.split("\n\nRunning now\n")
+    assert [line.split()[-1] for line in table.splitlines()[2:]], "the list is as it always was"
+    first, second = running.splitlines()[2:]
+    assert first.split()[0] == str(heavy.pid)
+    assert "theirs/heavy.ipynb" in first, "the end of its path tells a notebook from another"
+    assert "20.0 GiB" in first
+    assert second.split()[0] == str(light.pid)
+    os.kill(heavy.pid, signal.SIGKILL)
+
+
+def test_runs_that_nobody_records_have_no_now(cellmeter: Call, recorded: str) -> None:
+    assert "Running now" not in cellmeter("runs").stdout
+
+
+def test_what_a_run_takes_now_is_unknown_where_its_recorder_hangs(kernel: Kernel) -> None:
+    kernel.run("x = 1")
+    run = kernel.recorded_cells(1)
+    fresh, stale = (now_of(run, run.epoch(run.duration) + seconds) for seconds in (1.0, 100.0))
+    assert fresh is not None
+    assert stale is not None
+    assert fresh["memory_bytes"] > 0
+    assert (stale["memory_bytes"], stale["cpu_cores"], stale["gpu_memory_bytes"]) == (None, None, None)
 
 
 def test_report_in_each_format(cellmeter: Call, recorded: str, tmp_path: Path) -> None:
@@ -322,6 +374,12 @@ def test_doctor_says_what_can_be_measured(cellmeter: Call) -> None:
     broken = cellmeter("doctor", env={**os.environ, "CELLMETER_HOME": "/proc/nowhere"})
     assert broken.returncode == 2
     assert "✗ runs folder" in broken.stdout
+
+
+def test_doctor_names_what_a_hub_allows(cellmeter: Call) -> None:
+    hub = {"JUPYTERHUB_USER": "somebody", "MEM_LIMIT": str(512 << 20), "CPU_LIMIT": "0.5"}
+    said = cellmeter("doctor", env={**os.environ, **hub}).stdout
+    assert "0.5 GiB (JupyterHub (MEM_LIMIT)), 0.5 cores (JupyterHub (CPU_LIMIT))" in said
 
 
 def test_doctor_says_of_eight_gpus_what_they_share_but_once(cellmeter: Call, tmp_path: Path) -> None:

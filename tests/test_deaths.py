@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 from conftest import Kernel, has_ended, recorders_below, wait_until
 
 from cellmeter.run import Run
-from cellmeter.store import read_run, run_folders
+from cellmeter.store import EVENTS, read_events, read_run, run_folders
 
 
 def ended(home: Path, number: int = -1) -> Run:
@@ -86,6 +87,62 @@ def test_out_of_memory_in_a_control_group(start_kernel: Callable[..., Kernel], h
     assert (run.ending, run.signal, run.cells[-1].status) == ("out-of-memory", signal.SIGKILL, "died")
     (finding,) = [finding for finding in run.findings() if finding.rule == "out-of-memory"]
     assert "In [3]" in finding.fact
+    assert "of 300 MiB (cgroup)" in finding.fact
+
+
+def under_a_hub(memory_bytes: int) -> dict[str, str]:
+    return {"JUPYTERHUB_USER": "somebody", "MEM_LIMIT": str(memory_bytes), "CPU_LIMIT": "0.5"}
+
+
+def test_a_hubs_limit_is_named_and_no_kernel_dies_of_it(start_kernel: Callable[..., Kernel], home: Path) -> None:
+    kernel = start_kernel(env=under_a_hub(100 << 20))
+    kernel.load()
+    kernel.run("import time\nblock = bytearray(b'1') * (200 << 20)\ntime.sleep(0.3)")
+    kernel.send("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    run = ended(home)
+    assert run.limits["memory_bytes"] == (100 << 20, "JupyterHub (MEM_LIMIT)")
+    assert run.limits["cpu_cores"] == (0.5, "JupyterHub (CPU_LIMIT)")
+    assert run.ending == "killed"
+    (near,) = [finding for finding in run.findings() if finding.rule == "memory-near-limit"]
+    assert "of 100 MiB (JupyterHub (MEM_LIMIT))" in near.fact
+    assert "the kernel may be killed" in near.consequence
+
+
+def test_a_group_that_is_nearly_full_is_told_once_and_not_for_what_it_has_cached(
+    start_kernel: Callable[..., Kernel], home: Path, small_group: Path, tmp_path: Path
+) -> None:
+    kernel = start_kernel()
+    (small_group / "cgroup.procs").write_text(str(kernel.pid))
+    kernel.load()
+    cached = kernel.run(
+        f"import time\nwith open({str(tmp_path / 'file')!r}, 'wb') as file:\n"
+        "    for _ in range(40): file.write(bytes(8 << 20))\n"
+        f"with open({str(tmp_path / 'file')!r}, 'rb') as file:\n    while file.read(1 << 20): pass\ntime.sleep(1.5)"
+    )
+    assert (cached.status, cached.stderr) == ("ok", "")
+    fill = "used = int(open('/sys/fs/cgroup/memory/{0}/memory.stat').read().split('total_rss ')[1].split()[0])\n"
+    fill = fill.format(small_group.name) + "block = bytearray(b'1') * ((280 << 20) - used)\ntime.sleep(2.5)"
+    said = kernel.run(fill).stderr
+    assert re.fullmatch(r"cellmeter: memory: 2[78]\d of 300 MiB \(cgroup\): 9\d %, the kernel may be killed\n", said), (
+        said
+    )
+    assert kernel.run("time.sleep(1.5)").stderr == "", "it stays so"
+    kernel.run("del block")
+    assert kernel.run(fill).stderr == "", "once a run"
+    assert [e["event"] for e in read_events(run_folders(home / "runs")[-1] / EVENTS)[0]].count("nearly_full") == 1
+    kernel.close()
+
+
+def test_out_of_memory_under_a_hub_is_of_the_control_group(
+    start_kernel: Callable[..., Kernel], home: Path, small_group: Path
+) -> None:
+    kernel = start_kernel(env=under_a_hub(100 << 20))
+    (small_group / "cgroup.procs").write_text(str(kernel.pid))
+    kernel.load()
+    kernel.send("blocks = []\nwhile True: blocks.append(bytearray(8 << 20))")
+    run = ended(home)
+    assert run.ending == "out-of-memory"
+    (finding,) = [finding for finding in run.findings() if finding.rule == "out-of-memory"]
     assert "of 300 MiB (cgroup)" in finding.fact
 
 

@@ -24,7 +24,7 @@ from cellmeter import export
 from cellmeter.errors import BadUsage, MissingExtra
 from cellmeter.export import markdown, report_json, table
 from cellmeter.export.rows import cell_columns, cell_rows, notable, routine
-from cellmeter.export.summary import headline, last_kernel, plain, unavailable
+from cellmeter.export.summary import facts, headline, last_kernel, plain, unavailable
 from cellmeter.rules import Checked, Judgement, judge
 from cellmeter.run import AlertFired, Gap, OverBudget, Run
 from cellmeter.settings import Prices
@@ -287,6 +287,22 @@ def test_status_names_the_run_and_what_is_not_measured() -> None:
     text = export.status_text(a_run(a_cell(3), unavailable={"gpu": "no NVIDIA driver"}))
     assert "20260301T120000Z-0a1b2c" in text
     assert re.search(r"No gpu +no NVIDIA driver", text)
+
+
+def test_how_much_disk_was_free_is_a_fact() -> None:
+    run = a_run(a_cell(200, free=lambda t: (500.0 - t / 10) * GIB))
+    told = dict(facts(run))["Free disk"]
+    assert re.fullmatch(r"4\d\d GiB of 0.98 TiB in /home", told)
+    for text in (
+        export.render(run, "text"),
+        export.render(run, "html"),
+        export.render(run, "md"),
+        export.status_text(run),
+    ):
+        assert told in " ".join(text.split())
+    unknown = replace(run, segments=tuple(part for part in run.segments if part.stream != "filesystems"))
+    assert "Free disk" not in dict(facts(unknown))
+    assert "Free disk" not in export.status_text(unknown)
 
 
 def test_what_gpus_lack_for_the_same_reason_is_one_line() -> None:

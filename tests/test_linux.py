@@ -21,6 +21,7 @@ from cellmeter.run import Limit
 from cellmeter.sources.cgroup import CgroupPart, cpu_quota, find_group, limits, memory_limit
 from cellmeter.sources.death import is_exiting
 from cellmeter.sources.filesystems import Filesystems, mounts, working_folders
+from cellmeter.sources.hub import limits_in_header
 from cellmeter.sources.linux import Cores, HostPart, host, open_linux, with_device
 from cellmeter.sources.portable import Portable, PortableCores, portable_host
 from cellmeter.sources.pressure import PressurePart
@@ -407,6 +408,26 @@ def test_the_least_limit_is_named(tmp_path: Path) -> None:
     (tree.proc / "7" / "limits").write_text("Max address space         500  unlimited bytes\n")
     assert limits(pid_of_nobody, 64, 5000, proc)["memory_bytes"] == Limit(500.0, "rlimit")
     assert limits(os.getpid(), 10_000, 1 << 62)["cpu_cores"].source == "cpuset"
+
+
+@pytest.mark.parametrize("text", ["", "2G", "0", "-1", "nan", "inf", "4000"])
+def test_a_hub_that_says_nothing_less_sets_no_limit(text: str) -> None:
+    held = {"memory_bytes": Limit(4000.0, "cgroup"), "cpu_cores": Limit(2.0, "cpuset")}
+    environ = {"JUPYTERHUB_USER": "me", "MEM_LIMIT": text, "CPU_LIMIT": text}
+    assert limits_in_header(held, environ) == {"limits": held, "held": {}}
+
+
+def test_a_hubs_limits_count_where_they_are_the_least_and_only_under_a_hub() -> None:
+    held = {"memory_bytes": Limit(4000.0, "cgroup"), "cpu_cores": Limit(2.0, "cpuset")}
+    environ = {"JUPYTERHUB_USER": "me", "MEM_LIMIT": "3000", "CPU_LIMIT": "0.5"}
+    told = limits_in_header(held, environ)
+    assert told["limits"] == {
+        "memory_bytes": Limit(3000.0, "JupyterHub (MEM_LIMIT)"),
+        "cpu_cores": Limit(0.5, "JupyterHub (CPU_LIMIT)"),
+    }
+    assert told["held"] == held
+    assert limits_in_header(held, {**environ, "CPU_LIMIT": "3"})["limits"]["cpu_cores"].source == "cpuset"
+    assert limits_in_header(held, {**environ, "JUPYTERHUB_USER": ""}) == {"limits": held, "held": {}}
 
 
 def test_without_any_cgroup_the_host_is_the_limit(tmp_path: Path) -> None:

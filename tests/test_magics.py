@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -12,7 +13,9 @@ from pathlib import Path
 import nvml_stub
 import pytest
 from conftest import Kernel, has_ended, wait_until
+from PIL import Image
 
+from cellmeter.magics import _line_parser
 from cellmeter.store import read_header, run_folders
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -84,7 +87,14 @@ def test_start_and_stop(kernel: Kernel, home: Path) -> None:
 
 def test_the_status_says_what_is_recorded_what_is_not_and_what_it_costs(kernel: Kernel, home: Path) -> None:
     status = kernel.run("%monitor").stdout
-    for expected in (run_folders(home / "runs")[0].name, "10", "gpu", "no NVIDIA driver", "Recorder's own cost"):
+    for expected in (
+        run_folders(home / "runs")[0].name,
+        "10",
+        "gpu",
+        "no NVIDIA driver",
+        "Free disk",
+        "Recorder's own cost",
+    ):
         assert expected in status
 
 
@@ -109,7 +119,6 @@ def test_a_mistake_is_one_line(kernel: Kernel) -> None:
         assert says in reply.stderr
         assert (reply.stderr.count("\n"), reply.traceback) == (1, ""), line
 
-    mistaken("%monitor nonsense", "%monitor: argument COMMAND: invalid choice: 'nonsense' (choose from ")
     mistaken("%monitor report /no/such/folder/x.html", "cannot be written: No such file or directory")
     mistaken("%monitor report x.docx", ".docx")
     mistaken("%monitor show 99", "In [99] is not in")
@@ -117,6 +126,37 @@ def test_a_mistake_is_one_line(kernel: Kernel) -> None:
     kernel.run("%monitor stop")
     mistaken("%monitor start --rate 5000", "a rate of 5000 Hz is not possible: choose 0.1 to 100")
     mistaken("%monitor start --rate fast", "invalid float value: 'fast'")
+
+
+def test_a_cell_can_be_had_as_a_picture(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.run("import time\nblock = bytearray(b'1') * (200 << 20)\ntime.sleep(0.5)")
+    file = tmp_path / "of the cell.png"
+    assert kernel.run(f"%monitor show 2 '{file}'").stdout == f"cellmeter: wrote {file}\n"
+    with Image.open(file) as image:
+        assert (image.format, image.width) == ("PNG", 2 * 780)
+        assert image.getpixel((0, 0)) == (255, 255, 255)
+        assert len(image.getcolors(1 << 24)) > 10, "something is drawn"
+    last = kernel.run(f"%monitor show {tmp_path}/last.png")
+    assert (last.displays, (tmp_path / "last.png").exists()) == ([], True)
+    for line, says in (
+        ("99 x.png", "In [99] is not in"),
+        ("2 x.gif", "writes a FILE.png; x.gif is neither"),
+        ("2 3", "name one cell"),
+        ("2 /no/such/x.png", "/no/such/x.png cannot be written: No such file or directory"),
+    ):
+        assert says in kernel.run(f"%monitor show {line}").stderr
+
+
+def test_what_there_is_is_listed_in_a_few_lines(kernel: Kernel) -> None:
+    commands = next(a for a in _line_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    for ask in ("help", "--help", "-h"):
+        asked = kernel.run(f"%monitor {ask}")
+        listed = re.findall(r"^  %monitor (\w+) ", asked.stdout, re.MULTILINE)
+        assert (sorted(listed), asked.stderr) == (sorted(commands), "")
+        assert len(asked.stdout.splitlines()) < 15
+    unknown = kernel.run("%monitor nonsense")
+    assert unknown.stderr == f"UsageError: there is no %monitor nonsense\n{asked.stdout}"
+    assert (unknown.traceback, unknown.stdout) == ("", "")
 
 
 def test_a_mistake_in_a_cells_options_does_not_keep_it_from_running(kernel: Kernel) -> None:

@@ -140,6 +140,15 @@ PLAYED: dict[str, tuple[str, list[tuple[str, str]], str, bool]] = {
         "6m",
         True,
     ),
+    "all that a hub gives": (
+        "MemoryNearLimit",
+        [
+            of_run("process_tree_memory_rss_bytes", "91x60"),
+            of_run("memory_limit_bytes", "100x60", ', from="JupyterHub (MEM_LIMIT)"'),
+        ],
+        "6m",
+        True,
+    ),
     "host full of others": (
         "MemoryNearLimit",
         [of_run("host_memory_used_bytes", "91x60"), of_run("memory_limit_bytes", "50x60", ', from="cgroup"')],

@@ -221,14 +221,30 @@ def test_a_signal_reaches_the_script_once_and_ends_us_alike(
 
 def test_what_cannot_be_run_or_recorded(run: Calls, home: Path, tmp_path: Path) -> None:
     (tmp_path / "fine.py").write_text("print('fine')")
+    (tmp_path / "s.sh").write_text("ls -l")  # which is Python, too
+    (tmp_path / "job").write_text("#!/bin/bash\nls -l")
+    (tmp_path / "broken").write_text("for f in *; do echo $f; done")
+    (tmp_path / "n.ipynb").write_text("{}")
     for arguments, says in (
         (["missing.py"], "there is no script missing.py"),
         (["--rate", "1000", "fine.py"], "a rate of 1000 Hz is not possible"),
+        (["s.sh"], "s.sh is no Python script, and record runs Python scripts, and with -m modules"),
+        (["./job"], "./job is no Python script"),
+        (["broken"], "broken is no Python script"),
+        (["bash", "s.sh"], "bash is a program, and record runs Python scripts, and with -m modules (-m torch"),
+        (["python3", "fine.py"], "leave out python3"),
+        (["n.ipynb"], "n.ipynb is a notebook: cellmeter run n.ipynb"),
     ):
         refused = run(*RECORD, *arguments)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert says in refused.stderr
         assert refused.stderr.count("\n") == 1
+    assert run_folders(home / "runs") == []
+    (tmp_path / "tool").write_text("#!/usr/bin/env python3\nprint('fine')")
+    assert run(*RECORD, "tool").stdout == "fine\n", "python runs files of any name"
+    (tmp_path / "faulty.py").write_text("for f in *")
+    faulty = run(*RECORD, "faulty.py")
+    assert (faulty.returncode, "SyntaxError" in faulty.stderr) == (1, True), "as python has it"
     unwritable = run(*RECORD, "fine.py", env={**os.environ, "CELLMETER_HOME": "/proc/nowhere"})
     assert (unwritable.returncode, unwritable.stdout) == (0, "fine\n")
     assert unwritable.stderr.count("\n") == 2

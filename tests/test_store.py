@@ -24,7 +24,7 @@ from cellmeter.export.selection import Part
 from cellmeter.export.table import write_csv
 from cellmeter.export.traces import trace_spans
 from cellmeter.rules import judge
-from cellmeter.run import EDGE_END, Column, Gap
+from cellmeter.run import EDGE_END, Column, Gap, Limit
 from cellmeter.store import (
     Tail,
     Writer,
@@ -482,6 +482,19 @@ def test_a_record_that_breaks_off_with_memory_full_is_probably_out_of_memory(
     assert (run.ending, run.ending_sure) == ("out-of-memory", False)
     writer.sample(segment, at(3.2), 1, 0, [5.0 * 2**30])
     assert (read_run(folder).ending, read_run(folder).ending_sure) == ("unknown", True)
+
+
+def test_what_a_hub_says_of_memory_makes_nobody_out_of_memory(
+    write_run: Callable[..., tuple[Path, Writer]],
+) -> None:
+    told = {"memory_bytes": [4 << 30, "JupyterHub (MEM_LIMIT)"], "cpu_cores": [4, "host"]}
+    for held, ending in ((8 << 30, "unknown"), (5 << 30, "out-of-memory")):
+        folder, writer = write_run(limits=told, held={"memory_bytes": [held, "cgroup"]})
+        segment = writer.add_segment("main", [Column("cgroup.memory.used", "cgroup", "By")])
+        writer.sample(segment, at(3.1), 1, 0, [4.9 * 2**30])
+        run = read_run(folder)
+        assert run.ending == ending
+        assert run.limits["memory_bytes"] == Limit(4 << 30, "JupyterHub (MEM_LIMIT)")
 
 
 def test_the_previous_run_of_a_notebook(write_run: Callable[..., tuple[Path, Writer]]) -> None:

@@ -39,6 +39,9 @@ def test_the_line_has_the_newest_of_each(tmp_path: Path) -> None:
         {"event": "budget", "t": 9, "seq": 1, "budget": "0.5", "metric": "m", "value": 2.0**31, "threshold": 1.0}
     )
     assert (told() or "").startswith("▲ 2.00 GiB in use, budget 0.5")
+    full = {"event": "nearly_full", "t": 9, "seq": 1, "value": 14.5 * 2**30, "own": 2.0**33, "limit": 2.0**34}
+    writer.event({**full, "from": "cgroup"})
+    assert (told() or "").startswith("▲ memory: 14.5 of 16 GiB (cgroup): 91 %, the kernel may be killed · 2 steps/s")
     writer.event({"event": "cell_end", "t": 10, "seq": 1, "status": "ok"})
     assert (told() or "").startswith("2 steps/s")
 

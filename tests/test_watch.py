@@ -167,6 +167,29 @@ def test_without_a_terminal_it_says_a_line_a_second(busy: Kernel, script: Callab
     assert " ended: killed (SIGKILL) in In [3] slow, with " in rest.splitlines()[-1]
 
 
+def test_of_several_runs_it_shows_the_newest_that_goes_on(
+    busy: Kernel, start_kernel: Callable[..., Kernel], terminal: Callable[..., Terminal], home: Path
+) -> None:
+    ended = start_kernel()
+    assert ended.load().status == "ok"
+    ended.run("%monitor stop")
+    first, _ = run_folders(home / "runs")
+    alone = terminal()
+    alone.child.expect("▶ .*slow")
+    alone.child.expect("q leaves; the run goes on")
+    alone.child.send("q")
+    assert "cellmeter runs" not in alone.ended()
+
+    other = start_kernel(env={"JPY_SESSION_NAME": "/somewhere/other.ipynb"})
+    assert other.load().status == "ok"
+    newest = run_folders(home / "runs")[-1]
+    watched = terminal(columns=100)
+    watched.child.expect("other.ipynb")
+    watched.child.expect("1 other run too: cellmeter runs")
+    watched.child.send("q")
+    assert f"this is {newest.name}, the newest that goes on; so do {first.name}" in watched.ended()
+
+
 def text_of(followed: Followed, width: int, height: int) -> str:
     console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
     console.print(view(followed, width, height))

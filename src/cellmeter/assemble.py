@@ -68,7 +68,10 @@ def run_from(
     )
     duration = ((end["t"] if end else last_ns) - start_ns) * 1e-9
     limits = {name: Limit(*limit) for name, limit in header["limits"].items()}
-    ending: Ending | None = end["ending"] if end else (None if running else _probable_ending(parts, header, limits))
+    held = {name: Limit(*limit) for name, limit in header.get("held", {}).items()}
+    ending: Ending | None = (
+        end["ending"] if end else (None if running else _probable_ending(parts, header, {**limits, **held}))
+    )
     cells = cells_from(events, start_ns, "running" if running else "died")
     moments = ((e["t"], e["wall"]) for e in events if e.get("event") == "anchor")
     anchors = (Anchor(0.0, header["started"]), *(Anchor((t - start_ns) * 1e-9, wall) for t, wall in moments))
@@ -87,6 +90,7 @@ def run_from(
         host=Host(**header["host"]),
         devices=tuple(Device(**device) for device in header["devices"]),
         limits=limits,
+        held=held,
         rate_hz=header["rate_hz"],
         cells=cells,
         gaps=_gaps(events, start_ns),

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cellmeter import __version__
 from cellmeter.alerts import Board, Budget, Guard, guards_of, not_held
 from cellmeter.metrics import SHARED_PAGES
+from cellmeter.nearly_full import NearlyFull
 from cellmeter.recorder import Config
 from cellmeter.sampling import Sampler, Stream, SystemClock
 from cellmeter.sources import Source
 from cellmeter.sources.death import OutOfMemoryKills, Verdict, is_exiting, judge_death, wait_status
 from cellmeter.sources.filesystems import Filesystems, working_folders
+from cellmeter.sources.hub import limits_in_header
 from cellmeter.sources.nvidia import open_nvidia
 from cellmeter.sources.nvidia_processes import CONTEXTS, NvidiaProcesses
 from cellmeter.sources.peaks import CellPeaks
@@ -116,6 +118,8 @@ class Child:
         self._unavailable: dict[str, str] = machine.pop("unavailable")
         if self._peaks.group.unknown is not None:
             self._unavailable["cgroup.memory.peak"] = self._peaks.group.unknown
+        limit_bytes, limit_from = machine["limits"]["memory_bytes"]
+        self._full = NearlyFull(limit_bytes, limit_from, SHARED_PAGES in self._unavailable)
         header = _header(self._config, clock)
         self._start_ns: int = header["start_ns"]
         self._since: dict[str, float] = {}
@@ -200,6 +204,7 @@ class Child:
             if not guards:
                 text = f"the memory budget of {budget.text} is not watched: its limit or the use is not known here"
                 self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
+        self._full.silent = bool(guards)  # who has set a bound wants to hear of that one
         self._board.set_guards(guards)
 
     def _observe(self, stream: Stream, now: int, seq: int, row: Sequence[float]) -> None:
@@ -207,6 +212,8 @@ class Child:
             self._note_contexts(stream, row)
         if stream.segment < 0:
             return  # a full disk has no file for these columns yet, nor for an event
+        if stream.name == "main" and (event := self._full.see(stream.columns, now, seq, row)) is not None:
+            self._sampler.event(event)
         for event in self._board.see(stream.segment, stream.columns, now, seq, row):
             self._sampler.event(event)
 
@@ -358,7 +365,7 @@ def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Tree]:
         allowed = limits(pid, machine.cpu_count, machine.memory_bytes)
         header = {
             "host": vars(machine),
-            "limits": allowed,
+            **limits_in_header(allowed, os.environ),
             "unavailable": {**linux.main.unavailable, **linux.pressure.unavailable},
         }
         slow = [linux.pressure] if linux.pressure.columns else []
@@ -367,5 +374,6 @@ def _open_machine(pid: int) -> tuple[list[Source], dict[str, Any], Tree]:
 
     portable = Portable(pid)
     machine = portable_host()
-    header = {"host": vars(machine), "limits": portable_limits(machine), "unavailable": portable.unavailable}
+    allowed = limits_in_header(portable_limits(machine), os.environ)
+    header = {"host": vars(machine), **allowed, "unavailable": portable.unavailable}
     return [portable, PortableCores()], header, Tree(portable.pids, lambda: None)

@@ -11,7 +11,9 @@ import contextlib
 import io
 import json
 import os
+import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,11 +21,23 @@ from typing import TYPE_CHECKING, Any, TextIO
 from cellmeter import __version__, remote, sending
 from cellmeter.errors import BadUsage, CellmeterError, ExportFailed, FetchFailed, MissingExtra
 from cellmeter.headless import Executed, Progress
+from cellmeter.now import now_of
 from cellmeter.prometheus import commands as prometheus
 from cellmeter.prometheus import reading
 from cellmeter.run import Run
 from cellmeter.settings import load_settings, missing_settings
-from cellmeter.store import find_run, find_two, list_runs, read_run, remove_run, run_folders, runs_home
+from cellmeter.store import (
+    RunInfo,
+    find_run,
+    find_two,
+    kernel_of,
+    list_runs,
+    open_runs,
+    read_run,
+    remove_run,
+    run_folders,
+    runs_home,
+)
 from cellmeter.words import seconds_text
 
 if TYPE_CHECKING:
@@ -124,29 +138,33 @@ def _add_runs(commands: Commands) -> None:
 
 def _runs(options: argparse.Namespace) -> int:
     home = runs_home()
-    rows = [_run_row(info.id, info.size_bytes, info.run, info.problem) for info in list_runs(home)]
+    rows = [_run_row(info) for info in list_runs(home)]
     if options.json:
         print(json.dumps(rows, indent=2))
     elif not rows:
         print(f"There are no runs yet in {home}: `cellmeter demo` makes one.")
     else:
-        from cellmeter.export import runs_table
+        from cellmeter.export import running_table, runs_table
 
-        print(runs_table(rows))
+        print("\n\n".join(filter(None, (runs_table(rows), running_table(rows, platform.node())))))
     return OK
 
 
-def _run_row(name: str, size: int, run: Run | None, problem: str | None) -> dict[str, Any]:
+def _run_row(info: RunInfo) -> dict[str, Any]:
+    run, kernel = info.run, kernel_of(info.path)
     return {
-        "id": name,
+        "id": info.id,
         "started": run.started.isoformat() if run else None,
         "seconds": run.duration if run else None,
         "notebook": run.notebook if run else None,
         "script": _script(run),
         "cells": sum(cell.parent is None for cell in run.cells) if run else None,
         "ending": run.ending if run else None,
-        "size_bytes": size,
-        "problem": problem,
+        "size_bytes": info.size_bytes,
+        "problem": info.problem,
+        "host": run.host.name if run else None,
+        "pid": kernel[0] if kernel else None,
+        "now": now_of(run, time.time()) if run else None,
     }
 
 
@@ -497,13 +515,16 @@ def _record(options: argparse.Namespace) -> int:
 def _add_watch(commands: Commands) -> None:
     text = "show a run live in this terminal until it ends or q is typed; without a terminal, a line a second"
     parser = _command(commands, "watch", _watch, text)
-    parser.add_argument("run", nargs="?", metavar="RUN", help=_RUN_HELP)
+    which = "a run id, an id's unique prefix, or a path (default: the newest run that goes on, else the newest)"
+    parser.add_argument("run", nargs="?", metavar="RUN", help=which)
 
 
 def _watch(options: argparse.Namespace) -> int:
     from cellmeter.watch import watch
 
-    watch(find_run(options.run, runs_home()))
+    home = runs_home()
+    running = open_runs(home) if options.run is None else []
+    watch(running[0] if running else find_run(options.run, home), others=running[1:])
     return OK
 
 

@@ -40,6 +40,7 @@ HEADER: Mapping[str, Any] = {
         }
     ],
     "limits": {"memory_bytes": list, "cpu_cores": list},
+    "held?": {"*": list},
     "segments": [{"file": str, "stream": str, "columns": [[str]]}],
     "host": {
         "name": str,
@@ -120,6 +121,7 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
         "interrupt": bool,
         "upper_bound?": bool,
     },
+    "nearly_full": {"t": int, "seq": int, "value": NUMBER, "own": NUMBER_OR_NONE, "limit": NUMBER, "from": str},
     "logged": {"t": int, "pid?": int, "values?": {"*": (int, float, str, list)}, "steps?": {"*": NUMBER}},
     "span": {
         "t": int,
@@ -186,7 +188,7 @@ def check_header(header: Mapping[str, Any]) -> None:
     check(header, HEADER, "run.json")
     if header["rate_hz"] <= 0:
         raise ValueError(f"run.json.rate_hz is {header['rate_hz']}")
-    for name, limit in header["limits"].items():
+    for name, limit in (*header["limits"].items(), *header.get("held", {}).items()):
         if len(limit) != 2 or type(limit[0]) not in NUMBER or not isinstance(limit[1], str):
             raise ValueError(f"run.json.limits.{name} is {limit!r:.40}")
     for segment in header["segments"]:

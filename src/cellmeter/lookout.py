@@ -2,7 +2,7 @@
 
 The recorder judges, as it reads on while a cell holds the GIL, and writes what it saw to the run. While a cell runs, a thread
 here follows that, prints a line under the cell, calls back, and interrupts the cell where a budget says so. There is no thread
-without an alert or a budget, and none between cells.
+without an alert or a budget, and none between cells, but for the one that says that memory is nearly full (``memory_watch``).
 
 The interrupt comes from here and not from the recorder so that it can hit no other cell than the one meant: within one process
 a lock tells for certain whether that cell is still running.
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.alerts import MOST_ALERTS, Alert, Budget, guards_of, message_of, parse, watchable, watches
 from cellmeter.errors import BadUsage, RecorderUnavailable, RunUnreadable
+from cellmeter.memory_watch import MemoryWatch
 from cellmeter.metrics import METRICS, SHARED_PAGES, Metric
 from cellmeter.plugins import found
 from cellmeter.run import AlertFired, CellStatus, Column
@@ -95,10 +96,15 @@ class Told(NamedTuple):
 
 
 class Lookout:
-    """The alerts and the budget of one session, over all its recordings."""
+    """The alerts and the budget of one session, over all its recordings.
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    ``unasked``: it also says when memory is nearly full. Not in a script, which may fork and is not to have a thread for that.
+    """
+
+    def __init__(self, tell: Callable[[str], None], unasked: bool = False) -> None:
         self._tell = tell
+        self._unasked = unasked
+        self._memory: MemoryWatch | None = None
         self.alerts: list[Told] = []
         self.budget: Budget | None = None
         self._recording: Recording | None = None
@@ -232,7 +238,11 @@ class Lookout:
     def follow(self, recording: Recording | None) -> None:
         """The recording to be watched from here on; None: none."""
         self._recording = recording
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.close()
         if recording is not None:
+            self._memory = MemoryWatch(recording.folder) if self._unasked else None
             self._tail = Tail(recording.folder)
             if self.alerts or self.budget:
                 self._say()
@@ -253,6 +263,8 @@ class Lookout:
         self._running.append(seq)
         if len(self._running) == 1:
             self._gate.open(seq)
+            if self._memory is not None:
+                self._memory.cell_began()
         if self._recording is not None and (self.alerts or self.budget):
             self._start()
 
@@ -267,6 +279,8 @@ class Lookout:
             self._running.remove(seq)
         if self._running:
             return
+        if self._memory is not None:
+            self._memory.cell_ended()
         self._stop.set()
         thread, self._thread = self._thread, None
         if thread is not None:

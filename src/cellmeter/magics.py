@@ -24,6 +24,25 @@ if TYPE_CHECKING:
     from cellmeter.run import Run
 
 _NAME = "MonitorMagics"
+_COMMANDS = {
+    "start": "start recording: [--rate HZ] [--auto] [--max-memory 0.9]",
+    "stop": "stop it",
+    "cells": "a table of the cells run so far",
+    "report": "findings and what to do, or with a PATH as a file",
+    "show": "draw a recorded cell again, by its number; with FILE.png as a picture",
+    "dock": "the whole run, live",
+    "compare": "two runs side by side",
+    "alert": 'say when that holds: "gpu.utilization < 30 for 60s"',
+    "serve": "let a Prometheus server ask",
+}
+_COMMANDS_TEXT = "\n".join(
+    [
+        "  %monitor          what is recorded, and what that costs",
+        *(f"  %monitor {name:<8} {what}" for name, what in _COMMANDS.items()),
+        "  %%monitor         in a cell's first line: live charts under it",
+        "  %monitor?         tells more",
+    ]
+)
 
 
 def _line_parser() -> MagicParser:
@@ -42,7 +61,7 @@ def _line_parser() -> MagicParser:
     commands.add_parser("stop", add_help=False)
     commands.add_parser("cells", add_help=False)
     commands.add_parser("report", add_help=False).add_argument("path", nargs="?")
-    commands.add_parser("show", add_help=False).add_argument("cell", nargs="?", type=int)
+    commands.add_parser("show", add_help=False).add_argument("what", nargs="*", metavar="[N] [FILE.png]")
     commands.add_parser("dock", add_help=False)
     compare = commands.add_parser("compare", add_help=False)
     compare.add_argument("a", metavar="BEFORE")
@@ -71,6 +90,7 @@ class MonitorMagics(Magics):
         afterwards. On a line of its own::
 
             %monitor                     what is recorded, at which rate, what is unavailable and why, and what it costs
+            %monitor help                what there is, in a few lines
             %monitor start [--rate HZ]   start a new recording
             %monitor start --auto        the same, or go on, with a line of figures under each cell of a second or more,
                                          or with a memory spike; %monitor start without --auto takes the line away again
@@ -90,12 +110,14 @@ class MonitorMagics(Magics):
             %monitor report              findings: what was underused, what spiked, and what to do
             %monitor report PATH         the same as a file: .html .json .md .txt .csv .parquet
             %monitor show [N]            draw the recorded cell In [N] again, also of a kernel that died; the last one without N
+            %monitor show [N] FILE.png   the same as a picture for other documents
             %monitor dock                the whole run live, its cells as bands, beside the notebook where the package
                                          sidecar is installed, else under this cell
             %monitor compare A [B]       two runs side by side, by cell; this one without B
             %monitor serve [--port N] [--dcgm-names]
                                          let a Prometheus server ask what this kernel does, as `cellmeter serve` does
 
+        Unasked, and once a recording, a line under the cell says when 90 % of the memory limit is taken.
         Recordings are kept: see ``cellmeter runs`` on a command line, or ``cellmeter.open_run()``.
         """
         if cell is not None:  # only when a program calls the magic: typed ones never get here (see tagging)
@@ -104,7 +126,13 @@ class MonitorMagics(Magics):
             )
             return result.result
         try:
-            self._run(_line_parser().parse(line))
+            asked = next(iter(line.split()), "")
+            if asked in ("help", "-h", "--help"):
+                print(_COMMANDS_TEXT)
+            elif asked and not asked.startswith("-") and asked not in _COMMANDS:
+                raise BadUsage(f"there is no %monitor {asked:.40}\n{_COMMANDS_TEXT}")
+            else:
+                self._run(_line_parser().parse(line))
         except CellmeterError as error:
             raise UsageError(str(error)) from None
         return None
@@ -191,19 +219,21 @@ class MonitorMagics(Magics):
         from cellmeter.rules.observed import top_cells
         from cellmeter.run import is_ours
 
+        number, path = _number_and_picture(options.what)
         for run in self._this_and_the_last_run():
             ended = [cell for cell in top_cells(run) if cell.status != "running"]
-            if options.cell is None:  # one that only asked us is not what somebody wants to see
+            if number is None:  # one that only asked us is not what somebody wants to see
                 chosen = [cell for cell in ended if not (is_ours(cell.first_line) and (cell.seconds or 0.0) < 1)]
             else:
-                chosen = [cell for cell in ended if cell.execution_count == options.cell]
+                chosen = [cell for cell in ended if cell.execution_count == number]
+            if chosen and path is not None:
+                _write_picture(still.cell_png(run, chosen[-1]), path)
+                return
             if chosen:
                 still.show_cell(run, chosen[-1])
                 return
         wanted = (
-            "no cell has ended yet"
-            if options.cell is None
-            else f"In [{options.cell}] is not in this run, nor in the one before"
+            "no cell has ended yet" if number is None else f"In [{number}] is not in this run, nor in the one before"
         )
         raise BadUsage(f"{wanted}; %monitor cells lists what there is")
 
@@ -225,6 +255,24 @@ class MonitorMagics(Magics):
 
     def _serve(self, options: argparse.Namespace) -> None:
         print(serve_beside(self._run_folder(), options))
+
+
+def _number_and_picture(what: list[str]) -> tuple[int | None, Path | None]:
+    """Which cell to show, and the picture to write. Raises BadUsage."""
+    numbers, files = [word for word in what if word.isdecimal()], [word for word in what if not word.isdecimal()]
+    if len(numbers) > 1 or len(files) > 1:
+        raise BadUsage("%monitor show: name one cell, by its number, and one FILE.png at the most")
+    if files and not files[0].lower().endswith(".png"):
+        raise BadUsage(f"%monitor show takes the number of a cell, and writes a FILE.png; {files[0]:.60} is neither")
+    return int(numbers[0]) if numbers else None, Path(files[0]).expanduser() if files else None
+
+
+def _write_picture(image: bytes, path: Path) -> None:
+    try:
+        path.write_bytes(image)
+    except OSError as error:
+        raise BadUsage(f"{path} cannot be written: {error.strerror}") from None
+    print(f"cellmeter: wrote {path}")
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

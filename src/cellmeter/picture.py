@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,9 +38,11 @@ WIDTH = 760  # CSS pixels
 # Image pixels per CSS pixel, and in a step of a line: the first at which the picture is no larger than it may be.
 FINENESS = ((1.5, 3), (1.25, 3), (1.0, 4), (1.0, 6))
 MOST_BYTES = 7_500
+FILE_SCALE, FILE_COLUMNS = 2.0, 120
 _LEFT, _RIGHT, _TOP, _BOTTOM, _BETWEEN = 54, 8, 20, 18, 10
 _TEXT_LEVELS = 3
 _TEXT = (118, 124, 131)  # 4:1 on white and on JupyterLab's dark ground
+_FILE_TEXT = (51, 56, 62)
 _GRID = (128, 128, 128)
 
 
@@ -60,6 +63,21 @@ def draw(frame: Frame, seconds: float) -> Picture:
         if len(drawn.image) <= MOST_BYTES:
             break
     return drawn
+
+
+def as_png(frame: Frame, seconds: float, text: str) -> bytes:
+    """The panels as a file for other documents: on white, two image pixels a CSS pixel, with ``text`` above them."""
+    from PIL import Image, ImageDraw
+
+    drawn = Image.open(io.BytesIO(_draw(frame, seconds, FILE_SCALE, 2).image)).convert("RGBA")
+    lines, margin = textwrap.wrap(text, FILE_COLUMNS), int(FILE_SCALE * _BETWEEN)
+    top = margin + int(FILE_SCALE * 16) * len(lines)
+    page = Image.new("RGB", (drawn.width + 2 * margin, top + drawn.height + 2 * margin), "white")
+    ImageDraw.Draw(page).multiline_text((margin, margin), "\n".join(lines), fill=_FILE_TEXT, font=_font(FILE_SCALE))
+    page.paste(drawn, (margin, top + margin), drawn)
+    file = io.BytesIO()
+    page.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def _draw(frame: Frame, seconds: float, scale: float, step: int) -> Picture:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -22,6 +25,8 @@ from cellmeter.script import BOOTSTRAP
 from cellmeter.settings import checked_rate, load_settings
 from cellmeter.store import process_identity
 
+SHELLS = (".sh", ".bash", ".zsh")
+_RUNS = "record runs Python scripts, and with -m modules (-m torch.distributed.run instead of torchrun)"
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -37,8 +42,8 @@ def record(target: str, arguments: Sequence[str], *, module: bool, rate_hz: floa
     if rate_hz is not None:
         checked_rate(rate_hz)
     load_settings()  # a mistake in them is told before anything runs
-    if not module and not Path(target).is_file():
-        raise BadUsage(f"there is no script {target}")
+    if not module and (trouble := _no_script(target)) is not None:
+        raise BadUsage(f"record: {trouble}")
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # -O, -X, -W … are the script's too
     rate = "" if rate_hz is None else repr(rate_hz)
     command = [sys.executable, *flags, "-c", BOOTSTRAP, rate, "-m" if module else "", target, *arguments]
@@ -53,6 +58,39 @@ def record(target: str, arguments: Sequence[str], *, module: bool, rate_hz: floa
     if folder is not None:
         wait_for_end(folder)
     return Recorded(folder, child.wait())
+
+
+def _no_script(target: str) -> str | None:
+    """Why a target is nothing to record, before anything runs; None where python would run it, be it only to fail."""
+    path = Path(target)
+    if not path.is_file():
+        if re.fullmatch(r"python[0-9.]*", path.name):
+            return f"leave out {target}: a script is run with the Python that cellmeter is installed for"
+        if shutil.which(target) is None:
+            return f"there is no script {target}"
+        return f"{target} is a program, and {_RUNS}"
+    if path.suffix == ".ipynb":
+        return f"{target} is a notebook: cellmeter run {target}"
+    if path.suffix in (".py", ".pyw"):
+        return None
+    return None if _is_python(path) else f"{target} is no Python script, and {_RUNS}"
+
+
+def _is_python(path: Path) -> bool:
+    """Whether a file of any name may be meant for python: much of what a shell reads would even compile."""
+    try:
+        code = path.read_bytes()
+    except OSError:
+        return True  # python says why
+    first = code.partition(b"\n")[0]
+    if path.suffix in SHELLS or (first.startswith(b"#!") and b"python" not in first):
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(code, str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -222,6 +222,8 @@ class Run:
     duration: float
     """Seconds from the start to the end, or to the last thing known of a run that has no end."""
     segments: tuple[Segment, ...] = field(repr=False, default=())
+    held: Mapping[str, Limit] = field(default_factory=dict)
+    """What the system holds the kernel to, where :attr:`limits` has less that a hub only told it."""
     ending_sure: bool = True
     """False: there is no end record; the ending is what the last samples make probable."""
     notices: tuple[str, ...] = ()
@@ -265,6 +267,11 @@ class Run:
     def memo(self) -> dict[Any, Any]:
         """What readers worked out of this run and will ask for again, by a key of theirs."""
         return {}
+
+    @property
+    def memory_held(self) -> Limit:
+        """The memory limit at which the system kills, or refuses memory. Raises KeyError if it is not known."""
+        return self.held.get("memory_bytes") or self.limits["memory_bytes"]
 
     @property
     def sample_count(self) -> int:

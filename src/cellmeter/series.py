@@ -15,11 +15,22 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
+HUB = "JupyterHub"  # what the source of its limits begins with
+
+
 class Limit(NamedTuple):
-    """The most that may be used of a resource, and what sets it (``cgroup``, ``cpuset``, ``rlimit``, ``host``)."""
+    """The most that may be used of a resource, and what sets it.
+
+    That is ``cgroup``, ``cpuset``, ``rlimit`` or ``host``; or ``JupyterHub (MEM_LIMIT)``, where a hub only says so.
+    """
 
     value: float
     source: str
+
+    @property
+    def only_told(self) -> bool:
+        """Whether nothing that can be seen holds the kernel to it."""
+        return self.source.startswith(HUB)
 
 
 class Series(NamedTuple):

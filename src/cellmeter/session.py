@@ -101,7 +101,7 @@ class Session:
         self._tagger = Tagger(shell, self._begun, self._finished)
         self._told: set[str] = set()
         self._patience = PANEL_SECONDS
-        self.lookout = Lookout(self.tell)
+        self.lookout = Lookout(self.tell, unasked=True)
 
     def attach(self, greet: bool) -> None:
         """Hooks into the shell and starts recording. ``greet``: says so, where somebody reads it."""

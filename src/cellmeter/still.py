@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts
+from cellmeter.errors import BadUsage
 from cellmeter.gpu_shares import shares_text
 from cellmeter.metrics import SHORT_FOR_CPU_SECONDS
 from cellmeter.rules.ownership import not_used
@@ -249,6 +250,22 @@ def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GRO
     """Draws a recorded cell again, as its static output."""
     from IPython.display import publish_display_data
 
+    data, metadata = still(*_recorded(run, cell), groups)
+    publish_display_data(data, metadata)  # type: ignore[no-untyped-call]
+
+
+def cell_png(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GROUPS) -> bytes:
+    """The same as a picture for other documents. Raises BadUsage where there is nothing to draw."""
+    from cellmeter import picture
+
+    frame, facts = _recorded(run, cell)
+    seen = frame.only(groups)
+    if not len(frame.time) or not seen.panels:
+        raise BadUsage(f"{cell.title} has no samples, so there is nothing to draw")
+    return picture.as_png(seen, facts.seconds, summary(seen, facts))
+
+
+def _recorded(run: Run, cell: Cell) -> tuple[charts.Frame, Facts]:
     end = run.duration if cell.end is None else cell.end
     frame = charts.frame_of(run, cell.start, end + 0.5 / run.rate_hz, charts.GROUPS)
     panels = charts.without(frame.panels, not_used(run, cell.start, end))
@@ -258,5 +275,4 @@ def show_cell(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GRO
     used = run.usage(cell)
     memory = {gpu: one.memory for gpu, one in used.gpu.items()}
     facts = Facts(cell.title, cell.status, end - cell.start, cell.peak_rss_bytes, growth, used.cores, memory)
-    data, metadata = still(with_exact_peak(frame, facts), facts, groups)
-    publish_display_data(data, metadata)  # type: ignore[no-untyped-call]
+    return with_exact_peak(frame, facts), facts

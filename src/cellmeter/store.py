@@ -273,8 +273,11 @@ class EventTail:
         self._path = path
         self._offset = offset
 
-    def events(self, most_bytes: int = -1) -> list[dict[str, Any]]:
-        """New whole events, oldest first; of so many bytes at the most, which must be more than a line has."""
+    def events(self, most_bytes: int = -1, only: bytes = b"") -> list[dict[str, Any]]:
+        """New whole events, oldest first; of so many bytes at the most, which must be more than a line has.
+
+        ``only``: those with that in their line.
+        """
         try:
             with open(self._path, "rb") as file:
                 file.seek(self._offset)
@@ -283,7 +286,7 @@ class EventTail:
             return []
         data = data[: data.rfind(b"\n") + 1]
         self._offset += len(data)
-        return [event for line in data.splitlines() if (event := unsealed(line)) is not None]
+        return [event for line in data.splitlines() if only in line and (event := unsealed(line)) is not None]
 
 
 def _first_since(path: Path, size: int, t_ns: int) -> int:
@@ -520,6 +523,18 @@ def find_run(reference: str | None, home: Path) -> Path:
             f"{len(matches)} runs begin with {reference!r}: add more of the id of {matches[0].name} or {matches[-1].name}"
         )
     return matches[0]
+
+
+def open_runs(home: Path) -> list[Path]:
+    """The folders of the runs that are being recorded, newest first."""
+    found = []
+    for folder in reversed(run_folders(home)):
+        try:
+            if is_open(read_header(folder), folder):
+                found.append(folder)
+        except RunUnreadable:
+            continue
+    return found
 
 
 def find_two(before: str, after: str | None, home: Path, newest: Path | None = None) -> tuple[Path, Path]:

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cellmeter import nearly_full
 from cellmeter.spans import STEP
-from cellmeter.words import bytes_text, count_text, seconds_text
+from cellmeter.words import bytes_text, count_text, of_text, seconds_text, value_text
 
 MOST_PARTS = 6  # of each kind
 RATE_SECONDS = 10.0
@@ -46,16 +47,23 @@ class Ticker:
         elif kind == "spans":
             mean = event["seconds"] / event["count"]
             _put(self._spans, event["name"], f"{event['name']} {seconds_text(mean)}")
-        elif kind == "alert":
+        elif kind == "cell_end":
+            self._alerts.clear()
+        else:
+            self._take_warning(event)
+
+    def _take_warning(self, event: Event) -> None:
+        kind = event.get("event")
+        if kind == "alert":
             key = f"{event['alert']} {event['subject']}"
             self._alerts.pop(key, None)
             if event["state"] == "fired":
                 _put(self._alerts, key, f"▲ {event['alert']} ({event['subject']})")
-        elif kind == "cell_end":
-            self._alerts.clear()
         elif kind == "budget":
             most = "at most " if event.get("upper_bound") else ""
             _put(self._alerts, "", f"▲ {most}{bytes_text(event['value'])} in use, budget {event['budget']}")
+        elif kind == nearly_full.EVENT:
+            _put(self._alerts, "", f"▲ {nearly_full_text(event)}")
 
     def _rates(self) -> list[str]:
         """Over the last ten seconds in which steps were told of."""
@@ -67,6 +75,15 @@ class Ticker:
                 rate = sum(amount for _, amount in list(done)[1:]) / elapsed
                 found.append(f"{count_text(rate)} {'steps' if name == STEP else name}/s")
         return found[:MOST_PARTS]
+
+
+def nearly_full_text(event: Event) -> str:
+    """``memory: 14.5 of 16 GiB (cgroup): 91 %, the kernel may be killed``, and whose it is where others fill it."""
+    used, limit, own = event["value"], event["limit"], event["own"]
+    others = own is not None and own < nearly_full.OWN_SHARE * limit
+    whose = f", {value_text(own, 'By')} of it this kernel's" if others else ""
+    then = "allocations may fail" if event["from"] == "rlimit" else "the kernel may be killed"
+    return f"memory: {of_text(used, limit, 'By')} ({event['from']}): {100 * used / limit:.0f} %{whose}, {then}"
 
 
 def _put(parts: dict[str, str], key: str, text: str) -> None:

@@ -10,17 +10,18 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter import charts
-from cellmeter.errors import MissingExtra
+from cellmeter.errors import MissingExtra, RunUnreadable
 from cellmeter.export.rows import CELL_HEADERS
 from cellmeter.export.summary import SENTENCE_END, plain
 from cellmeter.following import WINDOW_SECONDS, Followed
 from cellmeter.run import LONGEST_READING_SECONDS
-from cellmeter.words import given_text, of_text, seconds_text, value_text
+from cellmeter.store import read_header
+from cellmeter.words import counted, given_text, of_text, seconds_text, value_text
 
 try:
     from rich.console import Console, Group, RenderableType
@@ -45,6 +46,7 @@ NARROW = 76  # columns; below, a line keeps what matters most
 WIDE = 96  # columns; from here on, all is said
 PLAIN_WIDTH = 100  # of the last view where there is no terminal
 MOST_FINDINGS = 3
+MOST_OTHERS = 3
 MOST_LINES = 3  # of a chart
 MOST_HIGH_GPUS = 2
 WINDOWS = (15.0, 30.0, 60.0, WINDOW_SECONDS)
@@ -53,18 +55,35 @@ _STYLES = {"cpu": "cyan", "memory": "green", "gpu": "magenta"}
 _SIGNS = {"critical": ("■", "red"), "warning": ("▲", "yellow"), "info": ("●", "blue")}
 
 
-def watch(folder: Path) -> None:
-    """Shows a run until it ends or the user has seen enough, and then how it ended. Raises RunUnreadable."""
+def watch(folder: Path, others: Sequence[Path] = ()) -> None:
+    """Shows a run until it ends or the user has seen enough, and then how it ended. Raises RunUnreadable.
+
+    ``others``: runs that go on as well, which is said.
+    """
     followed = Followed(folder)
     followed.poll()
     console = _Console() if sys.stdout.isatty() else _Console(width=PLAIN_WIDTH, no_color=True)
+    if others:
+        told = ", ".join(map(_named, others[:MOST_OTHERS]))
+        more = f" and {len(others) - MOST_OTHERS} more: cellmeter runs" if len(others) > MOST_OTHERS else ""
+        print(f"cellmeter: this is {folder.name}, the newest that goes on; so do {told}{more}", file=sys.stderr)
     with _ended_by_signals():
-        if not followed.ended:
-            (_on_a_screen if console.is_terminal else _line_by_line)(followed, console)
+        if not followed.ended and console.is_terminal:
+            _on_a_screen(followed, console, len(others))
+        elif not followed.ended:
+            _line_by_line(followed)
     if followed.ended:
         how = followed.finish()
         console.print(view(followed, console.width, 24, ended=how))
         console.print(Text(f"{folder.name} ended: {how}"), soft_wrap=True)
+
+
+def _named(folder: Path) -> str:
+    try:
+        notebook = read_header(folder).get("notebook")
+    except RunUnreadable:
+        return folder.name
+    return f"{folder.name} ({plain(Path(notebook).name)})" if notebook else folder.name
 
 
 class _Console(Console):
@@ -85,11 +104,13 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _on_a_screen(followed: Followed, console: Console) -> None:
+def _on_a_screen(followed: Followed, console: Console, others: int) -> None:
+    more = f" · {counted(others, 'other run')} too: cellmeter runs" if others else ""
+    last = Text(f"q leaves; the run goes on{more}", "dim", no_wrap=True, overflow="ellipsis")
     with _keys() as quit_within, Live(console=console, screen=True, auto_refresh=False) as live:
         while not followed.ended:
             shown = view(followed, console.width, console.height - 2)
-            live.update(Group(shown, Text(), Text("q leaves; the run goes on", "dim")), refresh=True)
+            live.update(Group(shown, Text(), last), refresh=True)
             if quit_within(UPDATE_SECONDS):
                 return
             followed.poll()
@@ -120,7 +141,7 @@ def _keys() -> Iterator[Callable[[float], bool]]:
         termios.tcsetattr(fd, termios.TCSAFLUSH, before)
 
 
-def _line_by_line(followed: Followed, console: Console) -> None:
+def _line_by_line(followed: Followed) -> None:
     while not followed.ended:
         print(line(followed), flush=True)
         until = time.monotonic() + LINE_SECONDS

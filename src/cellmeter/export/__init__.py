@@ -20,7 +20,7 @@ from cellmeter.export.records import jsonl_report, write_cells_csv, write_cells_
 from cellmeter.export.report_json import json_report
 from cellmeter.export.selection import WHOLE, Part, narrowed, part_of, selection
 from cellmeter.export.table import write_csv, write_parquet
-from cellmeter.export.text import cells_table, runs_table, status_text, text_report
+from cellmeter.export.text import cells_table, running_table, runs_table, status_text, text_report
 from cellmeter.plugins import found
 from cellmeter.rules import judge
 
@@ -46,6 +46,7 @@ __all__ = [
     "part_of",
     "render",
     "render_comparison",
+    "running_table",
     "runs_table",
     "selection",
     "status_text",

@@ -10,7 +10,7 @@ from cellmeter.rules.observed import readings_of, top_cells
 from cellmeter.rules.ownership import not_used
 from cellmeter.run import known
 from cellmeter.usage import GpuMemory
-from cellmeter.words import MIB, bytes_text
+from cellmeter.words import MIB, bytes_text, of_text
 
 if TYPE_CHECKING:
     from cellmeter.run import Cell, Device, Run
@@ -74,6 +74,16 @@ def disk(run: Run) -> str:
     """What the run made the disks read and write in all."""
     amounts = {name: disk_bytes(run, name) for name in ("read", "written")}
     return ", ".join(f"{bytes_text(count)} {name}" for name, count in amounts.items() if count is not None) or "unknown"
+
+
+def free_disk(run: Run) -> str:
+    """What is free where the run works, by its last reading: ``12.3 GiB of 100 GiB in /``; empty where nobody knows."""
+    parts = []
+    for mount in run.subjects("host.filesystem.free"):
+        free, size = (known(run.series(f"host.filesystem.{what}", mount).values) for what in ("free", "size"))
+        if len(free) and len(size):
+            parts.append(f"{of_text(float(free[-1]), float(size[-1]), 'By')} in {mount}")
+    return ", ".join(parts)
 
 
 def disk_bytes(run: Run, name: str) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cellmeter.export.amounts import disk, shared_gpus
+from cellmeter.export.amounts import disk, free_disk, shared_gpus
 from cellmeter.gpu_shares import shares_text
 from cellmeter.rules.memory import RSS, memory_under_limit
 from cellmeter.rules.observed import top_cells
@@ -181,6 +181,7 @@ def facts(run: Run) -> list[Fact]:
         *_whose_gpus(run),
         Fact("Samples", f"{run.sample_count:,}, {run.rate_hz:g} a second{'' if script else ' inside cells'}"),
         Fact("Disk", disk(run)),
+        *([Fact("Free disk", free)] if (free := free_disk(run)) else []),
         Fact("Gaps", gaps(run)),
         Fact("Recorder's own cost", recorder_cost(run)),
     ]
@@ -218,7 +219,7 @@ def death(run: Run) -> str:
         how += f" ({_signal_name(run.signal)})"
     if (used := _memory_in_use(run)) is not None and run.ending != "crashed":
         joined = " at " if run.ending == "out-of-memory" else ", memory at "
-        how += joined + of_text(used, run.limits["memory_bytes"].value, "By")
+        how += joined + of_text(used, run.memory_held.value, "By")
     return f"kernel died in this cell: {how if run.ending_sure else f'probably {how}; the record breaks off'}"
 
 
@@ -231,7 +232,7 @@ def _signal_name(number: int) -> str:
 
 def _last_memory(run: Run) -> str:
     """``, with 31.8 of 32 GiB in use``: the last sample before the end, of what the limit is about."""
-    used, limit = _memory_in_use(run), run.limits["memory_bytes"]
+    used, limit = _memory_in_use(run), run.memory_held
     whose = "its control group" if memory_under_limit(run)[1] == "cgroup" else "it"
     return "" if used is None else f", with {of_text(used, limit.value, 'By')} in use by {whose}"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter.costs import costs
 from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export.amounts import free_disk
 from cellmeter.export.rows import CellRow, cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, SIZES_TITLE, costs_line, size_line
 from cellmeter.export.summary import (
@@ -33,7 +34,7 @@ from cellmeter.rules import judge
 from cellmeter.rules.scripts import is_script
 from cellmeter.settings import load_settings
 from cellmeter.sizing import sizes
-from cellmeter.words import bytes_text, counted, seconds_text
+from cellmeter.words import BLANK, bytes_text, cores_text, counted, given_text, seconds_text
 
 if TYPE_CHECKING:
     from cellmeter.rules import Finding, Judgement
@@ -54,6 +55,7 @@ DISPENSABLE = (
     "CPU",
     "Throughput",
 )  # columns that go first where it is narrow
+RUNNING_HEADERS = ("PID", "CPU", "Memory", "GPU memory", "Notebook or script", "Run")
 SIGNS = {"critical": "■ CRITICAL", "warning": "▲ WARNING", "info": "● NOTE"}
 
 
@@ -148,7 +150,37 @@ def _run_line(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["cells"]),
         row["ending"] or "running",
         bytes_text(row["size_bytes"]),
-        _shortened(plain(row["notebook"] or row["script"] or ""), 40),
+        _last_part(plain(row["notebook"] or row["script"] or ""), 40),
+    )
+
+
+def running_table(rows: Sequence[Mapping[str, Any]], here: str) -> str:
+    """What those of them take now that are being recorded, the most memory first; empty if there is none.
+
+    ``here``: the name of this machine, as a pid means something on its own alone.
+    """
+    running = [row for row in rows if row["now"] is not None]
+    if not running:
+        return ""
+    running.sort(key=lambda row: -(row["now"]["memory_bytes"] or 0.0))
+    table = [RUNNING_HEADERS, *(_running_line(row, here) for row in running)]
+    if not any(row["now"]["gpu_memory_bytes"] for row in running):
+        gpu = RUNNING_HEADERS.index("GPU memory")
+        table = [(*line[:gpu], *line[gpu + 1 :]) for line in table]
+    return "Running now\n" + _indented(_table(table[0], table[1:], right={0, 1}))
+
+
+def _running_line(row: Mapping[str, Any], here: str) -> tuple[str, ...]:
+    now, host = row["now"], row["host"]
+    limit = now["memory_limit"]
+    of = f" of {given_text(limit['value'], 'By')} ({limit['from']})" if limit["value"] else ""
+    return (
+        f"{row['pid'] or BLANK}" + ("" if host == here else f" on {plain(host)}"),
+        f"{cores_text(now['cpu_cores'])} cores",
+        f"{bytes_text(now['memory_bytes'])}{of}",
+        bytes_text(now["gpu_memory_bytes"]),
+        _last_part(plain(row["notebook"] or row["script"] or ""), 40),
+        row["id"],
     )
 
 
@@ -163,6 +195,7 @@ def status_text(run: Run) -> str:
         ("Recorded", f"{counted(len(metrics), 'metric')} of {', '.join(scopes) or 'nothing'}"),
         *([("Plugins", plugins(run))] if run.plugin_metrics else []),
         ("GPUs", gpus(run)),
+        *([("Free disk", free)] if (free := free_disk(run)) else []),
         *elsewhere.fact(run),
         *(
             (whose, f"no {', '.join(metrics)}: {why}") if whose else (f"No {metrics[0]}", why)
@@ -255,3 +288,10 @@ def _shortened(text: str, width: int) -> str:
     while _width(text) > width - 1:
         text = text[:-1]
     return text + "…"
+
+
+def _last_part(path: str, width: int) -> str:
+    """A path whose beginning gives way: its end tells one notebook from another."""
+    while _width(path) > width:
+        path = "…" + path[2:]
+    return path

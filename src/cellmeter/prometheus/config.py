@@ -88,7 +88,9 @@ MEMORY_ALERTS = (
     Alert(
         "MemoryNearLimit",
         '(cellmeter_cgroup_memory_used_bytes / ignoring (from) cellmeter_memory_limit_bytes{from="cgroup"}'
-        ' or cellmeter_host_memory_used_bytes / ignoring (from) cellmeter_memory_limit_bytes{from="host"}) * 100 > 90',
+        ' or cellmeter_host_memory_used_bytes / ignoring (from) cellmeter_memory_limit_bytes{from="host"}'
+        " or cellmeter_process_tree_memory_rss_bytes / ignoring (from)"
+        ' cellmeter_memory_limit_bytes{from=~"JupyterHub.*"}) * 100 > 90',
         "5m",
         "warning",
         'The kernel of {{ $labels.run }} has used {{ printf "%.0f" $value }} % of the memory there is for it',

@@ -157,6 +157,8 @@ class MemorySpike(DeviceRule):
 
 def when_full(limit: Limit) -> str:
     """What happens at a memory limit."""
+    if limit.only_told:
+        return "the kernel may be killed"
     return "allocation fails (MemoryError)" if limit.source == "rlimit" else "the kernel is killed"
 
 
@@ -287,10 +289,10 @@ def _with_mapped(held: Held) -> str:
 
 
 def memory_under_limit(run: Run) -> tuple[str, str]:
-    """Metric and subject that the memory limit is about: the control group where it sets the limit, else the tree."""
-    if run.limits["memory_bytes"].source == "cgroup" and run.subjects("cgroup.memory.used"):
+    """Metric and subject that the limit is about which ends kernels: the control group where it sets it, else the tree."""
+    if run.memory_held.source == "cgroup" and run.subjects("cgroup.memory.used"):
         return "cgroup.memory.used", "cgroup"
-    alone = run.limits["memory_bytes"].source == "rlimit" or not run.subjects(TREE)  # each process has that for itself
+    alone = run.memory_held.source == "rlimit" or not run.subjects(TREE)  # each process has that for itself
     return (RSS if alone else TREE), "process"
 
 
@@ -311,7 +313,7 @@ class OutOfMemory(Rule):
         return found(self._finding(run)) if run.ending == "out-of-memory" else CLEAR
 
     def _finding(self, run: Run) -> Finding:
-        limit = run.limits["memory_bytes"]
+        limit = run.memory_held
         dead = [cell for cell in run.cells if cell.status == "died"]
         start = dead[-1].start if dead else run.duration
         metric, subject = memory_under_limit(run)
