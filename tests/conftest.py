@@ -27,6 +27,12 @@ if (
 ):  # as a shell starts what is to run in the background: so would all here
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["CELLMETER_CONFIG"] = os.devnull  # the settings of whoever runs the tests have no say in them
+# Hundreds of processes import us and Jupyter. jsonschema does without its check of IRIs, which costs each a second of CPU.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent / "slow_to_import"), os.environ.get("PYTHONPATH")))
+)
 
 REPOSITORY = Path(__file__).parents[1]
 OLDER = REPOSITORY / ".venv" / "older"  # ipykernel 6 and IPython 8, put there by the Makefile
