@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a fresh Debian or Ubuntu machine needs; both make .venv themselves.
 #   VENV=DIR    another virtual environment      PYTHON=python3.13   its interpreter
-#   ARGS='...'  more arguments for test, test-gpu and bench        JOBS=2  test files that run at once
+#   ARGS='...'  more arguments for test, test-gpu and bench        JOBS=3  test files that run at once
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -9,7 +9,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
-JOBS ?= 2
+JOBS ?= 3
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.installed-run
 DEVELOPS := $(VENV)/.installed-development
@@ -47,7 +47,7 @@ check: $(DEVELOPS) ## lint, format, types, import order, JavaScript types
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet || { echo "cellmeter: not formatted: run $(BIN)/ruff format" >&2; $(BIN)/ruff format --check; }
 	@echo "==> mypy"
-	@$(BIN)/mypy
+	@$(BIN)/mypy --num-workers 2
 	@echo "==> import order"
 	@$(BIN)/lint-imports
 	@echo "==> JavaScript types"

@@ -80,7 +80,7 @@ def _see(browser: Any, server: Server, plot: Plot, effort: Effort) -> Seen:
     short = plot.cell.replace("{work}", IDLE.format(seconds=1.5))
     for number in range(pages):
         with watched(browser, server, plot, f"first-{plot.name}-{number}", [plot.load, *[short] * (later + 1)]) as one:
-            _load(one)
+            _load(one, effort)
             for index in range(1, later + 2):
                 _scroll_to(one, index)  # what is not on the screen is not drawn
                 one.run(index)
@@ -88,21 +88,21 @@ def _see(browser: Any, server: Server, plot: Plot, effort: Effort) -> Seen:
                 one.book.wait(index)
     seconds = effort.choose(short=2.0, usual=15.0, full=60.0)
     for kind, work in list(KINDS.items())[: effort.choose(short=1, usual=2, full=2)]:
-        _follow(browser, server, plot, kind, work.format(seconds=seconds), seen)
+        _follow(browser, server, plot, kind, work.format(seconds=seconds), seen, effort)
     return seen
 
 
-def _load(one: Watched) -> None:
+def _load(one: Watched, effort: Effort) -> None:
     one.book.run(0)
     one.book.wait(0)
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(effort.choose(short=0.0, usual=SETTLE_SECONDS, full=SETTLE_SECONDS))
 
 
-def _follow(browser: Any, server: Server, plot: Plot, kind: str, work: str, seen: Seen) -> None:
+def _follow(browser: Any, server: Server, plot: Plot, kind: str, work: str, seen: Seen, effort: Effort) -> None:
     """A long cell in a fresh kernel and page."""
     cells = [plot.load, plot.cell.replace("{work}", work), plot.times]
     with watched(browser, server, plot, f"{kind.split()[-1]}-{plot.name}", cells) as one:
-        _load(one)
+        _load(one, effort)
         before = one.saved_bytes()
         one.received.clear()
         began = time.monotonic()
@@ -193,7 +193,7 @@ def _many(browser: Any, server: Server, cells: int, effort: Effort) -> Section:
     for name, cell in (("panels", OURS.cell), ("none", "{work}")):
         sources = [cell.replace("{work}", IDLE.format(seconds=each)) for each in seconds]
         with watched(browser, server, OURS, f"many-{name}", [OURS.load, *sources]) as one:
-            _load(one)
+            _load(one, effort)
             before = one.used()
             for index in range(1, cells + 2):
                 _scroll_to(one, index)

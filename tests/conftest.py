@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,12 @@ if (
 ):  # as a shell starts what is to run in the background: so would all here
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["CELLMETER_CONFIG"] = os.devnull  # the settings of whoever runs the tests have no say in them
+# Hundreds of processes import us and Jupyter. jsonschema does without its check of IRIs, which costs each a second of CPU.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent / "slow_to_import"), os.environ.get("PYTHONPATH")))
+)
 
 REPOSITORY = Path(__file__).parents[1]
 OLDER = REPOSITORY / ".venv" / "older"  # ipykernel 6 and IPython 8, put there by the Makefile
@@ -133,11 +140,26 @@ class Kernel:
         self.client = self.manager.client()
         self.client.start_channels()
         try:
-            self.client.wait_for_ready(timeout=WAIT_SECONDS)
-        except RuntimeError:
+            wait_until(self._answers, "the kernel to answer")  # jupyter_client's own way waits 0.2 s more
+        except AssertionError:
             self.close()
             raise
         self.pid: int = self.manager.provisioner.pid
+
+    def _answers(self) -> bool:
+        """Whether the kernel has answered on both channels: the one for outputs may be connected after the other."""
+        asked = self.client.kernel_info()
+
+        def answered() -> bool:
+            assert self.manager.is_alive(), "the kernel died as it started"
+            message = self._next(self.client.get_shell_msg)
+            return message is not None and message["parent_header"].get("msg_id") == asked
+
+        wait_until(answered, "the kernel to answer")
+        while message := self._next(self.client.get_iopub_msg):
+            if message["parent_header"].get("msg_id") == asked and _take(Reply("no reply"), message):
+                return True
+        return False
 
     def send(self, code: str, **options: Any) -> str:
         """Sends a cell and returns its message id."""
@@ -202,6 +224,10 @@ class Kernel:
         """Ends the kernel."""
         self.client.stop_channels()
         if self.manager.has_kernel:
+            process = self.manager.provisioner.process
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()  # jupyter_client would look every 0.1 s
             self.manager.shutdown_kernel(now=True)
         shutil.rmtree(self.sockets, ignore_errors=True)
 

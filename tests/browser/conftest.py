@@ -31,28 +31,46 @@ def chromium() -> Iterator[Any]:
         yield browser
 
 
+@pytest.fixture(scope="session")
+def free_pages(chromium: Any) -> list[Any]:
+    """Pages that no test has. A window costs a second, and where JupyterLab was before it loads in half the time."""
+    return []
+
+
 @pytest.fixture
-def open_book(server: Server, chromium: Any) -> Iterator[Callable[..., Book]]:
+def open_page(chromium: Any, free_pages: list[Any]) -> Iterator[Callable[..., Any]]:
+    """Lends a page, which its test leaves as it was: ``open_page(width, dark)``."""
+    lent = []
+
+    def opener(width: int, dark: bool) -> Any:
+        page = free_pages.pop() if free_pages else chromium.new_context().new_page()
+        lent.append(page)
+        page.context.set_default_timeout(ACTION_MS)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme="dark" if dark else "light")
+        return page
+
+    yield opener
+    free_pages.extend(lent)
+
+
+@pytest.fixture
+def open_book(server: Server, open_page: Callable[..., Any]) -> Iterator[Callable[..., Book]]:
     """Writes a notebook and opens it: ``open_book(name, cells, front="lab", width=1300, dark=False)``."""
-    contexts = []
+    books = []
 
     def opener(
         name: str, cells: list[str], *, front: str = "lab", width: int = 1300, dark: bool = False, on: Server = server
     ) -> Book:
-        path = on.notebook(name, cells)
-        context = chromium.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
-        )
-        context.set_default_timeout(ACTION_MS)
-        contexts.append((context, on))
-        book = Book(context.new_page(), on, path, front)
+        book = Book(open_page(width, dark), on, on.notebook(name, cells), front)
+        books.append(book)
         book.open(f"token={TOKEN}&reset")
         book.ready()
         book.command("apputils:change-theme", {"theme": f"JupyterLab {'Dark' if dark else 'Light'}"})
         return book
 
     yield opener
-    for context, _ in contexts:
-        context.close()
-    for used in {id(on): on for _, on in contexts}.values():
+    for book in books:
+        book.leave()
+    for used in {id(book.server): book.server for book in books}.values():
         used.end_kernels()

@@ -158,6 +158,18 @@ def serving(base: Path, app: str, home: Path, options: Sequence[str] = ()) -> It
         wait_until(lambda: not left_running(home), "server, kernels and recorders end")
 
 
+def listen(page: Any, **listeners: Callable[[Any], object]) -> Callable[[], None]:
+    """Calls back on a page's events, until what it returns is called."""
+    for event, listener in listeners.items():
+        page.on(event, listener)
+
+    def deaf() -> None:
+        for event, listener in listeners.items():
+            page.remove_listener(event, listener)
+
+    return deaf
+
+
 @dataclass
 class Book:
     """A notebook open in JupyterLab (``front`` is lab) or in Notebook 7 (notebook)."""
@@ -170,10 +182,22 @@ class Book:
     requests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.on("console", lambda m: self.console.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.console.append(f"pageerror: {error} {error.stack}"))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("dialog", lambda dialog: dialog.accept())
+        self._deaf = listen(
+            self.page,
+            console=lambda m: self.console.append(m.text) if m.type in ("error", "warning") else None,
+            pageerror=lambda error: self.console.append(f"pageerror: {error} {error.stack}"),
+            request=lambda request: self.requests.append(request.url),
+            dialog=lambda dialog: dialog.accept(),
+        )
+
+    def leave(self) -> None:
+        """Leaves the page to another notebook: the only one of its context, with nothing stored and nobody listening."""
+        for other in self.page.context.pages:
+            if other is not self.page:
+                other.close()
+        self.page.goto(f"{self.server.url}api")  # of the same origin, whose store it is
+        self.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+        self._deaf()
 
     def open(self, query: str = "reset") -> None:
         """Opens the notebook on its page; another one that was there is closed."""

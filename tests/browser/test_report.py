@@ -14,7 +14,7 @@ from test_export import HOSTILE, busy_run
 from test_remote import elsewhere
 
 from bench.long_run import long_run
-from browser.driver import ACTION_MS, SCREENSHOTS
+from browser.driver import SCREENSHOTS, listen
 from cellmeter.export.html import html_report
 from cellmeter.export.rows import cell_rows
 from cellmeter.remote import RemoteDevice
@@ -35,6 +35,21 @@ class Report:
     trouble: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._deaf = listen(
+            self.view,
+            console=lambda m: self.trouble.append(m.text) if m.type == "error" else None,
+            pageerror=lambda error: self.trouble.append(str(error)),
+            dialog=lambda dialog: self.trouble.append(dialog.message),
+            request=lambda request: self.requests.append(request.url),
+        )
+
+    def leave(self) -> None:
+        """Leaves the page to another report."""
+        self.view.emulate_media(media="null")
+        self.view.goto("about:blank")
+        self._deaf()
+
     def column(self, number: int) -> list[str]:
         """What a column of the cells' table shows."""
         return list(self.view.locator(f"#cells tbody tr > :nth-child({number})").all_inner_texts())
@@ -54,30 +69,22 @@ class Report:
 
 
 @pytest.fixture
-def open_report(tmp_path: Path, chromium: Any) -> Iterator[Callable[..., Report]]:
+def open_report(tmp_path: Path, open_page: Callable[..., Any]) -> Iterator[Callable[..., Report]]:
     """Writes a run's report and opens it: ``open_report(run, width=1300, dark=False, judgement=None)``."""
-    contexts = []
+    reports = []
 
     def opener(run: Run, *, width: int = 1300, dark: bool = False, judgement: Judgement | None = None) -> Report:
         path = tmp_path / "report.html"
         path.write_text(html_report(run, judgement, PRICES), "utf-8")
-        context = chromium.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
-        )
-        context.set_default_timeout(ACTION_MS)
-        contexts.append(context)
-        report = Report(context.new_page(), path.as_uri())
-        report.view.on("console", lambda m: report.trouble.append(m.text) if m.type == "error" else None)
-        report.view.on("pageerror", lambda error: report.trouble.append(str(error)))
-        report.view.on("dialog", lambda dialog: report.trouble.append(dialog.message))
-        report.view.on("request", lambda request: report.requests.append(request.url))
+        report = Report(open_page(width, dark), path.as_uri())
+        reports.append(report)
         report.view.goto(report.address)
         report.view.locator(".timeline canvas").first.wait_for(state="attached")
         return report
 
     yield opener
-    for context in contexts:
-        context.close()
+    for report in reports:
+        report.leave()
 
 
 def hostile_busy_run() -> Run:
