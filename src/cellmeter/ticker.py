@@ -8,7 +8,7 @@ from typing import Any
 
 from cellmeter import nearly_full
 from cellmeter.spans import STEP
-from cellmeter.words import bytes_text, count_text, of_text, seconds_text, value_text
+from cellmeter.words import bytes_text, count_text, of_text, percent_text, seconds_text, value_text
 
 MOST_PARTS = 6  # of each kind
 RATE_SECONDS = 10.0
@@ -83,7 +83,7 @@ def nearly_full_text(event: Event) -> str:
     others = own is not None and own < nearly_full.OWN_SHARE * limit
     whose = f", {value_text(own, 'By')} of it this kernel's" if others else ""
     then = "allocations may fail" if event["from"] == "rlimit" else "the kernel may be killed"
-    return f"memory: {of_text(used, limit, 'By')} ({event['from']}): {100 * used / limit:.0f} %{whose}, {then}"
+    return f"memory: {of_text(used, limit, 'By')} ({event['from']}): {percent_text(100 * used / limit)}{whose}, {then}"
 
 
 def _put(parts: dict[str, str], key: str, text: str) -> None:
