@@ -195,8 +195,8 @@ def test_no_more_than_ten_findings_are_shown_and_the_rest_is_counted() -> None:
 
 def test_a_clean_run_is_said_to_be_clean_as_far_as_could_be_seen() -> None:
     text = export.render(a_run(a_cell(5)), "text")
-    assert "No warnings: 5 rules found nothing, 11 did not apply." in text
-    assert "Not judged: 11 did not apply" in text
+    assert "No warnings: 5 rules found nothing, 12 did not apply." in text
+    assert "Not judged: 12 did not apply" in text
     assert "There was nothing to judge." in export.render(a_run(), "text")
     nothing = Judgement((), (Checked("memory-spike", "error", "ZeroDivisionError"),))
     assert "Nothing could be judged." in export.render(a_run(), "text", nothing)
