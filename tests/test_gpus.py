@@ -240,7 +240,14 @@ def test_a_gpu_that_comes_while_a_cell_runs(recorded: dict[str, Recorded]) -> No
 COMES_AT_3 = "gpu\nat 0 gpu 0 util=10\ngpu from=3\nat 0 gpu 1 util=90"
 START = 'cell = recording.cell_started("train()")\n'
 EARLIER = 'recording.cell_ended(recording.cell_started("first()"), "ok")\ntime.sleep(7)\n'
-RECORDINGS["before-and-after"] = Recording(f"live\n{COMES_AT_3}", code=PROCESS.replace(START, EARLIER + START))
+RECORDINGS["before-and-after"] = Recording(
+    f"live\n{COMES_AT_3}",
+    environ={
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    },  # a GPU that nobody holds counts nowhere
+    code=PROCESS.replace(START, EARLIER + START),
+)
 
 
 def test_cells_before_and_after_a_gpu_came(recorded: dict[str, Recorded]) -> None:
