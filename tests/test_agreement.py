@@ -282,6 +282,16 @@ def test_a_cell_reads_the_same_wherever_it_is_said(monkeypatch: pytest.MonkeyPat
     assert "memory 64 GiB (" in " ".join(render(run, "text").split())
 
 
+def test_the_sample_after_a_cells_end_is_in_no_mean_of_it() -> None:
+    """Nor is it in the table's, and of a short cell it is much."""
+    specs = charts.panels([Column("gpu.utilization", "gpu0", "%")], {}, [GPU], ("gpu",))
+    frame = charts.Frame(specs, np.array([0.0, 0.1, 0.2, 0.3001]), np.array([[60.0], [60.0], [60.0], [0.0]]))
+    assert "GPU 60 % mean" in still.summary(frame, still.Facts("x", "ok", 0.3))
+    assert "GPU 40 % mean" in still.summary(
+        replace(frame, time=frame.time + 1, values=frame.values * 0 + 40), still.Facts("x", "ok", 0.3)
+    )
+
+
 def test_what_the_first_cell_did_before_the_first_sample_is_in_the_runs_total() -> None:
     """The kernel runs on while its recorder starts: such a cell has its bytes by its own edges alone."""
     run = a_run(a_cell(2, disk_written=MIB), a_cell(2, disk_written=MIB))

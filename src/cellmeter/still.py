@@ -6,6 +6,7 @@ import base64
 import gzip
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from cellmeter.errors import BadUsage
 from cellmeter.gpu_shares import shares_text
 from cellmeter.metrics import SHORT_FOR_CPU_SECONDS
 from cellmeter.rules.ownership import not_used
-from cellmeter.run import Cell, Run
+from cellmeter.run import Cell, Run, Series, time_weighted_mean
 from cellmeter.usage import GpuMemory, own_part
 from cellmeter.words import UNKNOWN, cell_cores_text, change_text, peak_text, seconds_text, value_text
 
@@ -85,12 +86,12 @@ def _numbers(frame: charts.Frame, facts: Facts) -> list[str]:
         elif spec.key == "cpu":
             cores = facts.cores
             if cores is None and facts.seconds >= SHORT_FOR_CPU_SECONDS:  # no end edge: only samples tell
-                cores = _mean(frame.time, values[:, mains[0]])
+                cores = _mean(frame.time, values[:, mains[0]], facts.seconds)
             parts.append(f"CPU {cell_cores_text(cores, facts.seconds, spec.limit)}")
         elif spec.key == "memory":
             parts.append(_memory(spec, values, facts))
         elif spec.unit == "%":
-            means = [m for i in mains if (m := _mean(frame.time, values[:, i])) is not None]
+            means = [m for i in mains if (m := _mean(frame.time, values[:, i], facts.seconds)) is not None]
             mean = sum(means) / len(means) if means else None
             parts.append(f"{spec.title} {value_text(mean, '%')} mean, {_peak(values[:, mains], '%')} peak")
         elif spec.key == "gpu-memory" and (shares := _shares(spec, values, facts)):
@@ -141,17 +142,13 @@ def _peak(values: Floats, unit: str) -> str:
     return value_text(float(known.max()) if len(known) else None, unit)
 
 
-def _mean(times: Floats, values: Floats) -> float | None:
-    """Each reading stands for the time up to it, from the one before, known or not."""
+def _mean(times: Floats, values: Floats, seconds: float) -> float | None:
+    """As the tables have it: the sample taken at the cell's end tells of what comes after it too, and counts if it is all."""
     import numpy as np
 
-    valid = ~np.isnan(values)
-    if not valid.any():
-        return None
-    weights = np.diff(times, prepend=min(0.0, float(times[0])))[valid]
-    if weights.sum() <= 0:
-        return float(values[valid].mean())
-    return float(np.average(values[valid], weights=weights))
+    series = Series(times, values, np.zeros(len(times), np.int64))
+    inside = time_weighted_mean(series, 0.0, seconds)
+    return inside if inside is not None else time_weighted_mean(series, 0.0, math.inf)
 
 
 def with_exact_peak(frame: charts.Frame, facts: Facts) -> charts.Frame:

@@ -104,7 +104,7 @@ def courses(
 ) -> dict[Key, Course]:
     """The samples of a cell, from its edge ``start`` to ``end``, and the one taken at its end if it comes in time."""
     found = {key: Course() for key in keys}
-    before = 0.0
+    before, seconds = 0.0, (end["t"] - start["t"]) * 1e-9
     segments = [entry for entry in header["segments"] if entry["stream"] == stream]
     deadline = time.monotonic() + LAST_SAMPLE_SECONDS if stream == "main" else 0.0
     for entry in segments:
@@ -117,7 +117,11 @@ def courses(
                 stamps, seqs, flags, *columns = zip(*rows, strict=True)
                 times = [(stamp - start["t"]) * 1e-9 for stamp in stamps]
                 since = [before, *times[:-1]]
-                weights = [min(max(b - a, 0.0), LONGEST_READING_SECONDS) for a, b in zip(since, times, strict=True)]
+                # the one at the end tells of what comes after it too, so it has no weight
+                weights = [
+                    min(max(b - a, 0.0), LONGEST_READING_SECONDS) if b <= seconds else 0.0
+                    for a, b in zip(since, times, strict=True)
+                ]
                 before = times[-1]
                 complete = bool(flags[-1] & EDGE_END and seqs[-1] == end["seq"])
                 for (_, key), values in zip(wanted, columns, strict=True):
