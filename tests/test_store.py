@@ -124,8 +124,8 @@ def test_a_run_and_what_it_holds_are_said_shortly(write_run: Callable[..., tuple
     folder, writer = write_run(notebook="a.ipynb")
     writer.event({"event": "end", "t": at(3.5), "ending": "stopped", "signal": None, "exit_code": None})
     run = read_run(folder)
-    assert repr(run) == f"<Run {folder.name}: 1 cell in 3.5 s, stopped>"
-    assert repr(run.cells) == "(<Cell 1: In [5], ok 1 s, ''>,)"
+    assert repr(run) == f"<Run {folder.name}: 1 cell in 3.50 s, stopped>"
+    assert repr(run.cells) == "(<Cell 1: In [5], ok 1.00 s, ''>,)"
     frame = run.cells_frame()
     assert frame.index.tolist() == [1]
     (row,) = frame.to_dict("records")
