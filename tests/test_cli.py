@@ -379,7 +379,7 @@ def test_doctor_says_what_can_be_measured(cellmeter: Call) -> None:
 def test_doctor_names_what_a_hub_allows(cellmeter: Call) -> None:
     hub = {"JUPYTERHUB_USER": "somebody", "MEM_LIMIT": str(512 << 20), "CPU_LIMIT": "0.5"}
     said = cellmeter("doctor", env={**os.environ, **hub}).stdout
-    assert "0.5 GiB (JupyterHub (MEM_LIMIT)), 0.5 cores (JupyterHub (CPU_LIMIT))" in said
+    assert "512 MiB (JupyterHub (MEM_LIMIT)), 0.5 cores (JupyterHub (CPU_LIMIT))" in said
 
 
 def test_doctor_says_of_eight_gpus_what_they_share_but_once(cellmeter: Call, tmp_path: Path) -> None:
