@@ -201,7 +201,11 @@ def test_with_workers_it_says_the_words_of_the_panel(auto: Kernel) -> None:
     assert float(found[1]) > float(found[2]) + 250
     shown = re.search(r"memory peak (\d{3}) MiB of .*, kernel alone ([\d.]+) MiB", panel)
     assert shown, panel
-    assert shown.groups() == found.groups()
+    run = auto.recorded_cells(4)
+    whole = next(part for part in strip.parts(Path(run.path), *edges(run, run.cells[2])) if part.name == "memory").words
+    assert re.search(rf"peak {shown[1]} MiB \(.*\), kernel alone {shown[2]} MiB", whole)
+    # on a busy machine the line may have been made before the sample at the cell's end was there
+    assert [float(x) for x in found.groups()] == pytest.approx([float(x) for x in shown.groups()], abs=3)
 
 
 def test_pieces_of_any_size_say_the_same(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from cellmeter.records import first_since, record_layout
 from cellmeter.usage import FOREIGN, HELD, PROCESSES, USED, GpuMemory, ProcessList
 from cellmeter.words import of_text, value_text
 
-MOST_COMPARED = 32  # process lists that are held against the memory in use at their time, which takes 60 µs each
+MOST_COMPARED = 32  # process lists that are held against the memory in use at their time, each by a search in the file
 
 Key = tuple[str, str]  # metric, subject
 Row = tuple[int, Mapping[Key, float]]

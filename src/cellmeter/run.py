@@ -35,6 +35,7 @@ from cellmeter.usage import CellUsage as CellUsage
 from cellmeter.usage import GpuUsage as GpuUsage
 from cellmeter.usage import cell_usage as cell_usage
 from cellmeter.usage import cpu_seconds as cpu_seconds
+from cellmeter.usage import last_sample as last_sample
 from cellmeter.usage import peak_of as peak_of
 from cellmeter.usage import usages
 from cellmeter.words import seconds_text

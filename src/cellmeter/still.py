@@ -16,7 +16,7 @@ from cellmeter.errors import BadUsage
 from cellmeter.gpu_shares import shares_text
 from cellmeter.metrics import SHORT_FOR_CPU_SECONDS
 from cellmeter.rules.ownership import not_used
-from cellmeter.run import Cell, Run, Series, time_weighted_mean
+from cellmeter.run import Cell, Run, Series, last_sample, time_weighted_mean
 from cellmeter.usage import GpuMemory, own_part
 from cellmeter.words import UNKNOWN, cell_cores_text, change_text, peak_text, seconds_text, value_text
 
@@ -264,7 +264,7 @@ def cell_png(run: Run, cell: Cell, groups: Sequence[Group] = charts.DEFAULT_GROU
 
 def _recorded(run: Run, cell: Cell) -> tuple[charts.Frame, Facts]:
     end = run.duration if cell.end is None else cell.end
-    frame = charts.frame_of(run, cell.start, end + 0.5 / run.rate_hz, charts.GROUPS)
+    frame = charts.frame_of(run, cell.start, last_sample(run, cell), charts.GROUPS)
     panels = charts.without(frame.panels, not_used(run, cell.start, end))
     frame = replace(frame, panels=panels, time=frame.time - cell.start)
     before, after = cell.rss_start_bytes, cell.rss_end_bytes

@@ -231,6 +231,13 @@ def _tagged(series: Series, cell: Cell, end: float) -> Series:
     return Series(part.time[mine], part.values[mine], part.seq[mine])
 
 
+def last_sample(run: Run, cell: Cell) -> float:
+    """When the sample at a cell's end was taken, a little after that: what comes next is another cell's."""
+    end = _end(run, cell)
+    taken = _tagged(run.series("process.memory.rss", "process"), cell, end).time
+    return max(end, float(taken[-1])) if len(taken) else end
+
+
 def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> float | None:
     """See :func:`cpu_seconds`."""
     total = _growth(run.series("process.cpu.time", "process"), cell, end)
