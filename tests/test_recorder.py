@@ -417,11 +417,19 @@ def test_a_worker_that_leaves_the_tree_takes_nothing_from_the_next_cell(subject:
 
 def test_what_a_child_writes_counts_once(subject: Subject, tmp_path: Path) -> None:
     write = (
-        f"import os, time\nf = open({str(tmp_path / 'file')!r}, 'wb')\n"
-        "for i in range(8): f.write(os.urandom(4 << 20)); f.flush(); os.fsync(f.fileno()); time.sleep(0.2)"
+        f"import os\nf = open({str(tmp_path / 'file')!r}, 'wb')\n"
+        "for i in range(8): f.write(os.urandom(4 << 20)); f.flush(); os.fsync(f.fileno())\n"
+        "input()"
     )
+
+    def written() -> list[float]:
+        return list(read_run(subject.folder).series("process.disk.written", "process").values)
+
+    wait_until(written, "the first sample")
     subject.do("import subprocess; c = recording.cell_started('child')")
-    subject.do(f"subprocess.run([sys.executable, '-S', '-c', {write!r}]); recording.cell_ended(c, 'ok')")
+    subject.do(f"p = subprocess.Popen([sys.executable, '-S', '-c', {write!r}], stdin=-1)")
+    wait_until(lambda: written()[-1] - written()[0] >= 32 << 20, "a sample with all of it, of a child that lives")
+    subject.do("p.communicate(b''); recording.cell_ended(c, 'ok')")
     run = subject.ended(1)
     assert 32 << 20 <= (run.usage(run.cells[0]).written_bytes or 0) < 40 << 20
 
