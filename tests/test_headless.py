@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, wait_until
 
-from cellmeter.store import read_run, run_folders
+from cellmeter.store import kernel_of, read_run, run_folders
 
 BIN = Path(sys.executable).parent
 CELLMETER = (sys.executable, "-m", "cellmeter")
@@ -115,6 +115,9 @@ def test_a_run_that_is_stopped_ends_its_kernel_and_reports(home: Path, tmp_path:
     with subprocess.Popen(command, cwd=tmp_path, text=True, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
         wait_until((tmp_path / "there").exists, "the cell to run")
         (folder,) = run_folders(home / "runs")
+        pid, _ = kernel_of(folder) or (0, "")
+        # an interrupt may come to nothing before that: Python drops it in a destructor
+        wait_until(lambda: Path(f"/proc/{pid}/wchan").read_text() in ("hrtimer_nanosleep", "0"), "the cell to sleep")
         process.send_signal(number)
         output, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said

@@ -16,6 +16,7 @@ from prometheus_parts import Scrape, get, served
 
 from cellmeter.export import mlflow, otlp
 from cellmeter.export.readings import Choice
+from cellmeter.rules import RULES
 from cellmeter.run import Run
 from cellmeter.sources.plugin import checked_metrics
 
@@ -286,7 +287,7 @@ def test_rules_and_exports_that_fail(kernel: Kernel, cellmeter: Command, tmp_pat
         "none": "AttributeError: module 'faulty' has no attribute 'none'",
         "memory": "ValueError: its id 'memory-spike' must begin with memory-",
     }
-    assert len(report["checked"]) == 16 + 4
+    assert len(report["checked"]) == len(RULES) + 4
     for name, says in (("broken", "ValueError: no paper"), ("wrong", "TypeError: it made int, not str or bytes")):
         refused = cellmeter(site, "export", "-o", f"x.{name}")
         assert (refused.returncode, refused.stderr) == (

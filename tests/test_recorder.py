@@ -211,8 +211,7 @@ def test_a_full_disk_is_told_of_when_it_has_room_again(script: Script) -> None:
     resource.prlimit(subject.recorder, resource.RLIMIT_FSIZE, (limit[1], limit[1]))
     lost = "samples could not be written: "
     wait_until(lambda: any(lost in gap.reason for gap in read_run(subject.folder).gaps), "the gap")
-    run = read_run(subject.folder)
-    assert run.sample_count > full
+    run = wait_until(lambda: (now := read_run(subject.folder)).sample_count > full and now, "samples after the gap")
     assert run.notices == ()
 
 
