@@ -133,8 +133,15 @@ def test_the_monitor_line_keeps_await_line_numbers_and_other_magics(loaded: Kern
     assert [c.status for c in found] == ["ok", "ok", "error", "ok", "ok", "ok"]
 
 
+def _last_sampled(kernel: Kernel, seq: int) -> bool:
+    run = kernel.recorded_cells(seq)
+    series = run.series("process.memory.rss", "process")
+    return bool(((series.seq == seq) & (series.time >= (run.cells[seq - 1].end or 0))).any())
+
+
 def test_samples_carry_the_cell(loaded: Kernel) -> None:
     loaded.run("import time")
+    wait_until(lambda: _last_sampled(loaded, 1), "the first cell's last sample")  # a recorder that has just begun is late
     loaded.run("time.sleep(0.5)")
     run = loaded.recorded_cells(2)
     series = run.series("process.memory.rss", "process")
