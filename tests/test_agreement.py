@@ -252,6 +252,17 @@ def test_gpus_that_only_others_use_are_in_no_figure_of_the_runs() -> None:
     assert [line.role for line in panels[0].lines] == ["main", "other", "other"]
 
 
+def test_a_gpu_may_have_come_to_be_used_after_the_last_process_list() -> None:
+    """``model.cuda()`` at the end of a long cell: the lists are of before, but the GPU's memory has grown."""
+    late = GpuWork(lambda t: 80 if t > 9 else 0, context=0.0, memory=lambda t: 3 * GIB if t > 9 else float(MIB))
+    early = replace(late, memory=lambda t: 3 * GIB if t > 5 else float(MIB))  # another's: a list came after it
+    run = a_run(a_cell(9.9, gpu={"gpu0": late, "gpu1": early}), devices=[a_device("gpu0"), a_device("gpu1")])
+    assert not_used(run, run.cells[0].start, run.cells[0].end or 0.0) == {"gpu1"}
+    (row,) = cell_rows(run)
+    assert row.gpu_percent is not None
+    assert row.gpu_percent > 5
+
+
 def test_a_cell_reads_the_same_wherever_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its 1.46 GiB were 1.5 in the report, its 4.02 s were 4.0, its 10.4 cores 10, and what it freed had a hyphen."""
     rise = a_cell(

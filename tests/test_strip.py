@@ -186,6 +186,35 @@ def test_gpus_that_only_others_use_count_nowhere(start_kernel: Callable[..., Ker
     assert (used.gpu_percent, unused.gpu_percent, unused.energy_joules) == (pytest.approx(90), 0, 0)
 
 
+def test_a_gpu_of_which_memory_was_taken_at_the_end_may_be_the_cells(
+    start_kernel: Callable[..., Kernel], tmp_path: Path
+) -> None:
+    """``model.cuda()`` after long preparations: the driver's process lists are of before."""
+    trace = "gpu\nat 0 gpu 0 used=1g\nat 1 gpu 0 used=4g util=80\nproc 0 - gpu 0 pid=1 used=1g"
+    kernel = start_kernel(env=nvml_stub.machine(trace, tmp_path, steered=True).environ)
+    kernel.load()
+    kernel.run("%monitor start --auto")
+    kernel.run(
+        "import pathlib, struct, time\n"
+        "def wait(function, calls):\n"
+        f"    log = pathlib.Path({str(tmp_path / 'calls')!r})\n"
+        "    calls += log.read_text().count(function)\n"
+        "    while log.read_text().count(function) < calls: time.sleep(0.02)\n"
+        "def use_gpu():\n"
+        f"    pathlib.Path({str(tmp_path / 'clock')!r}).open('r+b').write(struct.pack('d', 1.0))\n"
+        "    wait('nvmlDeviceGetMemoryInfo', 2)"
+    )
+    cell = "wait('nvmlDeviceGetComputeRunningProcesses', 3)"
+    (before,) = lines(kernel.run(cell))
+    (line,) = lines(kernel.run(f"{cell}\nuse_gpu()"))
+    (after,) = lines(kernel.run(cell))
+    assert before.endswith("GPU not used")
+    assert "80 % peak" in line
+    assert after.endswith("GPU not used"), "the list after it told that another has taken it"
+    shares = [row.gpu_percent for row in cell_rows(kernel.recorded_cells(5))[2:]]
+    assert shares == [0, pytest.approx(5, abs=4.9), 0]
+
+
 def test_with_workers_it_says_the_words_of_the_panel(auto: Kernel) -> None:
     """The peak with them, and the kernel's alone: they may be all that worked."""
     holds = "import sys, time; block = bytearray(300 << 20); print(1, flush=True); time.sleep(30)"

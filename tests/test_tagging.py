@@ -141,7 +141,8 @@ def _last_sampled(kernel: Kernel, seq: int) -> bool:
 
 def test_samples_carry_the_cell(loaded: Kernel) -> None:
     loaded.run("import time")
-    wait_until(lambda: _last_sampled(loaded, 1), "the first cell's last sample")  # a recorder that has just begun is late
+    # a recorder that has just begun is late
+    wait_until(lambda: _last_sampled(loaded, 1), "the first cell's last sample")
     loaded.run("time.sleep(0.5)")
     run = loaded.recorded_cells(2)
     series = run.series("process.memory.rss", "process")

@@ -23,7 +23,7 @@ from cellmeter import charts, gpu_shares, layouts
 from cellmeter.records import first_since, record_layout
 from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, OwnCpu, cpu_seconds, peak_of
 from cellmeter.store import read_header
-from cellmeter.usage import USED, own_part
+from cellmeter.usage import CONTEXT_BYTES, USED, own_part
 from cellmeter.words import UNKNOWN, cell_cores_text, change_text, joules_text, seconds_text, value_text
 
 LEAST_SECONDS = 1.0
@@ -267,7 +267,18 @@ def _not_used(folder: Path, header: Mapping[str, Any], start: Event, end: Event)
         return frozenset()
     held = courses(folder, header, keys, start, end, layouts.PROCESSES)
     # a piece is a reading or more
-    return frozenset(gpu for (_, gpu), seen in held.items() if layouts.never_held(len(seen.pieces), seen.peak or 0.0))
+    never = {gpu: seen for (_, gpu), seen in held.items() if layouts.never_held(len(seen.pieces), seen.peak or 0.0)}
+    return frozenset(
+        gpu
+        for gpu, seen in never.items()
+        if not _may_have_come(folder, header, gpu, {**start, "t": start["t"] + int(seen.pieces[-1].end * 1e9)}, end)
+    )
+
+
+def _may_have_come(folder: Path, header: Mapping[str, Any], gpu: str, last_list: Event, end: Event) -> bool:
+    """As ``rules.ownership`` has it: whether memory was taken of a GPU since the last process list."""
+    used = courses(folder, header, [(USED, gpu)], last_list, end)[USED, gpu]
+    return used.peak is not None and used.peak - used.first >= CONTEXT_BYTES
 
 
 def _gpus(use: Sequence[Course], there: bool) -> list[Part]:

@@ -30,6 +30,7 @@ NO_LIST = "the driver's process lists are read every 2 s, and none was while thi
 LEAST_UNSEEN = 2**30  # beyond the kernel's own memory on a GPU: drivers keep up to 0.6 GiB for themselves
 PROCESSES = "gpu-processes"  # the stream of who holds a context on each GPU
 HELD, FOREIGN, USED = "gpu.process.memory.used", "gpu.foreign.processes", "gpu.memory.used"
+CONTEXT_BYTES = 64 << 20  # a CUDA context takes no less of a GPU's memory; most take some 400 MB
 
 
 class ProcessList(NamedTuple):

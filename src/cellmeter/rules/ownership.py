@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cellmeter.rules.observed import ENOUGH
 from cellmeter.rules.rule import Outcome, not_applicable, unknown
+from cellmeter.series import known
+from cellmeter.usage import CONTEXT_BYTES, HELD, USED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,10 +65,23 @@ def not_used(run: Run, start: float, end: float) -> frozenset[str]:
     """Ids of the GPUs that did nothing for the kernel from ``start`` to ``end``, as far as that is known.
 
     In so short a time that no process list may have been read since the kernel came to hold a GPU, the next one counts too:
-    it goes on holding it.
+    it goes on holding it. And whose GPU it is stays open where a context may have come after the last list.
     """
     until = end if end - start >= 2 * PROCESS_LIST_SECONDS else end + PROCESS_LIST_SECONDS
-    return frozenset(device.id for device in run.devices if ownership(run, device, start, until).whose == "not-mine")
+    return frozenset(
+        device.id
+        for device in run.devices
+        if ownership(run, device, start, until).whose == "not-mine" and not _may_have_come(run, device, start, until)
+    )
+
+
+def _may_have_come(run: Run, device: Device, start: float, end: float) -> bool:
+    """Whether memory was taken of a GPU since the last process list."""
+    lists = run.series(HELD, device.id).between(start, end).time
+    if device.mine is False or not len(lists):
+        return False
+    used = known(run.series(USED, device.id).between(float(lists[-1]), end).values)
+    return bool(len(used) and used.max() - used[0] >= CONTEXT_BYTES)
 
 
 def reason_for(run: Run, metric: str, subject: str) -> str:
