@@ -153,23 +153,27 @@ def open_files(pid: int) -> list[str]:
 
 @pytest.mark.parametrize("rate", [10.0, 50.0])
 def test_nothing_is_missed_while_the_cell_holds_the_gil(script: Script, rate: float) -> None:
-    """In the first cell during which the machine had time for the recorder: else there is a gap that says so."""
+    """Where a busy machine had no time for the recorder, there is a gap that says so; it has for half of it at least."""
     subject = Subject(script, rate=rate)
     subject.do("import ctypes; hold = ctypes.PyDLL(None).usleep")
+    wanted = missed = 0.0
     for number in range(1, 21):
         subject.do("cell = recording.cell_started('hold'); hold(2_000_000); recording.cell_ended(cell, 'ok')")
         run = subject.ended(number)
         cell = run.cells[-1]
-        if not any(cell.start < gap.end and gap.start < (cell.end or 0) for gap in run.gaps):
+        start, end = cell.start, cell.end or 0.0
+        gaps = sum(min(gap.end, end) - max(gap.start, start) for gap in run.gaps if start < gap.end and gap.start < end)
+        tagged = run.usage(cell).samples - 2  # without the samples at the edges
+        assert tagged >= 0.95 * int(rate * (end - start - gaps)) - 1
+        wanted, missed = wanted + end - start, missed + gaps
+        if not gaps:
             break
-    else:
-        raise AssertionError(f"a gap in each of {number} cells: {run.gaps}")
-    tagged = run.usage(cell).samples - 2  # without the samples at the edges
-    assert tagged >= 0.95 * int(rate * (cell.seconds or 0))
+    assert missed < wanted / 2
 
 
 def test_a_stopped_recorder_leaves_a_gap_and_its_cells_keep_their_times(script: Script) -> None:
     subject = Subject(script)
+    wait_until(lambda: len(read_run(subject.folder).series("process.memory.rss", "process").time), "a sample")
     os.kill(subject.recorder, signal.SIGSTOP)
     before = time.monotonic()
     subject.do("cell = recording.cell_started('unseen'); time.sleep(1.3); recording.cell_ended(cell, 'ok')")
