@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jupyter_client.manager import KernelManager
 
 from cellmeter.run import Run
@@ -34,6 +35,8 @@ sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(Path(__file__).parent / "slow_to_import"), os.environ.get("PYTHONPATH")))
 )
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 REPOSITORY = Path(__file__).parents[1]
 OLDER = REPOSITORY / ".venv" / "older"  # ipykernel 6 and IPython 8, put there by the Makefile

@@ -88,7 +88,7 @@ def at_most(part: float | None, whole: float | None) -> bool:
     return part is None or whole is None or part <= whole * (1 + 1e-9) + 1e-6
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(runs)
 def test_no_part_is_more_than_its_whole(run: Run) -> None:
     used = [run.usage(cell) for cell in run.cells]
@@ -109,7 +109,7 @@ def test_no_part_is_more_than_its_whole(run: Run) -> None:
     assert all(at_most(finding.waste.gpu_seconds, run.duration) for finding in judge(run).findings)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(runs)
 def test_no_mean_is_above_its_peak_and_no_reading_either(run: Run) -> None:
     peaks = memory_peaks(run)
@@ -140,7 +140,7 @@ def agree(one: Any, other: Any) -> bool:
     return all(missing) if any(missing) else bool(one == pytest.approx(other, abs=1e-6))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     runs, st.sampled_from([None, ("gpu.utilization", "gpu0"), ("gpu.energy", "gpu0"), ("process.cpu.time", "process")])
 )
@@ -179,7 +179,7 @@ def test_all_formats_have_the_same_figures_of_a_cell(run: Run, lost: tuple[str, 
             assert gone.get(lost[0], cell["cpu_seconds"]) is None
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(runs)
 def test_samples_in_a_file_are_those_of_the_run(run: Run) -> None:
     file = io.BytesIO()

@@ -452,14 +452,14 @@ def test_markdown_takes_no_label_for_markup_or_for_a_table_edge() -> None:
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [7, 7]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_escaped_markdown_has_no_bare_special_character(text: str) -> None:
     bare = re.sub(r"\\.", "", markdown.escaped(text))  # what a backslash stands before is text
     assert not re.search(r"[<>|`*_\[\]\\]", bare)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(codec=None)))
 def test_plain_text_is_printable_utf_8_on_one_line(text: str) -> None:
     shown = plain(text)

@@ -294,7 +294,6 @@ def test_a_machine_that_began_anew_is_unknown_for_that_scrape() -> None:
     assert found.readings["host.cpu.usage", "node7:host"].t == [1015000, 1030000, 1060000]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0, CORES), min_size=3, max_size=40),
     st.lists(st.floats(0, 40 * 15), max_size=6),
@@ -371,7 +370,7 @@ def test_only_the_source_is_known_before_anything_is_fetched(folder: Path) -> No
     assert "not asked yet" in export.render(read_run(folder), "md")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(data=st.data())
 def test_damage_is_one_line_and_never_a_wrong_number(folder: Path, data: st.DataObject) -> None:
     keep(folder, SOURCE, some_told(), WALL + 100, WALL + 200)
@@ -410,7 +409,7 @@ JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(data=st.data())
 def test_lines_of_any_content_leave_the_run_readable(folder: Path, data: st.DataObject) -> None:
     from cellmeter import form
@@ -605,7 +604,7 @@ def test_a_gpu_elsewhere_that_is_not_called_underused(use: Any, seconds: float, 
     assert (checked.outcome, findings) == (outcome, [])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.floats(0.5, 1.0))
 def test_chance_alone_makes_no_finding(seed: int, busy: float) -> None:
     """A GPU that is busy half of the time or more, in bursts that scrapes hit by chance: a false alarm is rare."""

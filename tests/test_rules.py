@@ -444,7 +444,7 @@ def test_rules_declare_metrics_of_the_catalogue() -> None:
 # ── properties ──
 
 levels = st.lists(st.integers(1, 100), min_size=12, max_size=12)
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 
 
 def stepwise(percents: list[int], step: float) -> CellPlan:

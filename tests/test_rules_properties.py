@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from builders import GIB, MIB, CellPlan, GpuWork, Signal, a_cell, a_device, a_run, bursts, hump
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellmeter.failures import Failure
@@ -25,7 +25,7 @@ from cellmeter.settings import Prices
 
 NOISE = 0.01
 WITHOUT_NOISE = {"reasons", "context", "foreign", "children", "blocked", "free", "throttled"}
-quick = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=6)
 
 
 @dataclass(frozen=True)

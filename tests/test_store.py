@@ -183,7 +183,7 @@ def test_a_flipped_bit_is_noticed(data: st.DataObject) -> None:
     assert unsealed(bytes(line)) is None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(data=st.data())
 def test_damage_gives_the_truth_or_a_clear_error(
     data: st.DataObject, write_run: Callable[..., tuple[Path, Writer]]
@@ -214,7 +214,7 @@ JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(data=st.data())
 def test_a_foreign_header_or_event_is_one_line(
     data: st.DataObject, write_run: Callable[..., tuple[Path, Writer]], capsys: pytest.CaptureFixture[str]
@@ -268,7 +268,7 @@ SAID = {
 }
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(data=st.data())
 def test_anything_said_in_the_right_form_makes_a_report_or_is_one_line(
     data: st.DataObject, write_run: Callable[..., tuple[Path, Writer]], capsys: pytest.CaptureFixture[str]

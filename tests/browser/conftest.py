@@ -71,6 +71,7 @@ def open_book(server: Server, open_page: Callable[..., Any]) -> Iterator[Callabl
 
     yield opener
     for book in books:
+        print(book.seen())  # pytest shows it of a test that failed
         book.leave()
     for used in {id(book.server): book.server for book in books}.values():
         used.end_kernels()

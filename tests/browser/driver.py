@@ -276,6 +276,12 @@ class Book:
         target = self.page if index is None else self.output(index)
         target.screenshot(path=SCREENSHOTS / f"{name}.png")
 
+    def seen(self) -> str:
+        """What stands in its outputs, and what the console said last."""
+        outputs = self.page.locator(".jp-Notebook .jp-OutputArea").all_inner_texts()
+        states = self.page.locator(".cellmeter").evaluate_all("(all) => all.map((el) => JSON.stringify(el.dataset))")
+        return "\n".join([f"{self.path.name}: {self.page.url}", *outputs, *states, *self.console[-20:]])
+
     def complaints(self) -> list[str]:
         """What the console says of us, but not how long a busy machine took to start JupyterLab's plugins."""
         ours = ("cellmeter", "okeh", "anywidget", "blob:")
