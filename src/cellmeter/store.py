@@ -87,6 +87,18 @@ def kernel_of(folder: Path) -> tuple[int, str] | None:
     return (pid, identity) if isinstance(pid, int) and isinstance(identity, str) else None
 
 
+def recorded_in(home: Path, pid: int) -> tuple[str, str | None] | None:
+    """The newest run of a process, and the notebook or script that it says it is of; None if it has none here."""
+    identity = process_identity(pid)
+    for folder in reversed(run_folders(home)):
+        if identity is not None and kernel_of(folder) == (pid, identity):
+            try:
+                return folder.name, read_header(folder).get("notebook")
+            except RunUnreadable:  # it has just begun
+                return folder.name, None
+    return None
+
+
 def is_of_script(folder: Path) -> bool:
     """Whether it is a plain script that is recorded, and no notebook."""
     return _kernel(folder).get("script") is True
