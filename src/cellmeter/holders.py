@@ -26,8 +26,9 @@ class Holder:
     """A process that held memory of one GPU. None: unknown, as a process of another container is, or one that /proc hides.
 
     ``pid`` is an id of the recorder's namespace; with ``host_pid`` it is the host's, which tells nothing in a container.
-    ``start_ticks``: when the process began, in clock ticks since the machine did. ``run`` and ``notebook``: the recording of it
-    that was in the same folder. ``amounts``: from its first, to a twentieth and 256 MiB. ``end``: None if it stayed to the last.
+    ``start_ticks``: when the process began, in clock ticks since the machine did. ``run`` and ``notebook``: the recording of
+    it that was in the same folder. ``amounts``: changes of less than a twentieth or 256 MiB are left out. ``end``: None if
+    it was there to the last.
     """
 
     gpu: str
@@ -63,17 +64,21 @@ class Holder:
         return replace(self, amounts=inside) if inside else None
 
     @property
-    def title(self) -> str:
-        """``alice's python, pid 4711``."""
+    def who(self) -> str:
+        """``alice's python``, and of what it is the kernel if that is known."""
         if self.host_pid:
-            return f"a process of this or another container, pid {self.pid} of the host"
-        who = f"user {self.user}" if self.user is not None and self.user.isdigit() else self.user
-        if who is not None:
-            process = f"{who}'s {self.name}" if self.name is not None else f"a process of {who}"
+            return "a process here or in another container"
+        user = f"user {self.user}" if self.user is not None and self.user.isdigit() else self.user
+        if user is not None:
+            process = f"{user}'s {self.name}" if self.name is not None else f"a process of {user}"
         else:
             process = self.name or "a process that cannot be seen"
-        told = f"{process}, pid {self.pid}"
-        return told if self.run is None else f"{self.recording} ({told})"
+        return process if self.recording is None else f"{self.recording} ({process})"
+
+    @property
+    def title(self) -> str:
+        """``alice's python, pid 4711``."""
+        return f"{self.who}, pid {self.pid}{' of the host' if self.host_pid else ''}"
 
     @property
     def recording(self) -> str | None:
@@ -154,6 +159,12 @@ def others_on(
     if not found and within:
         return others_on(theirs, gpu, start - within, end + within)
     return tuple(sorted(found, key=lambda one: -(one.most_bytes or 0.0)))
+
+
+def others_now(holders: Iterable[Holder]) -> tuple[Holder, ...]:
+    """The processes of others that are still there, with what they hold, those that hold most first."""
+    there = [replace(one, amounts=one.amounts[-1:]) for one in holders if one.end is None and one.whose == "other"]
+    return tuple(sorted(there, key=lambda one: -(one.most_bytes or 0.0)))
 
 
 def told(holder: Holder) -> str:

@@ -295,7 +295,9 @@ def _fullness(run: Run, device: Device, cell: Cell) -> Full | None:
     if not lists:
         lists = process_lists(run, device, start - PROCESS_LIST_SECONDS, end + PROCESS_LIST_SECONDS)
     peak = float(used.max())
-    return Full(device, peak, GpuMemory.of(lists, peak, cell.torch_peak_bytes.get(device.uuid)), _others(run, device, cell))
+    return Full(
+        device, peak, GpuMemory.of(lists, peak, cell.torch_peak_bytes.get(device.uuid)), _others(run, device, cell)
+    )
 
 
 def _of_the_cell(run: Run, cell: Cell, there: Sequence[Full]) -> Sequence[Full]:

@@ -52,7 +52,9 @@ def _ownership(run: Run, device: Device, start: float, end: float) -> Ownership:
     if device.mine is False and not context:
         return Ownership("not-mine", context, f"{device.id} is not visible to this kernel")
     if foreign and (device.mine or context is not False):
-        named = listed([one.title for one in others_on(run.holders, device.id, start, end, within=PROCESS_LIST_SECONDS)])
+        named = listed(
+            [one.title for one in others_on(run.holders, device.id, start, end, within=PROCESS_LIST_SECONDS)]
+        )
         who = f" ({named})" if named else ""
         reason = f"shared: another process held {device.id} too{who}, and only the use of the whole GPU is known"
         return Ownership("shared", context, reason)

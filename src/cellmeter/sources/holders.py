@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 LEAST_CHANGE_BYTES = 256 << 20  # about a bare context's
@@ -31,7 +32,7 @@ class Process:
         self._pid = pid
         self._recorded = recorded
         try:
-            self._uid = os.stat(f"{proc}/{pid}").st_uid
+            self._uid = Path(proc, str(pid)).stat().st_uid
         except OSError:
             return
         import threading

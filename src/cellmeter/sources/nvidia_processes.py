@@ -97,7 +97,9 @@ class NvidiaProcesses:
             self._told.unavailable(_PROCESS_METRICS, link, why)
             self._holding.see(link.gpu.id, held, None)
             return None
-        desktop = {pid for pid in held if pid not in own and pid not in lists[0] and not held[pid] >= LEAST_CHANGE_BYTES}
+        desktop = {
+            pid for pid in held if pid not in own and pid not in lists[0] and not held[pid] >= LEAST_CHANGE_BYTES
+        }
         self._holding.see(link.gpu.id, {pid: used for pid, used in held.items() if pid not in desktop}, own)
         mine = [used for pid, used in held.items() if pid in own]
         memory = float(sum(mine))
