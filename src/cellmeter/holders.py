@@ -152,11 +152,11 @@ def others_on(
 ) -> tuple[Holder, ...]:
     """The processes of others on a GPU from ``start`` to ``end``, with what they held then, those that held most first.
 
-    ``within``: where there is none in that time, so much before and after it counts too.
+    ``within``: how often they are looked for, in seconds; of a time that may lie between two looks, both of these count.
     """
     theirs = [one for one in holders if one.gpu == gpu and one.whose == "other"]
     found = [part for one in theirs if (part := one.between(start, end)) is not None]
-    if not found and within:
+    if not found and end - start < 2 * within:
         return others_on(theirs, gpu, start - within, end + within)
     return tuple(sorted(found, key=lambda one: -(one.most_bytes or 0.0)))
 
