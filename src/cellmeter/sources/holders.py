@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 LEAST_CHANGE_BYTES = 256 << 20  # about a bare context's
@@ -13,7 +16,8 @@ CHANGE_SHARE = 0.05  # of what was last told of a process: what changes by less 
 MOST_TOLD = 32  # processes of one GPU, those that hold most
 BURST = 120.0  # events of one GPU at once; of these, half are kept for processes that come and go
 REFILL_SECONDS = 60.0  # until there may be one more: a day of processes that never rest is 1500 events
-LOOKUP_SECONDS = 0.02  # a user's name may lie in a directory on the network: it comes later then
+LOOKUP_SECONDS = 0.02  # what is known by then is told at once, the rest with a later reading
+MOST_ASKED = 100
 
 Recorded = tuple[str, str | None]
 """The run in which a process is recorded, and the notebook or script that runs in it."""
@@ -23,34 +27,56 @@ Event = dict[str, Any]
 class Process:
     """What /proc tells of a process when it is first seen. What is hidden or gone is None."""
 
-    def __init__(self, pid: int, proc: str, recorded: Callable[[int], Recorded | None]) -> None:
-        """``recorded`` is asked of processes of this user only."""
+    def __init__(self, pid: int, proc: str) -> None:
+        self.pid = pid
         self.name = _text(f"{proc}/{pid}/comm").rstrip("\n") or None
         self.start, self.parent = _start_and_parent(_text(f"{proc}/{pid}/stat"))
+        try:
+            self.uid: int | None = Path(proc, str(pid)).stat().st_uid
+        except OSError:
+            self.uid = None
         self.user: str | None = None
         self.recorded: Recorded | None = None
-        self._pid = pid
+
+
+class Lookups:
+    """Users by their names, and recorded processes: in a thread, as both may lie on a network that is slow to answer."""
+
+    def __init__(self, recorded: Callable[[int], Recorded | None]) -> None:
         self._recorded = recorded
-        try:
-            self._uid = Path(proc, str(pid)).stat().st_uid
-        except OSError:
-            return
-        import threading
+        self._names: dict[int, str] = {}
+        self._asked: SimpleQueue[tuple[Sequence[Process], threading.Event]] = SimpleQueue()
+        self._patience = LOOKUP_SECONDS
+        threading.Thread(target=self._answer, daemon=True).start()
 
-        lookup = threading.Thread(target=self._look_up, daemon=True)
-        lookup.start()
-        lookup.join(LOOKUP_SECONDS)
+    def ask(self, processes: Sequence[Process]) -> None:
+        """Waits for the answers, but a moment only; and not again, once they took longer."""
+        answered = threading.Event()
+        if self._asked.qsize() < MOST_ASKED:
+            self._asked.put((processes, answered))
+            if not answered.wait(self._patience):
+                self._patience = 0.0
 
-    def _look_up(self) -> None:
-        import pwd
+    def _answer(self) -> None:
+        while True:
+            processes, answered = self._asked.get()
+            for process in processes:
+                if process.uid is not None:
+                    with suppress(Exception):  # the next is to be answered in any case
+                        process.user = self._name(process.uid)
+                        if process.uid == os.getuid():  # no other user's runs are here
+                            process.recorded = self._recorded(process.pid)
+            answered.set()
 
-        try:
-            user = pwd.getpwuid(self._uid).pw_name
-        except KeyError:  # as ps has it
-            user = str(self._uid)
-        if self._uid == os.getuid():
-            self.recorded = self._recorded(self._pid)
-        self.user = user
+    def _name(self, uid: int) -> str:
+        import pwd  # not on Windows
+
+        if uid not in self._names:
+            try:
+                self._names[uid] = pwd.getpwuid(uid).pw_name
+            except KeyError:
+                self._names[uid] = str(uid)  # as ps has it
+        return self._names[uid]
 
 
 class Holders:
@@ -64,6 +90,7 @@ class Holders:
         self._proc = proc
         self._refill = interval / REFILL_SECONDS
         self._recorded = recorded
+        self._lookups: Lookups | None = None
         self._processes: dict[int, Process] = {}
         self._told: dict[str, _Told] = {}
         self._events: list[Event] = []
@@ -75,6 +102,8 @@ class Holders:
         told.pids = frozenset(() if own is None else held)
         inside = frozenset[int]().union(*(one.pids for one in self._told.values()))
         self._processes = {pid: known for pid, known in self._processes.items() if pid in inside}
+        if own is not None:
+            self._meet([Process(pid, self._proc) for pid in held if pid not in self._processes])
         every = [self._described(pid, used, own) for pid, used in held.items()]
         every.sort(key=lambda process: -(process["used_bytes"] or 0))
         shown = every[:MOST_TOLD]
@@ -97,13 +126,19 @@ class Holders:
             self._said.add(text)
             self._events.append({"event": "notice", "text": text})
 
+    def _meet(self, processes: Sequence[Process]) -> None:
+        if not processes:
+            return
+        self._processes.update((process.pid, process) for process in processes)
+        if self._lookups is None:
+            self._lookups = Lookups(self._recorded)
+        self._lookups.ask(processes)
+
     def _described(self, pid: int, used: float, own: Collection[int] | None) -> Event:
         amount = None if math.isnan(used) else int(used)
         if own is None:
             return {"pid": pid, "start": None, "user": None, "name": None, "used_bytes": amount, "whose": None}
-        process = self._processes.get(pid)
-        if process is None:
-            process = self._processes[pid] = Process(pid, self._proc, self._recorded)
+        process = self._processes[pid]
         mine = pid in own or process.parent in own  # a child so young that the tree has not been looked at since
         described = {
             "pid": pid,
