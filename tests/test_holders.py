@@ -385,6 +385,13 @@ class TestReports:
             for kind in ("text", "md", "html"):
                 assert "Who else held" not in render(run, kind)
 
+    def test_a_gpu_that_was_full_before_the_kernel_could_use_it(self) -> None:
+        alice = an_event(1, (A, 79 * GIB))
+        for failure, mine, shown in ((OOM, None, True), (OOM, False, False), (None, None, False)):
+            gpu = {"gpu0": GpuWork(90, context=0, memory=79 * GIB, foreign=1)}
+            run = a_run(a_cell(20, gpu=gpu, failure=failure), devices=[a_device("gpu0", mine)])
+            assert ("Who else held GPU memory" in render(held_by(run, alice), "text")) == shown
+
     def test_ids_of_the_host_are_listed_with_what_is_not_known(self) -> None:
         event = an_event(1, (A, 60 * GIB), user=None, name=None, whose=None, start=None) | {"host_pids": True}
         text = render(

@@ -284,6 +284,19 @@ def test_whoever_is_said_to_hold_a_gpu_is_reported_or_refused_in_one_line(
     shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("fields", [{}, {"subject": 1}, {"subject": "gpu0", "processes": [1], "host_pids": False}])
+def test_whoever_follows_a_run_passes_over_holders_of_another_form(
+    fields: dict[str, Any], write_run: Callable[..., tuple[Path, Writer]]
+) -> None:
+    folder, writer = write_run()
+    writer.event({"event": "holders", "t": at(2.5), **fields})
+    followed = Followed(folder)
+    followed.poll()
+    assert followed.others == ()
+    with pytest.raises(RunUnreadable, match="holders"):
+        read_run(folder)
+
+
 VALUES = (
     st.integers(-3, 3)
     | st.floats(-1e3, 1e3)

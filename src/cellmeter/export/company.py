@@ -20,6 +20,8 @@ SHOWN = 20
 def tables(run: Run) -> list[Table]:
     """A row a process and GPU, those that held most first; of GPUs that the kernel may have used, and not its own."""
     idle = not_used(run, 0.0, run.duration)
+    if any(cell.gpu_memory_ran_out for cell in run.cells):  # there may have been too little for a context even
+        idle &= _hidden(run)
     others = [one for one in run.holders if one.whose != "kernel" and one.gpu not in idle]
     if not others:
         return []
@@ -45,10 +47,15 @@ def _row(run: Run, one: Holder) -> tuple[str, ...]:
     )
 
 
+def _hidden(run: Run) -> frozenset[str]:
+    """The GPUs that the kernel may not use."""
+    return frozenset(device.id for device in run.devices if device.mine is False)
+
+
 def fact(run: Run) -> list[Fact]:
     """Who is on the GPUs that the kernel may use, of a run that goes on."""
-    away = {device.id for device in run.devices if device.mine is False}
-    there = [one for one in others_now(run.holders) if one.gpu not in away] if run.ending is None else []
+    hidden = _hidden(run)
+    there = [one for one in others_now(run.holders) if one.gpu not in hidden] if run.ending is None else []
     return [Fact("Others on the GPUs", plain(listed([f"{one.gpu} {told(one)}" for one in there])))] if there else []
 
 
