@@ -234,7 +234,7 @@ def _header(followed: Followed, width: int, ended: str | None) -> list[Text]:
 def _others(followed: Followed, width: int) -> list[Text]:
     """Who else is on the GPUs, in one line."""
     names = [plain(f"{one.gpu} {told(one)}") for one in followed.others]
-    line = Text.assemble(("others ", "bold"), (listed(names), "dim"))
+    line = Text.assemble(("Others  ", "bold"), (listed(names), "dim"))
     line.truncate(width, overflow="ellipsis")
     return [line] if names else []
 

@@ -110,11 +110,11 @@ class Holders:
         told.events_left = min(BURST, told.events_left + self._refill)
         if len(every) > len(shown):
             self._say(f"more than {MOST_TOLD} processes held {gpu} at once: those that held most are recorded")
-        if told.is_news(shown):
-            if told.events_left >= 1.0:
-                self._events.append(told.tell(gpu, shown, own is None))
-            else:
-                self._say(f"processes on {gpu} came and went too fast: not all that held its memory are recorded")
+        cost = told.news(shown)
+        if cost is not None and told.events_left >= cost:
+            self._events.append(told.tell(gpu, shown, own is None))
+        elif cost is not None:
+            self._say(f"who held how much of {gpu} changed too often: not all of it is recorded")
 
     def events(self) -> list[Event]:
         """What is to be told, each but once."""
@@ -162,12 +162,12 @@ class _Told:
         self._who: frozenset[tuple[Any, ...]] = frozenset()
         self._used: dict[int, int | None] = {}
 
-    def is_news(self, processes: list[Event]) -> bool:
+    def news(self, processes: list[Event]) -> float | None:
+        """How many events must be left for it to be told; None: there is nothing new."""
         if _who(processes) != self._who:
-            return True
-        return self.events_left > BURST / 2 and any(
-            _is_other(process["used_bytes"], self._used[process["pid"]]) for process in processes
-        )
+            return 1.0
+        changed = any(_is_other(process["used_bytes"], self._used[process["pid"]]) for process in processes)
+        return BURST / 2 if changed else None
 
     def tell(self, gpu: str, processes: list[Event], host_pids: bool) -> Event:
         self.events_left -= 1.0
