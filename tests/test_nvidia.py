@@ -622,6 +622,45 @@ class TestProcesses:
         assert rig.read("gpu-processes")["gpu.process.memory.used:gpu0"] == GIB
 
 
+class TestHolders:
+    def test_who_they_are_takes_no_further_call(self, start):
+        rig = start("gpu\nproc 1 - gpu 0 pid=42 used=2g\nproc 1 - gpu 0 pid=43", here={42, 43}, pids={42})
+        rig.read("gpu-processes")
+        calls = []
+        for seconds in (0.5, 1, 2):
+            rig.machine.forget_calls()
+            rig.at(seconds)
+            rig.read("gpu-processes")
+            calls.append(set(rig.machine.counts()))
+        assert calls[0] == calls[1] == calls[2]
+        (event,) = rig.opened.holders.events()
+        assert {one["pid"]: one["whose"] for one in event["processes"]} == {42: "kernel", 43: "other"}
+
+    def test_a_desktop_is_told_where_it_holds_much(self, start):
+        rig = start(
+            """
+            gpu
+            proc 0 - gpu 0 pid=42 used=200m type=G
+            proc 0 - gpu 0 pid=43 used=2g type=G
+            proc 0 - gpu 0 pid=44 used=none type=G
+            proc 0 - gpu 0 pid=45 used=100m
+            proc 0 - gpu 0 pid=46 used=100m type=G
+            """,
+            pids={46},
+        )
+        assert rig.read("gpu-processes")["gpu.foreign.processes:gpu0"] == 1
+        (event,) = rig.opened.holders.events()
+        assert {one["pid"] for one in event["processes"]} == {43, 45, 46}
+
+    def test_what_was_told_is_not_told_again_when_all_is_opened_anew(self, start):
+        rig = start("gpu\ngpu from=6\nproc 0 - gpu 0 pid=42 used=2g")
+        rig.read("gpu-processes")
+        assert len(rig.opened.holders.events()) == 1
+        rig.insert("0000:01:00.0")
+        assert rig.look_until(12) == 1
+        assert rig.opened.holders.events() == []
+
+
 class TestContainer:
     """A process in a container may see ids of its own namespace, the host's, or none."""
 
@@ -645,6 +684,19 @@ class TestContainer:
         assert known(rig.read("gpu-processes")) == {}
         reasons = {notice.metric: notice.reason for notice in rig.notices("gpu-processes")}
         assert "another namespace" in reasons["gpu.process.memory.used"]
+
+    def test_who_holds_it_is_told_by_ids_of_the_host(self, start):
+        rig = start(self.TRACE, pids={7}, namespace=self.NAMESPACE, here={7})
+        rig.read("gpu-processes")
+        assert rig.opened.holders.events() == []
+        rig.at(1)
+        rig.read("gpu-processes")
+        (event,) = rig.opened.holders.events()
+        assert event["host_pids"]
+        assert [(one["pid"], one["used_bytes"], one["whose"]) for one in event["processes"]] == [
+            (42, 2 * GIB, None),
+            (43, GIB, None),
+        ]
 
     def test_a_proc_that_hides_its_namespace_is_taken_for_a_container(self, start):
         rig = start(self.TRACE, pids={42}, namespace=None)

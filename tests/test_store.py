@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from cellmeter import form
 from cellmeter.cli import main
@@ -23,6 +24,7 @@ from cellmeter.export.records import cell_records
 from cellmeter.export.selection import Part
 from cellmeter.export.table import write_csv
 from cellmeter.export.traces import trace_spans
+from cellmeter.following import Followed
 from cellmeter.rules import judge
 from cellmeter.run import EDGE_END, Column, Gap, Limit
 from cellmeter.store import (
@@ -43,6 +45,7 @@ from cellmeter.store import (
     sealed,
     unsealed,
 )
+from cellmeter.watch import view
 
 START_NS = 1_000_000_000_000
 COLUMNS = [Column("process.memory.rss", "process", "By"), Column("process.cpu.time", "process", "s")]
@@ -239,6 +242,59 @@ def test_a_foreign_header_or_event_is_one_line(
         assert said.err.startswith("cellmeter: ")
         assert said.err.count("\n") == 1
     shutil.rmtree(folder)
+
+
+HOLDERS = st.fixed_dictionaries(
+    {
+        "pid": st.integers(),
+        "start": st.none() | st.integers(),
+        "user": st.none() | st.text(max_size=3),
+        "name": st.none() | st.text(max_size=3),
+        "used_bytes": st.none() | st.integers(-3, 2**70),
+        "whose": st.sampled_from(["kernel", "other", "?", None]),
+    },
+    optional={"run": JSON, "notebook": st.none() | st.text(max_size=3)},
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
+@given(
+    told=st.lists(
+        st.tuples(st.sampled_from(["gpu0", "gpu1"]), st.floats(-5, 5), st.lists(HOLDERS, max_size=3), JSON), max_size=4
+    ),
+    format=st.sampled_from(["text", "json", "md", "html"]),
+)
+def test_whoever_is_said_to_hold_a_gpu_is_reported_or_refused_in_one_line(
+    told: list[Any], format: str, write_run: Callable[..., tuple[Path, Writer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = {"id": "gpu0", "name": "H100", "uuid": "GPU-0", "memory_bytes": 80 << 30, "mine": True}
+    folder, writer = write_run(devices=[device])
+    for gpu, time, processes, host in told:
+        event = {"t": at(time), "subject": gpu, "processes": processes}
+        writer.event({"event": "holders", **event, "host_pids": host if host in (1, None, "") else False})
+    writer.close()
+    followed = Followed(folder)
+    followed.poll()
+    Console(file=io.StringIO()).print(view(followed, 80, 24))
+    code = main(["report", str(folder), "--format", format])
+    said = capsys.readouterr()
+    assert code in (0, 2)
+    assert said.err.count("\n") == (code == 2)
+    assert "Traceback" not in said.err
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("fields", [{}, {"subject": 1}, {"subject": "gpu0", "processes": [1], "host_pids": False}])
+def test_whoever_follows_a_run_passes_over_holders_of_another_form(
+    fields: dict[str, Any], write_run: Callable[..., tuple[Path, Writer]]
+) -> None:
+    folder, writer = write_run()
+    writer.event({"event": "holders", "t": at(2.5), **fields})
+    followed = Followed(folder)
+    followed.poll()
+    assert followed.others == ()
+    with pytest.raises(RunUnreadable, match="holders"):
+        read_run(folder)
 
 
 VALUES = (

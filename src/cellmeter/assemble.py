@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cellmeter import form
+from cellmeter.holders import holders_from
 from cellmeter.metrics import Metric
 from cellmeter.records import StoredRecords
 from cellmeter.remote import Anchor, Remote, epochs, remote_from
@@ -101,6 +102,7 @@ def run_from(
         notices=(*_notices(events, damaged_lines, damaged_records), *trouble),
         alerts=_alerts(events, start_ns),
         over_budget=_over_budget(events, start_ns),
+        holders=holders_from(events, start_ns),
         plugin_metrics=tuple(Metric(**metric) for metric in header.get("metrics", ())),
         own=own_from(events, start_ns),
         anchors=anchors,

@@ -29,7 +29,7 @@ from cellmeter.sources.hub import limits_in_header
 from cellmeter.sources.nvidia import open_nvidia
 from cellmeter.sources.nvidia_processes import CONTEXTS, NvidiaProcesses
 from cellmeter.sources.peaks import CellPeaks
-from cellmeter.store import Writer, process_identity, prune
+from cellmeter.store import Writer, process_identity, prune, recorded_in
 
 if TYPE_CHECKING:
     from cellmeter.sources.plugin import PluginSource
@@ -113,7 +113,8 @@ class Child:
         clock = SystemClock()
         self._machine_sources, machine, self._tree = _open_machine(self._config.pid)
         self._machine_sources.append(Filesystems(working_folders(self._config.pid, self._config.folder)))
-        self._gpus = open_nvidia(self._tree.pids, self._environ)
+        home = Path(self._config.folder).parent
+        self._gpus = open_nvidia(self._tree.pids, self._environ, recorded=lambda pid: recorded_in(home, pid))
         self._peaks = CellPeaks(self._config.pid, self._tree.pids)
         self._unavailable: dict[str, str] = machine.pop("unavailable")
         if self._peaks.group.unknown is not None:
@@ -214,6 +215,8 @@ class Child:
             return  # a full disk has no file for these columns yet, nor for an event
         if stream.name == "main" and (event := self._full.see(stream.columns, now, seq, row)) is not None:
             self._sampler.event(event)
+        for event in self._gpus.holders.events():
+            self._sampler.event({"t": now, **event})
         for event in self._board.see(stream.segment, stream.columns, now, seq, row):
             self._sampler.event(event)
 

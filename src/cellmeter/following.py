@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from cellmeter.assemble import cells_from
 from cellmeter.errors import CellmeterError
 from cellmeter.export.rows import CellRow, cell_row
 from cellmeter.export.summary import ending
+from cellmeter.form import check_events
+from cellmeter.holders import Holder, holders_from, others_now
 from cellmeter.layouts import rates_of
 from cellmeter.rules import Finding, judge
 from cellmeter.run import Cell, Column, Device, Limit
@@ -57,6 +60,7 @@ class Followed:
         self._records: NDArray[Any] | None = None
         self._open: dict[int, Mapping[str, Any]] = {}
         self._ended_cells = self._summed_up = 0
+        self._holders: dict[str, Sequence[Holder]] = {}
         self._look_at = self._sum_up_at = 0.0
         self._thread: threading.Thread | None = None
         self._heard = time.monotonic()
@@ -90,6 +94,13 @@ class Followed:
                 self._ended_cells += 1
             elif kind == "end":
                 self.ended = True
+            elif kind == "holders":
+                self._take_holders(event)
+
+    def _take_holders(self, event: Mapping[str, Any]) -> None:
+        with contextlib.suppress(ArithmeticError, ValueError):  # in the form of a cellmeter to come
+            check_events([event])
+            self._holders[event["subject"]] = holders_from([event], self.start_ns)
 
     def _take_samples(self, now: float) -> None:
         import numpy as np
@@ -147,6 +158,11 @@ class Followed:
         cells = cells_from(self._open.values(), self.start_ns, "running")
         top = [cell for cell in cells if cell.parent is None or cell.parent not in self._open]
         return top[-1] if top else None
+
+    @property
+    def others(self) -> Sequence[Holder]:
+        """The processes of others on the GPUs now, those that hold most first."""
+        return others_now(one for of_gpu in self._holders.values() for one in of_gpu)
 
     def frame(self) -> charts.Frame:
         """The last two minutes; times in seconds since the run's start."""

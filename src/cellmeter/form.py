@@ -122,6 +122,23 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
         "upper_bound?": bool,
     },
     "nearly_full": {"t": int, "seq": int, "value": NUMBER, "own": NUMBER_OR_NONE, "limit": NUMBER, "from": str},
+    "holders": {
+        "t": int,
+        "subject": str,
+        "host_pids": bool,
+        "processes": [
+            {
+                "pid": int,
+                "start": INT_OR_NONE,
+                "user": TEXT_OR_NONE,
+                "name": TEXT_OR_NONE,
+                "used_bytes": INT_OR_NONE,
+                "whose": TEXT_OR_NONE,
+                "run?": TEXT_OR_NONE,
+                "notebook?": TEXT_OR_NONE,
+            }
+        ],
+    },
     "logged": {"t": int, "pid?": int, "values?": {"*": (int, float, str, list)}, "steps?": {"*": NUMBER}},
     "span": {
         "t": int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cellmeter.holders import others_now
 from cellmeter.run import known, time_weighted_mean
 
 if TYPE_CHECKING:
@@ -29,7 +30,18 @@ def now_of(run: Run, epoch: float) -> dict[str, Any] | None:
         "memory_bytes": _newest(run, TREE if run.subjects(TREE) else RSS, "process", epoch),
         "memory_limit": {"value": limit.value if limit else None, "from": limit.source if limit else None},
         "gpu_memory_bytes": _gpu_memory(run, epoch),
+        "gpu_others": _others(run, epoch),
     }
+
+
+def _others(run: Run, epoch: float) -> list[dict[str, Any]]:
+    """The processes of others on the GPUs that the kernel holds."""
+    gpus = {one.gpu for one in run.holders if one.whose == "kernel" and one.end is None and _is_told(run, epoch)}
+    return [
+        {"gpu": one.gpu, "pid": one.pid, "user": one.user, "name": one.name, "used_bytes": one.most_bytes}
+        for one in others_now(run.holders)
+        if one.gpu in gpus
+    ]
 
 
 def _is_told(run: Run, epoch: float) -> bool:

@@ -19,6 +19,7 @@ from cellmeter.columns import Columns
 from cellmeter.columns import Records as Records
 from cellmeter.columns import Segment as Segment
 from cellmeter.frames import cells_frame, logged_frame, samples_frame, spans_frame
+from cellmeter.holders import Holder
 from cellmeter.metrics import LONGEST_READING_SECONDS as LONGEST_READING_SECONDS
 from cellmeter.metrics import METRICS, RATE_OF, Metric
 from cellmeter.remote import Anchor, Remote, RemoteUsage, epochs, usage_between
@@ -231,6 +232,8 @@ class Run:
     """What the recorder or the reader has to say about this recording: damage, devices lost, what was not recorded."""
     alerts: tuple[AlertFired, ...] = ()
     over_budget: tuple[OverBudget, ...] = ()
+    holders: tuple[Holder, ...] = field(repr=False, default=())
+    """The processes that held memory of GPUs, the kernel's own among them, by the time they were first seen."""
     plugin_metrics: tuple[Metric, ...] = ()
     """What sources of other packages have measured; they are in no catalogue but this run's."""
     own: Own = field(repr=False, default_factory=Own)

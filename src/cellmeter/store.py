@@ -39,6 +39,7 @@ HEADER = "run.json"
 KERNEL = "kernel.json"
 EVENTS = "events.jsonl"
 MOST_WORKER_FILES = 256
+MOST_KERNELS = 200  # recordings among which a process is looked for
 HELD_BYTES = 32 << 20  # of sample files: of a larger run, readings are read from them as they are asked for
 RECORDER_LOG = "recorder.log"
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
@@ -85,6 +86,18 @@ def kernel_of(folder: Path) -> tuple[int, str] | None:
     fields = _kernel(folder)
     pid, identity = fields.get("pid"), fields.get("identity")
     return (pid, identity) if isinstance(pid, int) and isinstance(identity, str) else None
+
+
+def recorded_in(home: Path, pid: int) -> tuple[str, str | None] | None:
+    """The newest run of a process, and the notebook or script that it says it is of; None if it has none here."""
+    identity = process_identity(pid)
+    for folder in reversed(run_folders(home)[-MOST_KERNELS:]):
+        if identity is not None and kernel_of(folder) == (pid, identity):
+            try:
+                return folder.name, read_header(folder).get("notebook")
+            except RunUnreadable:  # it has just begun
+                return folder.name, None
+    return None
 
 
 def is_of_script(folder: Path) -> bool:

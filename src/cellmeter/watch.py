@@ -19,6 +19,7 @@ from cellmeter.errors import MissingExtra, RunUnreadable
 from cellmeter.export.rows import CELL_HEADERS
 from cellmeter.export.summary import SENTENCE_END, plain
 from cellmeter.following import WINDOW_SECONDS, Followed
+from cellmeter.holders import listed, told
 from cellmeter.run import LONGEST_READING_SECONDS
 from cellmeter.store import read_header
 from cellmeter.words import counted, given_text, of_text, seconds_text, value_text
@@ -186,6 +187,8 @@ def view(followed: Followed, width: int, height: int, ended: str | None = None) 
     findings = _findings(followed, width)
     rows = followed.summary.rows
     least = 4 + (2 + len(gpus)) + (len(findings) + 1 if findings else 0) + (2 + min(3, len(rows)) if rows else 0)
+    others = _others(followed, width) if ended is None else []
+    least += len(others)
     high = 2 + (len(gpus) if len(gpus) <= MOST_HIGH_GPUS else 0)  # charts that take more lines where there is room
     tall = max(1, min(MOST_LINES, 1 + (height - least) // high))
     left = height - least - (tall - 1) * high - 1
@@ -193,6 +196,7 @@ def view(followed: Followed, width: int, height: int, ended: str | None = None) 
         *_header(followed, width, ended),
         Text(),
         _charts(followed, frame, gpus, (width, tall), ended is not None),
+        *others,
     ]
     if rows:
         most = max(3, 3 + left)
@@ -225,6 +229,14 @@ def _header(followed: Followed, width: int, ended: str | None) -> list[Text]:
         second = Text.assemble(("▶ ", "green"), (_doing(followed), "bold"), "  ", (plain(cell.first_line), "dim"))
     second.truncate(width, overflow="ellipsis")
     return [first, second]
+
+
+def _others(followed: Followed, width: int) -> list[Text]:
+    """Who else is on the GPUs, in one line."""
+    names = [plain(f"{one.gpu} {told(one)}") for one in followed.others]
+    line = Text.assemble(("Others  ", "bold"), (listed(names), "dim"))
+    line.truncate(width, overflow="ellipsis")
+    return [line] if names else []
 
 
 class _Row(NamedTuple):

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from cellmeter.costs import costs
-from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export import company, elsewhere, plugged, said
 from cellmeter.export.rows import cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, costs_line, size_line
 from cellmeter.export.summary import FINDINGS_SHOWN, counts, facts, lead, mute_counts, plain, unchecked, where
@@ -92,9 +92,9 @@ def _table(headers: Sequence[str], rule: Sequence[str], rows: Iterable[Sequence[
 
 
 def _said(run: Run) -> list[str]:
-    """What plugins measured, what the user's code said, what machines elsewhere did, and what the code was told."""
+    """Who else held GPUs, what plugins measured, what the code said and was told, and what machines elsewhere did."""
     parts = []
-    for table in (*plugged.tables(run), *said.tables(run), *elsewhere.tables(run)):
+    for table in (*company.tables(run), *plugged.tables(run), *said.tables(run), *elsewhere.tables(run)):
         rule = ["---", *["---:"] * (len(table.headers) - 1)]
         note = f"\n\n{table.note}" if table.note else ""
         parts.append(f"### {table.title}{note}\n\n{_table(table.headers, rule, table.rows)}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cellmeter
 from cellmeter.costs import Costs, costs
-from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export import company, elsewhere, plugged, said
 from cellmeter.export.amounts import disk_bytes, tree_peak
 from cellmeter.export.devices import DeviceStatistics, Spread, device_statistics
 from cellmeter.rules import judge
@@ -44,6 +44,7 @@ def report(run: Run, judgement: Judgement | None = None, prices: Prices | None =
         "generator": {"name": "cellmeter", "version": cellmeter.__version__},
         "run": _run(run) | {"notes": [note._asdict() for note in judgement.notes]},
         "devices": [_device(*both) for both in zip(run.devices, device_statistics(run), strict=True)],
+        "gpu_holders": company.fields(run),
         "cells": [_cell(run, cell) for cell in run.cells],
         "plugins": plugged.fields(run),
         **said.fields(run),

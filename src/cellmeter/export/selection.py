@@ -125,4 +125,5 @@ def _with_cells(run: Run, cells: tuple[Cell, ...], part: Part) -> Run:
         own=run.own.only(wanted),
         alerts=tuple(fired for fired in run.alerts if fired.cell in seqs),
         over_budget=tuple(over for over in run.over_budget if over.cell in seqs),
+        holders=tuple(one for one in run.holders if one.between(part.start, run.duration) is not None),
     )

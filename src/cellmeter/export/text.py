@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellmeter.costs import costs
-from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export import company, elsewhere, plugged, said
 from cellmeter.export.amounts import free_disk
 from cellmeter.export.rows import CellRow, cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, SIZES_TITLE, costs_line, size_line
@@ -85,9 +85,9 @@ def text_report(run: Run, judgement: Judgement | None = None, prices: Prices | N
 
 
 def _said(run: Run) -> list[str]:
-    """What plugins measured, what the user's code said, what machines elsewhere did, and what the code was told."""
+    """Who else held GPUs, what plugins measured, what the code said and was told, and what machines elsewhere did."""
     parts = []
-    for table in (*plugged.tables(run), *said.tables(run), *elsewhere.tables(run)):
+    for table in (*company.tables(run), *plugged.tables(run), *said.tables(run), *elsewhere.tables(run)):
         body = _fitted(table.headers, table.rows, terminal_width() - 2, range(1, len(table.headers)))
         parts.append(f"{_paragraph(table.title + (f' ({table.note})' if table.note else ''), '')}\n{_indented(body)}")
     if alarms := said.alarms(run):
@@ -178,10 +178,15 @@ def _running_line(row: Mapping[str, Any], here: str) -> tuple[str, ...]:
         f"{row['pid'] or BLANK}" + ("" if host == here else f" on {plain(host)}"),
         f"{cores_text(now['cpu_cores'])} cores",
         f"{bytes_text(now['memory_bytes'])}{of}",
-        bytes_text(now["gpu_memory_bytes"]),
+        f"{bytes_text(now['gpu_memory_bytes'])}{_others_text(now['gpu_others'])}",
         _last_part(plain(row["notebook"] or row["script"] or ""), 40),
         row["id"],
     )
+
+
+def _others_text(others: Sequence[Mapping[str, Any]]) -> str:
+    held = sum(one["used_bytes"] or 0.0 for one in others)
+    return f" (others {bytes_text(held)})" if held else ""
 
 
 def status_text(run: Run) -> str:
@@ -195,6 +200,7 @@ def status_text(run: Run) -> str:
         ("Recorded", f"{counted(len(metrics), 'metric')} of {', '.join(scopes) or 'nothing'}"),
         *([("Plugins", plugins(run))] if run.plugin_metrics else []),
         ("GPUs", gpus(run)),
+        *company.fact(run),
         *([("Free disk", free)] if (free := free_disk(run)) else []),
         *elsewhere.fact(run),
         *(

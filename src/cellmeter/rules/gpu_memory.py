@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from cellmeter.holders import Holder, listed, others_on, told
 from cellmeter.rules.busy import no_gpu, use_metric, why_missing
 from cellmeter.rules.observed import ENOUGH, Observed, cell_end, observed, readings_of, stretches, titles, top_cells
 from cellmeter.rules.ownership import PROCESS_LIST_SECONDS, ownership, reason_for
@@ -168,6 +169,7 @@ class GpuMemoryNearLimit(DeviceRule):
 
     def _finding(self, run: Run, device: Device, cell: Cell, start: float, peak: float) -> Finding:
         share = percent_text(100 * peak / device.memory_bytes)
+        others = _others(run, device, cell)
         return Finding(
             rule=self.id,
             severity="warning",
@@ -177,10 +179,11 @@ class GpuMemoryNearLimit(DeviceRule):
             start=cell.start,
             end=cell_end(run, cell),
             fact=f"{titles([cell])} filled {device.id} to {share}: from {bytes_text(start)} to "
-            f"{of_text(peak, device.memory_bytes, 'By')}.",
+            f"{of_text(peak, device.memory_bytes, 'By')}{_beside(others)}.",
             consequence="A little more and allocation fails (CUDA out of memory).",
             advice="Use a smaller batch or gradient accumulation, mixed precision, activation checkpointing, and "
-            "torch.no_grad() where no gradient is needed; del what an earlier cell left there.",
+            "torch.no_grad() where no gradient is needed; del what an earlier cell left there"
+            f"{''.join(f'; {step}' for step in _to_shut_down(others))}.",
             evidence=Evidence(USED, peak, self.limit_share * device.memory_bytes, "By"),
         )
 
@@ -191,6 +194,8 @@ class Full(NamedTuple):
     device: Device
     peak: float
     memory: GpuMemory
+    holders: Sequence[Holder]
+    """The processes of others that are known, those that held most first."""
 
     @property
     def share(self) -> float:
@@ -242,7 +247,7 @@ class GpuOutOfMemory(Rule):
             end=cell_end(run, cell),
             fact=f"{cell.title} ran out of memory on {where}: {_whose(run, full)}{tensors}.",
             consequence="The cell failed there. What its variables and its traceback hold stays on the GPU.",
-            advice=_elsewhere(empty) if others else _less(memory),
+            advice=_elsewhere(empty, full.holders) if others else _less(memory),
             evidence=Evidence(USED, full.peak, float(device.memory_bytes), "By"),
         )
 
@@ -255,12 +260,29 @@ def _less(memory: GpuMemory) -> str:
     )
 
 
-def _elsewhere(empty: Sequence[str]) -> str:
+def _elsewhere(empty: Sequence[str], holders: Sequence[Holder]) -> str:
     free = f"; {' and '.join(empty[:2])} stood nearly empty" if empty else ""
-    return (
-        f"Other processes hold much of it: choose another GPU (CUDA_VISIBLE_DEVICES, before the first use of CUDA{free}), "
-        "or ask whose they are; else a smaller batch may fit beside them."
-    )
+    known = any(one.user is not None for one in holders)
+    steps = [
+        *_to_shut_down(holders),
+        f"choose another GPU (CUDA_VISIBLE_DEVICES, before the first use of CUDA{free})",
+        "ask those who run them" if known else "ask whose they are",
+    ]
+    return f"Other processes hold much of it: {', or '.join(steps)}; else a smaller batch may fit beside them."
+
+
+def _to_shut_down(holders: Sequence[Holder]) -> list[str]:
+    """Of the same user, as their runs are in the same folder: what to do, if there is any such process."""
+    own = [f"{one.recording} (pid {one.pid})" for one in holders if one.recording is not None]
+    return [f"shut down what is no longer needed of your own: {listed(own)}"] if own else []
+
+
+def _others(run: Run, device: Device, cell: Cell) -> Sequence[Holder]:
+    return others_on(run.holders, device.id, cell.start, cell_end(run, cell), within=PROCESS_LIST_SECONDS)
+
+
+def _beside(others: Sequence[Holder]) -> str:
+    return f"; others held memory there too: {listed([told(one) for one in others])}" if others else ""
 
 
 def _fullness(run: Run, device: Device, cell: Cell) -> Full | None:
@@ -273,7 +295,9 @@ def _fullness(run: Run, device: Device, cell: Cell) -> Full | None:
     if not lists:
         lists = process_lists(run, device, start - PROCESS_LIST_SECONDS, end + PROCESS_LIST_SECONDS)
     peak = float(used.max())
-    return Full(device, peak, GpuMemory.of(lists, peak, cell.torch_peak_bytes.get(device.uuid)))
+    return Full(
+        device, peak, GpuMemory.of(lists, peak, cell.torch_peak_bytes.get(device.uuid)), _others(run, device, cell)
+    )
 
 
 def _of_the_cell(run: Run, cell: Cell, there: Sequence[Full]) -> Sequence[Full]:
@@ -291,4 +315,7 @@ def _whose(run: Run, full: Full) -> str:
     held = f"this kernel held {'' if full.memory.own_exact else 'at least '}{bytes_text(own)}"
     if others is None:
         return f"{held}, and {in_use}"
-    return f"{held} and others {bytes_text(others)} of its {size}" if others else f"{held} of its {size}"
+    if not others:
+        return f"{held} of its {size}"
+    who = listed([told(one) for one in full.holders]) or run.unavailable.get(f"{FOREIGN}:{full.device.id}")
+    return f"{held} and others {bytes_text(others)} of its {size}{f' ({who})' if who else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from cellmeter.holders import listed, others_on
 from cellmeter.rules.observed import ENOUGH
 from cellmeter.rules.rule import Outcome, not_applicable, unknown
 from cellmeter.series import known
@@ -51,7 +52,11 @@ def _ownership(run: Run, device: Device, start: float, end: float) -> Ownership:
     if device.mine is False and not context:
         return Ownership("not-mine", context, f"{device.id} is not visible to this kernel")
     if foreign and (device.mine or context is not False):
-        reason = f"shared: another process held {device.id} too, and only the use of the whole GPU is known"
+        named = listed(
+            [one.title for one in others_on(run.holders, device.id, start, end, within=PROCESS_LIST_SECONDS)]
+        )
+        who = f" ({named})" if named else ""
+        reason = f"shared: another process held {device.id} too{who}, and only the use of the whole GPU is known"
         return Ownership("shared", context, reason)
     if context or device.mine:
         return Ownership("mine", context, "")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cellmeter.sources import Backlog, Notice, Source
+from cellmeter.sources.holders import Holders, Recorded
 from cellmeter.sources.nvidia_gpm import NvidiaGpm, has_gpm
 from cellmeter.sources.nvidia_processes import NvidiaProcesses
 from cellmeter.sources.nvidia_readings import Nvidia
@@ -42,14 +43,16 @@ def open_nvidia(
     environ: Mapping[str, str],
     clock: Callable[[], float] = time.monotonic,
     proc: str = "/proc",
+    recorded: Callable[[int], Recorded | None] = lambda _: None,
 ) -> NvidiaDriver:
     """All sources for the GPUs of this machine. Never raises: why there are none is in ``unavailable["gpu"]``.
 
     ``pids`` gives the processes whose device memory counts as the kernel's. ``environ`` has the kernel's CUDA_VISIBLE_DEVICES,
     CUDA_DEVICE_ORDER and NVIDIA_VISIBLE_DEVICES; it is looked at on each ``devices()``. ``clock`` is in seconds.
-    ``proc`` tells whether this process is in a container, and which GPUs the driver has.
+    ``proc`` tells whether this process is in a container, which GPUs the driver has, and who holds them; ``recorded`` which
+    of these are recorded too, by process id.
     """
-    return NvidiaDriver(pids, environ, clock, proc)
+    return NvidiaDriver(pids, environ, clock, proc, recorded)
 
 
 class NvidiaDriver:
@@ -61,11 +64,13 @@ class NvidiaDriver:
         environ: Mapping[str, str],
         clock: Callable[[], float],
         proc: str,
+        recorded: Callable[[int], Recorded | None],
     ) -> None:
         self.sources: list[Source] = []
         self.backlogs: list[Backlog] = []
         self.unavailable: dict[str, str] = {}
         self.driver: str | None = None
+        self.holders = Holders(proc, NvidiaProcesses.interval, recorded)
         self._pids = pids
         self._environ = environ
         self._clock = clock
@@ -195,7 +200,7 @@ class NvidiaDriver:
             reasons = "; ".join(f"{key.partition(':')[2]}: {why}" for key, why in unavailable.items())
             return reasons or "the NVIDIA driver finds no GPU"
         main = Nvidia(nvml, links, list(self._gpus.values()), self._ordered, self._environ, self._clock)
-        sources: list[Source] = [main, NvidiaProcesses(nvml, links, self._pids, self._proc)]
+        sources: list[Source] = [main, NvidiaProcesses(nvml, links, self._pids, self._proc, self.holders)]
         self._with_gpm |= {link.gpu.uuid for link in links if has_gpm(nvml, link)}
         if sampled := [link for link in links if link.gpu.uuid in self._with_gpm]:
             sources.append(NvidiaGpm(nvml, sampled))

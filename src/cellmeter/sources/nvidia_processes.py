@@ -11,6 +11,7 @@ from typing import Any
 
 from cellmeter.run import Device
 from cellmeter.sources import Notice
+from cellmeter.sources.holders import LEAST_CHANGE_BYTES, Holders
 from cellmeter.sources.nvml import NAN, UNSUPPORTED, Link, Told, columns_of, first_working, reason
 
 CONTEXTS = "gpu.process.contexts"
@@ -23,7 +24,8 @@ Held = Callable[[Any], dict[int, float]]
 class NvidiaProcesses:
     """Who holds a context on each GPU: the kernel's tree, with how much memory, and how many others.
 
-    Contexts for graphics count for the kernel but not as foreign: every desktop has some, and they compute nothing.
+    Contexts for graphics count for the kernel but not as foreign: every desktop has some, and they compute nothing. Who they
+    are is told where they hold as much as a context for computing does.
 
     In a container, newer drivers give process ids of the caller's namespace and leave out all others (gpuGetProcWithObject
     of NVIDIA's open kernel modules); older ones give the host's, which cannot be translated from inside: ``NSpid`` in /proc
@@ -34,11 +36,14 @@ class NvidiaProcesses:
     name = "gpu-processes"
     interval = 2.0  # a process list can take 4.5 ms and hold the driver's lock meanwhile
 
-    def __init__(self, nvml: Any, links: Sequence[Link], pids: Callable[[], Collection[int]], proc: str) -> None:
+    def __init__(
+        self, nvml: Any, links: Sequence[Link], pids: Callable[[], Collection[int]], proc: str, holders: Holders
+    ) -> None:
         self._nvml = nvml
         self._links = tuple(links)
         self._pids = pids
         self._proc = proc
+        self._holding = holders
         self.columns = tuple(column for link in links for column in columns_of(_PROCESS_METRICS, link))
         self.notices: list[Notice] = []
         self._told = Told(self.notices)
@@ -90,7 +95,12 @@ class NvidiaProcesses:
         if self._contained and not all(os.path.exists(f"{self._proc}/{pid}") for pid in held):
             why = "the driver gives process ids of another namespace: this is a container"
             self._told.unavailable(_PROCESS_METRICS, link, why)
+            self._holding.see(link.gpu.id, held, None)
             return None
+        desktop = {
+            pid for pid in held if pid not in own and pid not in lists[0] and not held[pid] >= LEAST_CHANGE_BYTES
+        }
+        self._holding.see(link.gpu.id, {pid: used for pid, used in held.items() if pid not in desktop}, own)
         mine = [used for pid, used in held.items() if pid in own]
         memory = float(sum(mine))
         if math.isnan(memory):

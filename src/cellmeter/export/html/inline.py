@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export import company, elsewhere, plugged, said
 from cellmeter.export.html.pieces import SEVERITY_WORDS, packaged, text
 from cellmeter.export.rows import CellRow, cell_columns, cell_rows, heads, notable
 from cellmeter.export.sized import SIZE_NAMES, costs_line, size_line
@@ -27,7 +27,7 @@ def inline(run: Run, judgement: Judgement, sizes: tuple[Size, ...], costs: Costs
     """The colours of JupyterLab's theme where there is one."""
     shown = judgement.findings[:FINDINGS_SHOWN]
     more = len(judgement.findings) - len(shown)
-    tables = (*plugged.tables(run), *said.tables(run), *elsewhere.tables(run))
+    tables = (*company.tables(run), *plugged.tables(run), *said.tables(run), *elsewhere.tables(run))
     parts = [
         f"<p>{text(lead(run, judgement))}</p>",
         *(f'<div class="finding info">{text(note.text)}</div>' for note in judgement.notes),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter import timeline
 from cellmeter.costs import Costs, costs
-from cellmeter.export import elsewhere, plugged, said
+from cellmeter.export import company, elsewhere, plugged, said
 from cellmeter.export.amounts import NOTABLE_DISK, disk_bytes, memory_peaks
 from cellmeter.export.devices import device_statistics
 from cellmeter.export.html.advice import costs_section, sizing_section
@@ -114,6 +114,7 @@ def _body(run: Run, judgement: Judgement, spent: Costs | None, drawn: Timeline |
             "Memory", memory_section(run, rows) if rows else "", "" if script else "bands are cells, dots their peaks"
         ),
         section("GPUs", gpus_section(run, device_statistics(run)), "inside cells"),
+        *(section(one.title, _table(one, "as the driver lists processes"), one.note) for one in company.tables(run)),
         section(
             "Right size", sizing_section(sizes(run)), "for what was recorded here, so that it fills 70 to 80 % of it"
         )
