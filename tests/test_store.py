@@ -257,7 +257,7 @@ HOLDERS = st.fixed_dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(
     told=st.lists(
         st.tuples(st.sampled_from(["gpu0", "gpu1"]), st.floats(-5, 5), st.lists(HOLDERS, max_size=3), JSON), max_size=4
