@@ -353,9 +353,9 @@ def test_what_capture_ran_is_the_same_cell_but_a_notebook_run_within_one_is_not(
 
 def test_the_table_of_runs_has_a_row_each_and_says_what_cannot_be_read() -> None:
     row = {"id": "a", "started": "2026-03-01T12:00:00+00:00", "seconds": 65.0, "notebook": "n.ipynb", "cells": 3}
-    good = {**row, "ending": None, "size_bytes": 3 * MIB, "problem": None}
+    good = {**row, "ending": None, "size_bytes": 3 * MIB, "problem": None, "host": "node7"}
     bad = {**dict.fromkeys(good), "id": "b", "size_bytes": 10, "problem": "run.json is damaged"}
-    lines = export.runs_table([good, bad]).splitlines()
+    lines = export.runs_table([good, bad], "node7").splitlines()
     assert lines[2].split() == [
         "a",
         "2026-03-01",
@@ -371,6 +371,9 @@ def test_the_table_of_runs_has_a_row_each_and_says_what_cannot_be_read() -> None
         "n.ipynb",
     ]
     assert lines[3].split() == ["b", "unreadable", "10", "B", "run.json", "is", "damaged"]
+    elsewhere = export.runs_table([good, {**good, "host": "node8"}, bad], "node7").splitlines()
+    assert [line.split()[-2:] for line in elsewhere[2:4]] == [["node7", "n.ipynb"], ["node8", "n.ipynb"]]
+    assert elsewhere[4].split() == lines[3].split(), "whose host is not known"
 
 
 def test_workers_disks_and_what_an_unlabelled_cell_holds_are_in_every_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,26 @@ def test_what_a_launcher_starts_is_part_of_its_run(run: Calls, home: Path, tmp_p
     assert len(run_folders(home / "runs")) == 3, "with no launcher recorded each has a run of its own"
 
 
+def test_ranks_that_begin_at_once_have_a_run_each(home: Path, tmp_path: Path) -> None:
+    """As ``srun cellmeter record`` does; each waits for the other, so that they are recorded at the same time."""
+    path = tmp_path / "rank.py"
+    path.write_text(
+        "import os, pathlib, time\nranks = {'0', '1'}\nmine = os.environ['SLURM_PROCID']\npathlib.Path(mine).touch()\n"
+        "while not ranks <= set(os.listdir()): time.sleep(0.01)\nraise SystemExit(int(mine))"
+    )
+    ranks = [
+        subprocess.Popen(
+            [*RECORD, path], cwd=tmp_path, env=os.environ | {"SLURM_PROCID": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    told = [rank.communicate(timeout=90)[1] for rank in ranks]
+    runs = [read_run(folder) for folder in run_folders(home / "runs")]
+    assert sorted(f"{run.exit_code}" for run in runs) == ["0", "1"]
+    for run in runs:
+        assert f"cellmeter report {run.id} tells more" in told[run.exit_code or 0]
+
+
 def test_a_script_may_start_again_after_it_has_stopped(run: Calls, home: Path, tmp_path: Path) -> None:
     (tmp_path / "twice.py").write_text(
         "import cellmeter\nfor _ in 'ab':\n    cellmeter.start()\n    cellmeter.stop()\n"

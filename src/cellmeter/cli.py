@@ -146,7 +146,8 @@ def _runs(options: argparse.Namespace) -> int:
     else:
         from cellmeter.export import running_table, runs_table
 
-        print("\n\n".join(filter(None, (runs_table(rows), running_table(rows, platform.node())))))
+        here = platform.node()
+        print("\n\n".join(filter(None, (runs_table(rows, here), running_table(rows, here)))))
     return OK
 
 

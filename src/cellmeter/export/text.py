@@ -55,6 +55,7 @@ DISPENSABLE = (
     "CPU",
     "Throughput",
 )  # columns that go first where it is narrow
+RUNS_HEADERS = ("Run", "Started (UTC)", "Duration", "Cells", "Ending", "Size", "Host", "Notebook or script")
 RUNNING_HEADERS = ("PID", "CPU", "Memory", "GPU memory", "Notebook or script", "Run")
 SIGNS = {"critical": "■ CRITICAL", "warning": "▲ WARNING", "info": "● NOTE"}
 
@@ -134,15 +135,22 @@ def _sizes(run: Run) -> str:
     return "\n".join([SIZES_TITLE, *lines]) if lines else ""
 
 
-def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Runs in aligned columns, one a row with the keys of ``cellmeter runs --json``."""
-    headers = ("Run", "Started (UTC)", "Duration", "Cells", "Ending", "Size", "Notebook or script")
-    return _table(headers, [_run_line(row) for row in rows], right={2, 3, 5})
+def runs_table(rows: Sequence[Mapping[str, Any]], here: str) -> str:
+    """Runs in aligned columns, one a row with the keys of ``cellmeter runs --json``.
+
+    Their hosts are told where one is of another machine than this, whose name is ``here``, as in a home that a cluster shares.
+    """
+    table = [RUNS_HEADERS, *map(_run_line, rows)]
+    if all(row["host"] in (None, here) for row in rows):
+        host = RUNS_HEADERS.index("Host")
+        table = [(*line[:host], *line[host + 1 :]) for line in table]
+    return _table(table[0], table[1:], right={2, 3, 5})
 
 
 def _run_line(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["problem"] is not None:
-        return row["id"], "", "", "", "unreadable", bytes_text(row["size_bytes"]), _shortened(plain(row["problem"]), 40)
+        size, problem = bytes_text(row["size_bytes"]), _shortened(plain(row["problem"]), 40)
+        return row["id"], "", "", "", "unreadable", size, "", problem
     return (
         row["id"],
         row["started"][:16].replace("T", " "),
@@ -150,6 +158,7 @@ def _run_line(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["cells"]),
         row["ending"] or "running",
         bytes_text(row["size_bytes"]),
+        plain(row["host"]),
         _last_part(plain(row["notebook"] or row["script"] or ""), 40),
     )
 
