@@ -85,6 +85,26 @@ def test_start_and_stop(kernel: Kernel, home: Path) -> None:
     assert kernel.recorded(0).ending == "stopped"
 
 
+def test_the_first_call_starts_at_the_rate_asked_for(start_kernel: Callable[..., Kernel], home: Path) -> None:
+    kernel = start_kernel()
+    refused = kernel.run("import cellmeter\ntry: cellmeter.start(rate_hz=1000)\nexcept Exception as error: print(error)")
+    assert (refused.stdout, refused.stderr) == ("a rate of 1000 Hz is not possible: choose 0.1 to 100\n", "")
+    assert run_folders(home / "runs") == []
+    assert kernel.run("cellmeter.start(rate_hz=20)").stderr == ""
+    assert re.search(r"Rate +20 a second", kernel.run("%monitor").stdout)
+    assert kernel.run("cellmeter.start(rate_hz=20); cellmeter.start()").stderr == "", "it has that rate"
+
+
+def test_a_recording_that_goes_on_says_that_it_keeps_its_rate(kernel: Kernel) -> None:
+    for asks in ("%monitor start --rate 100", "import cellmeter; cellmeter.start(rate_hz=100)"):
+        reply = kernel.run(asks)
+        assert reply.stderr == (
+            "cellmeter: recording goes on at 10 Hz, not at 100, as a run keeps its rate: "
+            "%monitor stop first, or %%monitor --rate 100 for one cell\n"
+        )
+    assert "interrupt=True goes with max_memory" in kernel.run("cellmeter.start(interrupt=True)").traceback
+
+
 def test_the_status_says_what_is_recorded_what_is_not_and_what_it_costs(kernel: Kernel, home: Path) -> None:
     status = kernel.run("%monitor").stdout
     for expected in (
@@ -311,6 +331,9 @@ def test_the_run_folder_removed_while_it_is_recorded(kernel: Kernel, home: Path)
     reply = kernel.run("%%monitor\nprint('fine')")
     assert (reply.stdout, reply.status) == ("fine\n", "ok")
     assert "Traceback" not in reply.stderr
+    assert kernel.run("%monitor start").status == "ok"
+    kernel.run("x = 2")
+    assert kernel.recorded_cells(1).cells[-1].first_line == "x = 2", "a new run has begun"
 
 
 def test_a_full_disk(kernel: Kernel, home: Path) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from conftest import Kernel
+from conftest import Kernel, wait_until
 
-from cellmeter.nearly_full import NearlyFull
+from cellmeter import memory_watch
+from cellmeter.nearly_full import EVENT, NearlyFull
 from cellmeter.run import Column
+from cellmeter.store import EVENTS, sealed
 from cellmeter.ticker import nearly_full_text
 
 GIB = 2.0**30
@@ -83,6 +87,21 @@ def test_it_is_said_whose_memory_it_is_where_others_fill_it() -> None:
     assert nearly_full_text({**event, "own": 60 * GIB, "from": "rlimit"}) == (
         "memory: 62.1 of 64 GiB (rlimit): 97 %, allocations may fail"
     )
+
+
+def test_a_cell_that_replaces_open_does_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory_watch, "LOOK_SECONDS", 0.01)
+    watch = memory_watch.MemoryWatch(tmp_path)
+    watch.cell_began()
+    with mock.patch("builtins.open", mock.mock_open(read_data="d")) as opened:
+        wait_until(lambda: opened.call_count >= 2, "another look")
+    full = {"event": EVENT, "t": 1, "seq": 1, "value": 62.1 * GIB, "own": GIB, "limit": 64 * GIB, "from": "host"}
+    (tmp_path / EVENTS).write_bytes(sealed(full) + b"\n")
+    said = wait_until(lambda: capfd.readouterr().err, "it to be said")
+    watch.close()
+    assert said.startswith("cellmeter: memory: 62.1 of 64 GiB")
 
 
 @pytest.mark.parametrize("older", [False, True])

@@ -281,6 +281,22 @@ def test_what_cannot_be_run_or_recorded(run: Calls, home: Path, tmp_path: Path) 
         assert "cannot be written: No such file or directory; the run is kept: cellmeter report 2" in late.stderr
 
 
+def test_options_for_a_recording_that_goes_on(run: Calls, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(
+        "import cellmeter\ncellmeter.start(rate_hz=50)\n"
+        "cellmeter.start(rate_hz=20, max_memory='1KiB')\nblock = bytearray(1 << 20)\n"
+        "import time\nuntil = time.monotonic() + 60\nwhile not cellmeter.open_run().over_budget:\n"
+        "    assert time.monotonic() < until\n    time.sleep(0.05)\n"
+    )
+    alone = run(sys.executable, "asks.py")
+    assert alone.returncode == 0, alone.stderr
+    kept = "cellmeter: recording goes on at {} Hz, not at {}, as a run keeps its rate: {}"
+    assert alone.stderr.splitlines()[0] == kept.format(50, 20, "cellmeter.stop() first")
+    assert "memory budget 1KiB" in alone.stderr
+    recorded = run(*RECORD, "--rate", "20", "asks.py")
+    assert recorded.stderr.splitlines()[0] == kept.format(20, 50, "cellmeter record --rate 50 sets it")
+
+
 def test_settings_that_are_not_there_are_said_in_a_line(run: Calls, home: Path, tmp_path: Path) -> None:
     (tmp_path / "starts.py").write_text("import cellmeter\ncellmeter.start()")
     done = run(sys.executable, "starts.py", env={**os.environ, "CELLMETER_CONFIG": "/nope.toml"})

@@ -19,6 +19,7 @@ from cellmeter.lookout import Callback, unit_note
 from cellmeter.prometheus.commands import add_serve_options, serve_beside
 from cellmeter.prometheus.reading import add_start_options, asked_for, attach, probe
 from cellmeter.session import READY_SECONDS, MagicParser, Session, notebook_path, say
+from cellmeter.settings import checked_rate
 
 if TYPE_CHECKING:
     from cellmeter.run import Run
@@ -280,11 +281,12 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     _load(shell, greet=True)
 
 
-def _load(shell: InteractiveShell, greet: bool = False) -> Session:
+def _load(shell: InteractiveShell, greet: bool = False, rate_hz: float | None = None) -> Session:
+    """The shell's session; ``rate_hz``: at which it starts to record if it is a new one."""
     if _NAME not in shell.magics_manager.registry:
         magics = MonitorMagics(shell, Session(shell))
         shell.register_magics(magics)
-        magics.session.attach(greet)
+        magics.session.attach(greet, rate_hz)
     session: Session = shell.magics_manager.registry[_NAME].session
     return session
 
@@ -338,6 +340,10 @@ def start(
     it tells of GPUs and machines elsewhere is joined to this run when it is over.
     Raises BadUsage, FetchFailed, MissingExtra and RecorderUnavailable.
     """
+    if rate_hz is not None:
+        checked_rate(rate_hz)
+    if interrupt and max_memory is None:
+        raise BadUsage("start: interrupt=True goes with max_memory")
     budget = None if max_memory is None else parse_budget(str(max_memory), interrupt)
     source = asked_for(prometheus, match)
     if mlflow:
@@ -351,7 +357,7 @@ def start(
             if trouble is not None:
                 say(trouble)
     else:
-        session = _load(shell)
+        session = _load(shell, rate_hz=rate_hz)
         recording = session.start(rate_hz, budget)
         if source is not None:
             session.read_from(source)

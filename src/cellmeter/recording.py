@@ -94,6 +94,12 @@ class Recording:
                 text = f"sources of plugins could not be looked for: {type(error).__name__}: {error}".splitlines()[0]
                 self.say({"event": "notice", "t": time.monotonic_ns(), "text": text})
 
+    def keeps_rate(self, rate_hz: float | None) -> str | None:
+        """What to say to who asks this recording for another rate; None if it has that one, or any will do."""
+        if rate_hz is None or rate_hz == self.rate_hz:
+            return None
+        return f"recording goes on at {self.rate_hz:g} Hz, not at {rate_hz:g}, as a run keeps its rate"
+
     def next_cell(self) -> OpenCell:
         """Gives a cell its sequence; it has not started yet."""
         with self._lock:

@@ -60,12 +60,17 @@ def start(
 ) -> Recording | None:
     """Records this process as one cell, called ``name`` or by its script; gives back the recording there is, if there is one.
 
+    That keeps its rate, and says so where another is asked for; a budget holds for either.
     A process that a recorded script has started is part of that run (``whole``: it is not), and so is a worker of
     ``multiprocessing`` that runs a recorded module again: None.
     Raises BadUsage and RecorderUnavailable.
     """
     global _now
+    if rate_hz is not None:
+        checked_rate(rate_hz)
     if _now is not None:
+        if _now.pid == os.getpid():
+            _go_on(_now, rate_hz, budget)
         return _now.recording
     if _is_worker() or (not whole and _above_is_script()):
         return None
@@ -73,7 +78,7 @@ def start(
     if (missing := missing_settings()) is not None:
         print(f"cellmeter: {missing}: recording with the defaults", file=sys.stderr)
     if rate_hz is not None:
-        settings = replace(settings, rate_hz=checked_rate(rate_hz))
+        settings = replace(settings, rate_hz=rate_hz)
     script = os.path.abspath(sys.argv[0]) if name is None and sys.argv and sys.argv[0] else None
     recording = Recording.start(settings, script, script=True)
     # a script is one cell: it is sampled at the full rate, and has a row of its own in the report
@@ -84,6 +89,14 @@ def start(
     lookout.cell_began(cell.seq)
     atexit.register(_at_exit)
     return recording
+
+
+def _go_on(now: _Recorded, rate_hz: float | None, budget: Budget | None) -> None:
+    if budget is not None:
+        lookout.set_budget(budget)
+    if (kept := now.recording.keeps_rate(rate_hz)) is not None:
+        how = f"cellmeter record --rate {rate_hz:g} sets it" if now.whole else "cellmeter.stop() first"
+        print(f"cellmeter: {kept}: {how}", file=sys.stderr)
 
 
 def _is_worker() -> bool:

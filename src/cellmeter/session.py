@@ -103,11 +103,11 @@ class Session:
         self._patience = PANEL_SECONDS
         self.lookout = Lookout(self.tell, unasked=True)
 
-    def attach(self, greet: bool) -> None:
+    def attach(self, greet: bool, rate_hz: float | None = None) -> None:
         """Hooks into the shell and starts recording. ``greet``: says so, where somebody reads it."""
         self._tagger.attach()
         atexit.register(self._goodbye)
-        self._guarded(self.start)
+        self._guarded(lambda: self.start(rate_hz))
         told = self._guarded(self._tell_of_last_kernel)
         if greet and not told and self.recording is not None and _is_read(self.shell):
             print(f"cellmeter: recording at {self.recording.rate_hz:g} Hz; {_GREETING}")
@@ -145,18 +145,25 @@ class Session:
             live.prepare(self.shell)
 
     def start(self, rate_hz: float | None = None, budget: Budget | None = None) -> Recording:
-        """Starts a run, or gives back the one there is; a budget holds for either. Raises CellmeterError."""
+        """Starts a run, or gives back the one there is; a budget holds for either. Raises CellmeterError.
+
+        One that goes on keeps its rate, and says so where another is asked for. One whose folder is gone is stopped.
+        """
         if rate_hz is not None:
             checked_rate(rate_hz)
         if self.recording is not None and self.recording.recorder.alive():
-            if budget is not None:
-                self.lookout.set_budget(budget)
-            return self.recording
+            if self.recording.folder.is_dir():
+                if budget is not None:
+                    self.lookout.set_budget(budget)
+                if (kept := self.recording.keeps_rate(rate_hz)) is not None:
+                    say(f"{kept}: %monitor stop first, or %%monitor --rate {rate_hz:g} for one cell")
+                return self.recording
+            self.stop()
         settings = load_settings()
         if (missing := missing_settings()) is not None:
             self.tell(f"{missing}: recording with the defaults")
         if rate_hz is not None:
-            settings = replace(settings, rate_hz=checked_rate(rate_hz))
+            settings = replace(settings, rate_hz=rate_hz)
         self.recording = Recording.start(settings, notebook_path(self.shell))
         self.last_folder = self.recording.folder
         self._told.clear()
