@@ -21,7 +21,7 @@ from conftest import BEGUN, Kernel, wait_until
 
 from cellmeter.export.report_json import schema
 from cellmeter.now import now_of
-from cellmeter.store import run_folders
+from cellmeter.store import name_kernel, new_run_folder, process_identity, run_folders
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -84,7 +84,71 @@ def test_a_run_that_is_recorded_is_not_removed(cellmeter: Call, kernel: Kernel) 
     refused = cellmeter("runs", "rm", name)
     assert refused.returncode == 2
     assert "still being recorded" in refused.stderr
-    assert "kept 1" in cellmeter("runs", "rm", "--all").stdout
+    kept = f"kept: {name} is still being recorded: stop its kernel first\n"
+    assert cellmeter("runs", "rm", "--all").stdout == kept
+
+
+def test_what_is_no_run_is_passed_over_and_removed_if_there_is_nothing_in_it(
+    cellmeter: Call, recorded: str, home: Path, tmp_path: Path
+) -> None:
+    runs = home / "runs"
+    empty, dangling, thesis = (runs / f"29990101T00000{n}Z-abcdef" for n in range(3))
+    empty.mkdir()
+    dangling.symlink_to(tmp_path / "nowhere")
+    thesis.mkdir()
+    (thesis / "thesis.txt").touch()
+    assert recorded in cellmeter("report").stdout, "the newest that is one"
+    removed = cellmeter("runs", "rm", "--all")
+    assert (removed.returncode, removed.stdout.splitlines()) == (
+        0,
+        [
+            f"removed {recorded}",
+            f"removed {empty.name}",
+            f"removed {dangling.name}",
+            f"kept: {thesis} is no cellmeter run, so it is left alone",
+        ],
+    )
+    assert [entry.name for entry in runs.iterdir()] == [thesis.name]
+    (thesis / "thesis.txt").unlink()
+    assert cellmeter("runs", "rm", thesis.name).stdout == f"removed {thesis.name}\n"
+    assert cellmeter("runs", "rm", "--all").stdout == f"there are no runs in {runs}\n"
+
+
+@pytest.mark.parametrize("command", [["report"], ["runs", "rm"], ["watch"], ["export", "--jsonl"]])
+def test_an_empty_name_is_no_run(cellmeter: Call, recorded: str, home: Path, command: list[str]) -> None:
+    refused = cellmeter(*command, "")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "cellmeter: no run has an empty name: `cellmeter runs` lists them\n"
+    assert [folder.name for folder in run_folders(home / "runs")] == [recorded]
+
+
+def test_a_run_that_is_just_starting_is_said_to_be(cellmeter: Call, home: Path) -> None:
+    folder = new_run_folder(home / "runs")
+    name_kernel(folder, os.getpid(), process_identity(os.getpid()))
+    (folder / "recorder.log").touch()
+    for command in (["report"], ["report", folder.name]):
+        refused = cellmeter(*command)
+        assert (refused.returncode, refused.stderr) == (
+            2,
+            f"cellmeter: {folder.name} is just starting: try again in a moment\n",
+        )
+    assert cellmeter("runs", "rm", "--all").stdout.startswith(f"kept: {folder.name} is still being recorded")
+    (folder / "recorder.log").write_text("MemoryError\n")
+    assert "is no cellmeter run: it has no run.json" in cellmeter("report").stderr, "it has failed"
+    assert cellmeter("runs", "rm", folder.name).stdout == f"removed {folder.name}\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_tracebacks(recorded: str, home: Path, tmp_path: Path, closed: str) -> None:
+    (tmp_path / "three.py").write_text("import sys\nprint('out', sys.stdout is None)\nsys.exit(3)")
+    said, python = tmp_path / "said", f"exec {sys.executable} -m cellmeter"
+    for command, code in (("runs", 0), ("report -o x.json", 0), ("report zzz", 2), ("record three.py", 3)):
+        with said.open("w") as file:
+            shell = ["bash", "-c", f"{python} {command} {closed}"]
+            done = subprocess.run(shell, cwd=tmp_path, stdout=file, stderr=file, timeout=120, check=False)
+        assert done.returncode == code, command
+        assert "Error" not in said.read_text()
+    assert json.loads((tmp_path / "x.json").read_text())["run"]["id"] == recorded
 
 
 def test_runs_says_what_each_running_kernel_takes_now(

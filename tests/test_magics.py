@@ -95,6 +95,11 @@ def test_the_first_call_starts_at_the_rate_asked_for(start_kernel: Callable[...,
     assert kernel.run("cellmeter.start(rate_hz=20); cellmeter.start()").stderr == "", "it has that rate"
 
 
+def test_a_run_can_be_opened_in_the_cell_that_starts_it(start_kernel: Callable[..., Kernel], home: Path) -> None:
+    reply = start_kernel().run("import cellmeter\ncellmeter.start()\nprint(cellmeter.open_run().id)")
+    assert (reply.stdout, reply.status) == (f"{run_folders(home / 'runs')[0].name}\n", "ok")
+
+
 def test_a_recording_that_goes_on_says_that_it_keeps_its_rate(kernel: Kernel) -> None:
     for asks in ("%monitor start --rate 100", "import cellmeter; cellmeter.start(rate_hz=100)"):
         reply = kernel.run(asks)

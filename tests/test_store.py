@@ -441,7 +441,7 @@ def test_only_what_is_a_run_is_removed_whatever_its_name(tmp_path: Path) -> None
     thesis = tmp_path / "20260101T000001Z-abcdef"
     thesis.mkdir()
     (thesis / "thesis.txt").touch()
-    with pytest.raises(RunUnreadable, match="nothing was removed"):
+    with pytest.raises(RunUnreadable, match="is left alone"):
         remove_run(thesis)
     assert (thesis / "thesis.txt").exists()
 
@@ -505,7 +505,7 @@ def test_only_ended_runs_are_removed(tmp_path: Path, write_run: Callable[..., tu
     writer.describe(recorder={"pid": pid, "identity": process_identity(pid)})
     with pytest.raises(RunUnreadable, match="still being recorded"):
         remove_run(folder)
-    with pytest.raises(RunUnreadable, match="nothing was removed"):
+    with pytest.raises(RunUnreadable, match="is left alone"):
         remove_run(tmp_path)
     writer.describe(recorder=None)
     remove_run(folder)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cellmeter import __version__, remote, sending
-from cellmeter.errors import BadUsage, CellmeterError, ExportFailed, FetchFailed, MissingExtra
+from cellmeter.errors import BadUsage, CellmeterError, ExportFailed, FetchFailed, MissingExtra, RunUnreadable
 from cellmeter.headless import Executed, Progress
 from cellmeter.now import now_of
 from cellmeter.prometheus import commands as prometheus
@@ -52,6 +52,9 @@ _RUN_HELP = "a run id, an id's unique prefix, or a path (default: the newest run
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of the command; returns the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who calls: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal of few characters gets what it can show
@@ -183,18 +186,17 @@ def _runs_rm(options: argparse.Namespace) -> int:
     if options.all == bool(options.runs):
         raise BadUsage("runs rm: name the runs to remove, or --all")
     folders = run_folders(home) if options.all else [find_run(run, home) for run in options.runs]
-    kept = 0
+    if not folders:
+        print(f"there are no runs in {home}")
     for folder in dict.fromkeys(folders):
         try:
             remove_run(folder)
-        except CellmeterError:
+        except RunUnreadable as error:
             if not options.all:
                 raise
-            kept += 1
+            print(f"kept: {error}")
         else:
             print(f"removed {folder.name}")
-    if kept:
-        print(f"kept {kept} that are still being recorded")
     return OK
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 STARTING_SECONDS = 60.0
+READY_SECONDS = 5.0  # the longest a reader waits for a recorder that has just been started
 FOREIGN_SECONDS = 30.0  # a recorder writes once a second; clocks of hosts may differ
 HEADER = "run.json"
 KERNEL = "kernel.json"
@@ -328,6 +329,8 @@ def read_header(folder: Path) -> dict[str, Any]:
     try:
         header = unsealed(path.read_bytes())
     except FileNotFoundError:
+        if is_starting(folder):
+            raise RunUnreadable(f"{folder.name} is just starting: try again in a moment") from None
         raise RunUnreadable(f"{folder} is no cellmeter run: it has no {HEADER}") from None
     except OSError as error:
         raise RunUnreadable(f"{path} cannot be read: {error.strerror}") from None
@@ -399,10 +402,34 @@ def is_open(header: Mapping[str, Any], folder: Path | None = None) -> bool:
     identity, pid = recorder.get("identity"), recorder.get("pid")
     if not isinstance(identity, str) or not isinstance(pid, int):
         return False
-    ours = process_identity(os.getpid()) or ""
-    if folder is not None and identity.rpartition(":")[0] != ours.rpartition(":")[0]:
+    if folder is not None and _is_elsewhere(identity):
         return _written_of_late(folder)
     return process_identity(pid) == identity
+
+
+def is_starting(folder: Path) -> bool:
+    """Of a folder without a header: whether one is still to come, as its recorder has just been started.
+
+    Its kernel lives, as far as can be seen from here, and the recorder has not said why it failed.
+    """
+    kernel = kernel_of(folder)
+    if kernel is None or not _is_young(folder) or _file_size(folder / RECORDER_LOG):
+        return False
+    pid, identity = kernel
+    return _is_elsewhere(identity) or process_identity(pid) == identity
+
+
+def _is_elsewhere(identity: str) -> bool:
+    """Whether a process is of another host or container."""
+    ours = process_identity(os.getpid()) or ""
+    return identity.rpartition(":")[0] != ours.rpartition(":")[0]
+
+
+def _is_young(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime < STARTING_SECONDS
+    except OSError:
+        return True
 
 
 def _written_of_late(folder: Path) -> bool:
@@ -515,7 +542,12 @@ def list_runs(home: Path) -> Iterator[RunInfo]:
 
 
 def find_run(reference: str | None, home: Path) -> Path:
-    """The folder of a run id, an id's unique prefix, or a path; the newest run for None. Raises RunNotFound."""
+    """The folder of a run id, an id's unique prefix, or a path; the newest run for None. Raises RunNotFound.
+
+    What has a run's name and is none is passed over for the newest.
+    """
+    if reference == "":
+        raise RunNotFound("no run has an empty name: `cellmeter runs` lists them")
     if reference is not None and (os.sep in reference or os.path.isdir(reference)):
         path = os.path.expanduser(reference)
         if os.path.isdir(path):
@@ -523,11 +555,12 @@ def find_run(reference: str | None, home: Path) -> Path:
         raise RunNotFound(f"there is no folder {reference}")
     folders = run_folders(home)
     if reference is None:
-        if not folders:
+        newest = next(filter(_is_run, reversed(folders)), None)
+        if newest is None:
             raise RunNotFound(
                 f"there are no runs yet in {home}: %load_ext cellmeter in a notebook makes one, `cellmeter demo` too"
             )
-        return folders[-1]
+        return newest
     matches = [folder for folder in folders if folder.name.startswith(reference)]
     if not matches:
         raise RunNotFound(f"no run in {home} begins with {reference!r}: `cellmeter runs` lists them")
@@ -536,6 +569,11 @@ def find_run(reference: str | None, home: Path) -> Path:
             f"{len(matches)} runs begin with {reference!r}: add more of the id of {matches[0].name} or {matches[-1].name}"
         )
     return matches[0]
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether it has anything that only a run has, be it damaged or the trace of a recorder that failed."""
+    return any((folder / name).exists() for name in (HEADER, RECORDER_LOG, KERNEL))
 
 
 def open_runs(home: Path) -> list[Path]:
@@ -588,31 +626,47 @@ def may_be_open(folder: Path) -> bool:
     try:
         return is_open(read_header(folder), folder)
     except RunUnreadable:
-        try:
-            return time.time() - folder.stat().st_mtime < STARTING_SECONDS
-        except OSError:
-            return True
+        return _is_young(folder)
 
 
 def remove_run(folder: Path) -> None:
-    """Removes a run folder. Raises RunUnreadable if it is none, or if its recorder is at work."""
-    folder = folder.resolve()
-    if not RUN_ID.fullmatch(folder.name) or not any((folder / name).exists() for name in (HEADER, RECORDER_LOG)):
-        raise RunUnreadable(f"{folder} is no cellmeter run: nothing was removed")
-    try:
-        running = is_open(read_header(folder), folder)
-    except RunUnreadable:
-        running = False
-    if running:
-        raise RunUnreadable(f"{folder.name} is still being recorded: stop its kernel first")
-    import shutil
+    """Removes a run, with the link if that is one, and what is empty or a link to nothing but has a run's name.
 
-    shutil.rmtree(folder)
+    Raises RunUnreadable if it is none of these, or if its recorder is at work.
+    """
+    target = folder.resolve()
+    if RUN_ID.fullmatch(folder.name) and folder.is_symlink() and not target.exists():
+        folder.unlink()
+        return
+    empty = target.is_dir() and not any(target.iterdir())
+    if not RUN_ID.fullmatch(target.name) or not (empty or _is_run(target)):
+        raise RunUnreadable(f"{folder} is no cellmeter run, so it is left alone")
+    if _is_recorded(target):
+        raise RunUnreadable(f"{folder.name} is still being recorded: stop its kernel first")
+    if empty:
+        target.rmdir()
+    else:
+        import shutil
+
+        shutil.rmtree(target)
+    if folder.is_symlink():
+        folder.unlink()
+
+
+def _is_recorded(folder: Path) -> bool:
+    try:
+        return is_open(read_header(folder), folder)
+    except RunUnreadable:
+        return not (folder / HEADER).exists() and is_starting(folder)
 
 
 def open_run(reference: str | os.PathLike[str] | None = None) -> Run:
     """Opens a recorded run: an id, an id's unique prefix, or a path; without one, the newest.
 
-    Raises RunNotFound and RunUnreadable.
+    Waits a moment for one whose recorder has just been started. Raises RunNotFound and RunUnreadable.
     """
-    return read_run(find_run(os.fspath(reference) if reference is not None else None, runs_home()))
+    folder = find_run(os.fspath(reference) if reference is not None else None, runs_home())
+    until = time.monotonic() + READY_SECONDS
+    while not (folder / HEADER).exists() and is_starting(folder) and time.monotonic() < until:
+        time.sleep(0.005)
+    return read_run(folder)
