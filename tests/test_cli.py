@@ -440,6 +440,18 @@ def test_doctor_says_what_can_be_measured(cellmeter: Call) -> None:
     assert "✗ runs folder" in broken.stdout
 
 
+def test_doctor_names_pandas_for_what_needs_it(recorded: str, tmp_path: Path) -> None:
+    lean = "import sys; sys.modules['pandas'] = None; from cellmeter.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", lean]
+    written = subprocess.run([*command, "export", "-o", tmp_path / "x.csv"], timeout=120, check=False)
+    assert (written.returncode, (tmp_path / "x.csv").stat().st_size > 0) == (0, True), "without pandas"
+    said = subprocess.run([*command, "doctor"], capture_output=True, text=True, timeout=120, check=False).stdout
+    assert [line.split() for line in said.splitlines() if "Run.samples()" in line] == [
+        ["–", "pandas", "not", "installed:", "Run.samples()"]
+    ]
+    assert "csv" not in said
+
+
 def test_doctor_names_what_a_hub_allows(cellmeter: Call) -> None:
     hub = {"JUPYTERHUB_USER": "somebody", "MEM_LIMIT": str(512 << 20), "CPU_LIMIT": "0.5"}
     said = cellmeter("doctor", env={**os.environ, **hub}).stdout

@@ -87,7 +87,9 @@ def test_start_and_stop(kernel: Kernel, home: Path) -> None:
 
 def test_the_first_call_starts_at_the_rate_asked_for(start_kernel: Callable[..., Kernel], home: Path) -> None:
     kernel = start_kernel()
-    refused = kernel.run("import cellmeter\ntry: cellmeter.start(rate_hz=1000)\nexcept Exception as error: print(error)")
+    refused = kernel.run(
+        "import cellmeter\ntry: cellmeter.start(rate_hz=1000)\nexcept Exception as error: print(error)"
+    )
     assert (refused.stdout, refused.stderr) == ("a rate of 1000 Hz is not possible: choose 0.1 to 100\n", "")
     assert run_folders(home / "runs") == []
     assert kernel.run("cellmeter.start(rate_hz=20)").stderr == ""
@@ -255,6 +257,23 @@ def test_show_draws_a_cell_again(kernel: Kernel) -> None:
     kernel.run("%monitor cells")
     (latest,) = kernel.run("%monitor show").displays
     assert latest["data"]["text/plain"] == again["data"]["text/plain"], "the last cell that did something"
+
+
+def test_show_passes_over_a_report_that_took_a_while(kernel: Kernel) -> None:
+    kernel.run(
+        "import time\nfrom cellmeter import export\nwrite = export.write\n"
+        "export.write = lambda *arguments: (time.sleep(1.1), write(*arguments))"
+    )
+    kernel.run("%%monitor the work --no-chart\nx = 1")
+    assert "wrote" in kernel.run("%monitor report r.md").stdout
+    kernel.run("%monitor cells\ny = 1")
+    run = kernel.recorded_cells(4)
+    assert ([cell.ours for cell in run.cells], (run.cells[2].seconds or 0) > 1) == ([False, False, True, False], True)
+    (latest,) = kernel.run("%monitor show").displays
+    assert f"In [{run.cells[3].execution_count}]" in latest["data"]["text/plain"], "it did more than to ask"
+    kernel.run("%monitor report r.md")
+    (still,) = kernel.run("%monitor show").displays
+    assert still["data"]["text/plain"] == latest["data"]["text/plain"]
 
 
 def test_the_cell_that_stops_the_recording_keeps_its_number(kernel: Kernel) -> None:

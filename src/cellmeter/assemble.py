@@ -172,6 +172,7 @@ def _cell(start: Event, end: Event | None, peaks: Event, start_ns: int, open_sta
         parent=start.get("parent"),
         source_hash=start.get("hash", ""),
         first_line=start.get("first_line", ""),
+        ours=start.get("ours", False),
         own_cpu=OwnCpu.between(start, end or {}),
         own_read_bytes=read,
         own_written_bytes=written,

@@ -33,7 +33,7 @@ LOW_DISK_BYTES = 1 << 30
 _SIGN: dict[State, str] = {"ok": "✓", "limited": "~", "missing": "–", "broken": "✗"}
 SERVER_EXTENSION = "cellmeter.server"
 _EXTRAS = {
-    "pandas": ("pandas", "Run.samples(), csv export"),
+    "pandas": ("pandas", "Run.samples()"),
     "pyarrow": ("parquet", "parquet export"),
     "nbclient": ("run", "cellmeter run, cellmeter demo"),
     "rich": ("watch", "cellmeter watch"),

@@ -75,6 +75,7 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
         "parent?": INT_OR_NONE,
         "hash?": str,
         "first_line?": str,
+        "ours?": bool,
         "io_bytes?": (list, type(None)),
         "rss_bytes?": INT_OR_NONE,
     },

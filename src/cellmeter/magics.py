@@ -218,13 +218,12 @@ class MonitorMagics(Magics):
     def _show(self, options: argparse.Namespace) -> None:
         from cellmeter import still
         from cellmeter.rules.observed import top_cells
-        from cellmeter.run import is_ours
 
         number, path = _number_and_picture(options.what)
         for run in self._this_and_the_last_run():
             ended = [cell for cell in top_cells(run) if cell.status != "running"]
             if number is None:  # one that only asked us is not what somebody wants to see
-                chosen = [cell for cell in ended if not (is_ours(cell.first_line) and (cell.seconds or 0.0) < 1)]
+                chosen = [cell for cell in ended if not cell.ours]
             else:
                 chosen = [cell for cell in ended if cell.execution_count == number]
             if chosen and path is not None:

@@ -19,7 +19,7 @@ from cellmeter import own
 from cellmeter.errors import RecorderUnavailable
 from cellmeter.failures import Failure
 from cellmeter.recorder import Config, Recorder
-from cellmeter.run import CellStatus
+from cellmeter.run import CellStatus, is_ours
 from cellmeter.settings import Settings
 from cellmeter.store import name_kernel, new_run_folder, process_identity, runs_home
 from cellmeter.torch_peaks import WORTH_SECONDS, TorchPeaks
@@ -138,6 +138,7 @@ class Recording:
                 "rss_bytes": resident,
                 **self._changed_environ(),
                 **self._describe(source),
+                **({"ours": True} if is_ours(source) else {}),
             }
             cell.edges["cell_start"] = edge
             self.recorder.send(edge)

@@ -125,6 +125,8 @@ class Cell:
     parent: int | None = None
     source_hash: str = ""
     first_line: str = ""
+    ours: bool = False
+    """It asked cellmeter for something, and did nothing else."""
     source: str | None = None
     own_cpu: OwnCpu = NO_OWN_CPU
     """CPU time by the kernel's own clocks at both edges."""
