@@ -220,8 +220,8 @@ def _workers(run: Run, cell: Cell, end: float) -> tuple[float, float, float]:
     if not len(inside):
         return math.nan, math.nan, math.nan
     before = last_known(workers, cell.start)
-    if before is None:
-        before = float(inside[0])  # else those born between the start and the first sample would be among them
+    if before is None:  # the recorder was only starting: any that it found then may have been there
+        before = float(inside[0])
     return before, float(inside.min()), max(before, float(inside.max()))
 
 
