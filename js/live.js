@@ -103,6 +103,7 @@ export function formatPeak(peak, { unit, limit }) {
   const text = formatValue(peak, unit);
   if (!limit || unit === "%") return `peak ${text}`;
   const most = given(limit, unit);
+  if (peak !== null && peak > limit) return `peak ${text} at a limit of ${most}`;
   const [number, suffix] = text.split(" ");
   return `peak ${most.endsWith(" " + suffix) ? number : text} of ${most}`;
 }

@@ -23,7 +23,11 @@ from cellmeter.feed import Feed
 from cellmeter.run import EDGE_END, EDGE_START, Column
 from cellmeter.store import Tail, Writer
 
-COLUMNS = (Column("process.cpu.time", "process", "s"), Column("process.memory.rss", "process", "By"))
+COLUMNS = (
+    Column("process.cpu.time", "process", "s"),
+    Column("process.memory.rss", "process", "By"),
+    Column("process.children.cpu.time", "process", "s"),
+)
 SECOND = 10**9
 MEMORY = 2  # column of a row: the time, CPU, memory
 
@@ -38,7 +42,7 @@ class Written:
         self.segment = self.writer.add_segment("main", COLUMNS)
 
     def row(self, at: float, seq: int, flags: int = 0, *, cpu: float | None = None, rss: float = GIB) -> None:
-        values = [at if cpu is None else cpu, rss]
+        values = [at if cpu is None else cpu, rss, 0.0]
         self.writer.sample(self.segment, int(at * SECOND), seq, flags, values)
 
 
@@ -296,7 +300,7 @@ def test_a_terminal_gets_a_line_of_text(written: Written, capsys: pytest.Capture
     panel = live.Panel.open(shell, written.writer.folder, 1, "In [1]", charts.DEFAULT_GROUPS)
     written.row(10.1, 1, rss=2 * GIB)
     written.row(10.2, 1, EDGE_END)
-    panel.close("In [1]", "ok", 10 * SECOND, int(10.2 * SECOND))
+    panel.close("In [1]", "ok", {"t": 10 * SECOND}, {"t": int(10.2 * SECOND), "seq": 1})
     assert capsys.readouterr().out.startswith(
         "In [1]: done in 200 ms · CPU 1.00 of 2 cores · memory peak 2.00 of 8 GiB"
     )
@@ -309,7 +313,7 @@ def test_the_end_waits_no_longer_than_it_may(written: Written) -> None:
     written.row(10, 1, EDGE_START)
     panel = live.Panel.open(shell, written.writer.folder, 1, "In [1]", charts.DEFAULT_GROUPS)
     began = time.monotonic()
-    panel.close("In [1]", "ok", 10 * SECOND, 11 * SECOND)
+    panel.close("In [1]", "ok", {"t": 10 * SECOND}, {"t": 11 * SECOND, "seq": 1})
     assert 0.05 < time.monotonic() - began < 0.5
 
 
@@ -432,7 +436,7 @@ def test_a_cell_during_which_a_gpu_comes_is_drawn_on(written: Written) -> None:
     written.writer.describe(devices=[gpu])
     segment = written.writer.add_segment("main", [*COLUMNS, Column("gpu.utilization", "gpu0", "%")])
     for tenth, flags in ((2, 0), (3, EDGE_END)):
-        written.writer.sample(segment, tenth * SECOND // 10, 1, flags, [tenth / 10, 2 * GIB, 50.0])
+        written.writer.sample(segment, tenth * SECOND // 10, 1, flags, [tenth / 10, 2 * GIB, 0.0, 50.0])
     feed.poll()
     assert feed.ended
     assert feed.rows()[:, 0] == pytest.approx([0, 0.1, 0.2, 0.3])

@@ -16,9 +16,10 @@ import psutil
 import pytest
 from conftest import WAIT_SECONDS, ended_cells, recorders_below, wait_until
 
+from cellmeter import cell_cpu
 from cellmeter.run import Run
 from cellmeter.sources.death import judge_death
-from cellmeter.store import is_open, read_header, read_run, record_size, run_folders
+from cellmeter.store import EVENTS, is_open, read_events, read_header, read_run, record_size, run_folders
 
 Script = Callable[..., "subprocess.Popen[str]"]
 
@@ -416,6 +417,18 @@ def test_a_worker_that_leaves_the_tree_takes_nothing_from_the_next_cell(subject:
     subject.do("recording.cell_ended(c, 'ok'); os.kill(orphan, 9)")
     run = subject.ended(2)
     assert 0.45 <= (run.usage(run.cells[1]).cpu_seconds or 0) < 1.0
+    for cell in run.cells:
+        assert _told_at_once(subject, cell.seq) == pytest.approx(run.usage(cell).cores)
+
+
+def _told_at_once(subject: Subject, seq: int) -> float | None:
+    """The cores that a cell used as the line and the panel under it say."""
+    start, end = (
+        event
+        for event in read_events(subject.folder / EVENTS)[0]
+        if event["event"] in ("cell_start", "cell_end") and event["seq"] == seq
+    )
+    return cell_cpu.mean_cores(subject.folder, read_header(subject.folder), start, end)
 
 
 def test_what_a_child_writes_counts_once(subject: Subject, tmp_path: Path) -> None:
@@ -455,6 +468,29 @@ def test_what_a_child_wrote_before_a_cell_is_not_written_when_it_is_waited_for(
     subject.do("c = recording.cell_started('next'); time.sleep(2.5); recording.cell_ended(c, 'ok')")
     assert 32 << 20 <= written()[-1] - written()[0] < 33 << 20, "and once in the whole run"
     assert len(subject.ended(2).cells) == 2
+
+
+def test_what_a_child_does_before_the_cells_first_sample_counts(subject: Subject, tmp_path: Path) -> None:
+    """The recorder takes a cell's first sample when the edge reaches it: here it is held up meanwhile."""
+    work = (
+        f"import os, time; f = open({str(tmp_path / 'file')!r}, 'wb'); f.write(bytes(32 << 20)); os.fsync(f.fileno())\n"
+        "while time.process_time() < 0.3: pass\n"
+        "print(flush=True); input()"
+    )
+    wait_until(lambda: _children_cpu(subject), "the first sample")
+    os.kill(subject.recorder, signal.SIGSTOP)
+    subject.do("import subprocess; c = recording.cell_started('child')")
+    subject.do(
+        f"p = subprocess.Popen([sys.executable, '-S', '-c', {work!r}], stdin=-1, stdout=-1); p.stdout.readline()"
+    )
+    os.kill(subject.recorder, signal.SIGCONT)
+    wait_until(lambda: _children_cpu(subject)[-1] >= 0.3, "the first sample, in which the child has done all it does")
+    subject.do("p.communicate(b'\\n'); recording.cell_ended(c, 'ok')")
+    run = subject.ended(1)
+    usage = run.usage(run.cells[0])
+    assert 32 << 20 <= (usage.written_bytes or 0) < 40 << 20
+    assert (usage.cpu_seconds or 0) >= 0.3
+    assert _told_at_once(subject, 1) == pytest.approx(usage.cores)
 
 
 def test_what_the_kernel_writes_after_a_cell_is_not_the_cells(subject: Subject, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_long_cell_is_read_in_pieces_and_answered_in_bounds(
     columns = (*COLUMNS, Column("host.memory.used", "host", "By"))
     second = written.writer.add_segment("main", columns)
     for n in range(3000, 3100):
-        written.writer.sample(second, int((10 + n / 10) * SECOND), 1, 0, [10 + n / 10, 1e9, 2e9])
+        written.writer.sample(second, int((10 + n / 10) * SECOND), 1, 0, [10 + n / 10, 1e9, 0.0, 2e9])
     cells = server.Cells()
     everything = reply_to(cells)
     assert (everything["s"], everything["n"]) == (None, 3100)

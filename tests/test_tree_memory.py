@@ -179,6 +179,21 @@ def test_another_program_has_its_own_memory_and_workers_come_and_go(start: Calla
     assert (row[TREE], row["process.children"]) == (row["process.memory.rss"], 0)
 
 
+def test_workers_that_have_ended_count_no_longer(start: Callable[..., Kernel]) -> None:
+    kernel = start("fork", mib=128)
+    wait_until(kernel.agrees, "tree = PSS of all")
+    kernel.do("here for q in queues: q.put(None)")
+    workers = [psutil.Process(pid) for pid in kernel.part.pids[1:]]
+    wait_until(lambda: {worker.status() for worker in workers} == {psutil.STATUS_ZOMBIE}, "all workers to have ended")
+    kernel.do("here del block")
+    row = kernel.read()
+    assert row["process.memory.rss"] < 64 * MIB
+    assert row[TREE] < 64 * MIB, "not even while nobody has waited for them"
+    kernel.do("here for worker in workers: worker.join()")
+    row = kernel.read()
+    assert (row[TREE], row["process.children"]) == (row["process.memory.rss"], 0)
+
+
 # ── the budget ──
 
 

@@ -61,7 +61,7 @@ class Dock(live.Panel):
     def finish(self, ended_ns: int) -> None:
         """The recording has stopped: a picture takes the panel's place."""
         self._feed.ended = True
-        self.close(TITLE, "ok", self._feed.run_ns, ended_ns)
+        self.close(TITLE, "ok", {"t": self._feed.run_ns}, {"t": ended_ns, "seq": self._feed.seq})
 
     def abandon(self) -> None:
         """Takes the panel away from beside the notebook; in an output, what is shown stays."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellmeter import charts, gpu_shares, layouts
+from cellmeter import cell_cpu, charts, gpu_shares, layouts
 from cellmeter.assemble import cells_from
 from cellmeter.errors import RunUnreadable
-from cellmeter.run import EDGE_END, Column, OwnCpu, cpu_seconds
+from cellmeter.run import EDGE_END, Column
 from cellmeter.store import Tail, read_header
 from cellmeter.usage import GpuMemory
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 36_000  # kept in the kernel: an hour at 10 Hz; older ones are thinned out, spikes stay
 MOST_CORE_ROWS = 3_600  # an hour of the cores' loads: what a page that is loaded anew gets of a longer cell
-TREE_TIME, WORKERS_TIME = "process.cpu.time", "process.children.cpu.time"
 KEPT_FOR_RATES = 32  # records: half an interval and more at any rate
 CHUNK_BYTES = 8 << 20  # read at once of a long cell
 
@@ -55,7 +54,6 @@ class Feed:
         self._seconds = 0.5  # in which two of the older rows are left
         self._before: tuple[tuple[Column, ...], NDArray[Any]] | None = None
         self._events: list[Event] = []
-        self._worked: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {}
         self.started_ns: int | None = None
         self.next = 0
         """Number of the next row; earlier ones may have been thinned out."""
@@ -104,19 +102,8 @@ class Feed:
         if len(ends):
             self.ended, last = True, int(ends[-1]) + 1
         seconds = (together["t"] - self.started_ns) * 1e-9
-        inside = mine[mine < last]
-        self._note_work(columns, seconds[inside], together["v"][inside])
         values = charts.values_of(self._panels, columns, seconds, together["v"], self.rates)
         return np.column_stack([seconds, values])[first:last]
-
-    def _note_work(self, columns: Sequence[Column], seconds: Floats, values: Floats) -> None:
-        """Notes the CPU time at the cell's first and last sample."""
-        for index, column in enumerate(columns):
-            if column.metric in (TREE_TIME, WORKERS_TIME):
-                pairs = zip(seconds.tolist(), values[:, index].tolist(), strict=True)
-                known = [pair for pair in pairs if pair[1] == pair[1]]
-                if known:
-                    self._worked[column.metric] = self._worked.get(column.metric, known)[0], known[-1]
 
     def _keep(self, rows: Floats) -> None:
         import numpy as np
@@ -179,22 +166,16 @@ class Feed:
         shift = ((self.started_ns or started_ns) - started_ns) * 1e-9
         return charts.Frame(self.panels, rows[:, 0] + shift, rows[:, 1:], self.missing)
 
-    def cores(self, seconds: float) -> float | None:
-        """What the cell of so many seconds used on the average, as :class:`cellmeter.run.CellUsage` has it."""
-        edges = self.edges()
-        start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
-        total = workers = None
-        if TREE_TIME in self._worked:
-            (since, before), (until, after) = self._worked[TREE_TIME]
-            # the sample at the start may have come before this feed, and the one at the end may yet come
-            total = (after - before) * seconds / (until - since) if until > since else None
-        if WORKERS_TIME in self._worked:
-            workers = self._worked[WORKERS_TIME][0][1], self._worked[WORKERS_TIME][1][1]
-        return self.rates.mean_cores(cpu_seconds(OwnCpu.between(start, end), total, workers), seconds)
+    def cores(self, start: Event, end: Event) -> float | None:
+        """What the cell with these edges used on the average; None where the folder has gone."""
+        try:
+            return cell_cpu.mean_cores(self.folder, self._tail.header(), start, end)
+        except (OSError, RunUnreadable):
+            return None
 
-    def gpu_memory(self, start_ns: int, end_ns: int) -> dict[str, GpuMemory]:
+    def gpu_memory(self, start: Event, end: Event) -> dict[str, GpuMemory]:
         """Whose the memory of each GPU was, by its id; nothing where the folder has gone."""
-        peaks = self.edges().get("cell_end", {}).get("torch_peak_bytes", {})
+        start_ns, end_ns, peaks = start["t"], end["t"], end.get("torch_peak_bytes", {})
         gpus = [line.subject for spec in self._panels if spec.key == "gpu-memory" for line in spec.lines]
         try:
             return gpu_shares.of_cell(self.folder, self._tail.header(), gpus, start_ns, end_ns, peaks) if gpus else {}

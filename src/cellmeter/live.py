@@ -418,22 +418,24 @@ class Panel:
         if loads[0]:
             self._widget.send({"k": "c", "s": sent}, buffers=loads)
 
-    def close(self, title: str, status: str, start_ns: int, end_ns: int) -> None:
-        """Puts the static output in the panel's place. Waits up to 60 ms for the cell's last sample."""
+    def close(self, title: str, status: str, start: Event, end: Event) -> None:
+        """Puts the static output in the panel's place. Waits up to 60 ms for the cell's last sample.
+
+        ``start``, ``end``: the cell's edges as the kernel sent them, or their times alone: ``t`` in ns and ``seq``.
+        """
         self._stop.set()
         if self._thread is not None:
             self._thread.join(1)
-        start, rows = self._feed.next, self._last_rows()
-        frame = self._feed.frame(start_ns)
-        seconds = (end_ns - start_ns) * 1e-9
-        memory = self._feed.gpu_memory(start_ns, end_ns)
-        facts = facts_of(title, status, seconds, self._feed.edges(), self._feed.cores(seconds), memory)
+        first, rows = self._feed.next, self._last_rows()
+        frame = self._feed.frame(start["t"])
+        cores, memory = self._feed.cores(start, end), self._feed.gpu_memory(start, end)
+        facts = facts_of(title, status, start, end, cores, memory)
         frame = with_exact_peak(frame, facts)
         if self._widget is None:
             print(summary(frame.only(self._feed.shown), facts))
             return self.abandon()
         try:
-            self._end(frame, facts, start, rows)
+            self._end(frame, facts, first, rows)
             self._replace(*still(frame, facts, self._feed.shown, self._id))
         finally:
             self._feed.forget()

@@ -34,6 +34,7 @@ from cellmeter.usage import ENOUGH as ENOUGH
 from cellmeter.usage import LATE_EDGE_SECONDS as LATE_EDGE_SECONDS
 from cellmeter.usage import CellUsage as CellUsage
 from cellmeter.usage import GpuUsage as GpuUsage
+from cellmeter.usage import WorkersCpu as WorkersCpu
 from cellmeter.usage import cell_usage as cell_usage
 from cellmeter.usage import cpu_seconds as cpu_seconds
 from cellmeter.usage import last_sample as last_sample

@@ -319,7 +319,9 @@ class Session:
             except RecorderUnavailable:
                 self._give_up(self.recording)
         if monitored.panel is not None:
-            monitored.panel.close(monitored.title, finished.status, monitored.cell.started_ns, ended_ns)
+            start = {"t": monitored.cell.started_ns, **monitored.cell.edges.get("cell_start", {})}
+            end = {"t": ended_ns, "seq": monitored.cell.seq, **monitored.cell.edges.get("cell_end", {})}
+            monitored.panel.close(monitored.title, finished.status, start, end)
         elif self.auto and monitored.top and not monitored.ours and monitored.recording is self.recording:
             strip.show(monitored.recording.folder, monitored.cell.edges)
         if self.recording is not None and (trouble := self.recording.trouble()):

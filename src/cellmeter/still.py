@@ -52,13 +52,13 @@ class Facts:
 def facts_of(
     title: str,
     status: str,
-    seconds: float,
-    edges: Mapping[str, Event],
+    start: Event,
+    end: Event,
     cores: float | None,
     gpu_memory: Mapping[str, GpuMemory],
 ) -> Facts:
     """The facts of a cell from its edges; ``cores``: what it used on the average."""
-    start, end = edges.get("cell_start", {}), edges.get("cell_end", {})
+    seconds = (end["t"] - start["t"]) * 1e-9
     before, after = start.get("rss_bytes"), end.get("rss_bytes")
     growth = after - before if before is not None and after is not None else None
     return Facts(title, status, seconds, end.get("peak_rss_bytes"), growth, cores, gpu_memory)

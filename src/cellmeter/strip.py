@@ -19,9 +19,9 @@ from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cellmeter import charts, gpu_shares, layouts
+from cellmeter import cell_cpu, charts, gpu_shares, layouts
 from cellmeter.records import first_since, record_layout
-from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, OwnCpu, cpu_seconds, peak_of
+from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, peak_of
 from cellmeter.store import read_header
 from cellmeter.usage import CONTEXT_BYTES, USED, own_part
 from cellmeter.words import UNKNOWN, cell_cores_text, change_text, joules_text, seconds_text, value_text
@@ -37,7 +37,6 @@ _ENDED = {"ok": "", "error": "failed after ", "interrupted": "interrupted after 
 Key = tuple[str, str]  # metric, subject
 Event = Mapping[str, Any]
 CPU: Key = ("process.cpu.time", "process")
-WORKERS: Key = ("process.children.cpu.time", "process")
 RSS: Key = ("process.memory.rss", "process")
 TREE: Key = ("process.tree.memory.rss", "process")
 MAPPED: Key = ("process.memory.file", "process")
@@ -191,13 +190,13 @@ def parts(folder: Path, start: Event, end: Event) -> list[Part]:
     others = _not_used(folder, header, start, end) if seconds >= LEAST_SECONDS else frozenset()
     gpus = [gpu for gpu in there if gpu not in others]
     wanted = [(metric, gpu) for gpu in gpus for metric in ("gpu.utilization", "gpu.energy")]
-    found = courses(folder, header, [CPU, WORKERS, RSS, TREE, MAPPED, *wanted], start, end)
+    found = courses(folder, header, [CPU, RSS, TREE, MAPPED, *wanted], start, end)
     if seconds < LEAST_SECONDS and not _spiked(header, start, end, found[RSS], found[MAPPED]):
         return []
     ended: CellStatus = end["status"]
     return [
         Part("", "", _ENDED.get(ended, f"{ended} ") + seconds_text(seconds)),
-        _cpu(header, start, end, found),
+        _cpu(folder, header, start, end, found[CPU]),
         _memory(start, end, found[RSS], found[TREE]),
         *_gpus([found["gpu.utilization", gpu] for gpu in gpus], bool(there)),
         *_gpu_memory(folder, header, gpus, start, end),
@@ -223,13 +222,8 @@ def _spiked(header: Mapping[str, Any], start: Event, end: Event, rss: Course, ma
     return hump.height >= MemorySpike().threshold(hump)
 
 
-def _cpu(header: Mapping[str, Any], start: Event, end: Event, found: Mapping[Key, Course]) -> Part:
-    """As ``usage.cell_usage`` has it."""
-    tree, workers = found[CPU], found[WORKERS]
-    living = (workers.first, workers.pieces[-1].last) if workers.pieces else None
-    used = cpu_seconds(OwnCpu.between(start, end), tree.growth, living)
-    seconds = (end["t"] - start["t"]) * 1e-9
-    cores = layouts.rates_of(header).mean_cores(used, seconds)
+def _cpu(folder: Path, header: Mapping[str, Any], start: Event, end: Event, tree: Course) -> Part:
+    cores, seconds = cell_cpu.mean_cores(folder, header, start, end), (end["t"] - start["t"]) * 1e-9
     limit = header["limits"].get("cpu_cores", (None,))[0]
     before = [Piece(0.0, 0.0, 0.0, tree.first), *tree.pieces]
     rates = [

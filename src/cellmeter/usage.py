@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from cellmeter.run import Cell, Device, OwnCpu, Run
 
 DRIVER_SAMPLE_SECONDS = 1 / 6
-BORN_SINCE_SECONDS = (
-    0.02  # of CPU time: a worker of no more at a cell's first sample was born between its start and that
-)
+BORN_SINCE_SECONDS = 0.02  # of CPU time: clocks and ticks are no finer to tell whether a worker was there before a cell
 ENOUGH = 0.8  # of an interval must have been observed to judge it
 MOSTLY_UNREAD = f"it was read for less than {given_text(100 * ENOUGH, '%')} of the cell"
 LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge reaches it: late on a starved machine
@@ -221,7 +219,9 @@ def _workers(run: Run, cell: Cell, end: float) -> tuple[float, float, float]:
     inside = known(_tagged(workers, cell, end).values)
     if not len(inside):
         return math.nan, math.nan, math.nan
-    before = max(last_known(workers, cell.start) or 0.0, float(inside[0]))
+    before = last_known(workers, cell.start)
+    if before is None:  # the recorder was only starting: any that it found then may have been there
+        before = float(inside[0])
     return before, float(inside.min()), max(before, float(inside.max()))
 
 
@@ -243,26 +243,41 @@ def _cell_cpu(run: Run, cell: Cell, end: float, unknown: dict[str, str]) -> floa
     """See :func:`cpu_seconds`."""
     total = _growth(run.series("process.cpu.time", "process"), cell, end)
     of_workers = run.series("process.children.cpu.time", "process")
-    workers = known(_tagged(of_workers, cell, end).values)
-    # a worker may be waited for before the cell's first sample is taken
-    first = max(float(workers[0]), last_known(of_workers, cell.start) or 0.0) if len(workers) else 0.0
-    used = cpu_seconds(cell.own_cpu, total, (first, float(workers[-1])) if len(workers) else None)
+    time, values, _ = _tagged(of_workers, cell, end)
+    workers = None
+    if len(known(values)):
+        before = last_known(of_workers, cell.start) or 0.0
+        workers = WorkersCpu(before, float(known(values)[0]), float(known(values)[-1]), float(time[0]) - cell.start)
+    used = cpu_seconds(cell.own_cpu, total, workers, run.rates.own_cores)
     if used is None:
         unknown["cpu_seconds"] = "too few samples in this cell"
     return used
 
 
-def cpu_seconds(own: OwnCpu, total: float | None, workers: tuple[float, float] | None) -> float | None:
-    """CPU time of a cell.
+class WorkersCpu(NamedTuple):
+    """CPU seconds of living workers: at the last sample before a cell, at its first, ``late`` seconds on, and at its last."""
 
-    ``own``: by the kernel's clocks at its edges; ``total``: by the samples; ``workers``: that of living workers at the start
-    and at the last sample. The kernel's own clocks are exact, but count a worker when it is waited for, whenever it worked. So
-    they serve where no worker was there at the start; what those born since did is added. Else the samples tell, which begin
-    and end a little later than the cell: what the kernel process did alone it did in any case.
+    before: float
+    first: float
+    last: float
+    late: float
+
+    def there_before(self, cores: float) -> bool:
+        """Whether some were there when the cell started: they have used more than those that were born since can have."""
+        return self.before > BORN_SINCE_SECONDS or self.first > BORN_SINCE_SECONDS + cores * self.late
+
+
+def cpu_seconds(own: OwnCpu, total: float | None, workers: WorkersCpu | None, cores: float) -> float | None:
+    """CPU time of a cell that could run on so many cores.
+
+    ``own``: by the kernel's clocks at its edges; ``total``: by the samples, from the first to the last. The kernel's own clocks
+    are exact, but count a worker when it is waited for, whenever it worked. So they serve where no worker was there at the
+    start; what those born since did is added. Else the samples tell, which begin and end a little later than the cell: what the
+    kernel process did alone it did in any case.
     """
-    if own.seconds is None or (total is not None and workers is not None and workers[0] > BORN_SINCE_SECONDS):
+    if own.seconds is None or (total is not None and workers is not None and workers.there_before(cores)):
         return total if total is None or own.alone is None else max(total, own.alone)
-    return own.seconds if total is None or workers is None else max(own.seconds + workers[1], total)
+    return own.seconds if total is None or workers is None else max(own.seconds + workers.last, total)
 
 
 def _growth(counter: Series, cell: Cell, end: float) -> float | None:

@@ -64,11 +64,16 @@ def held_text(value: float, unit: str) -> str:
 
 
 def of_text(value: float | None, limit: float | None, unit: str) -> str:
-    """``3.21 of 16 GiB``; the value alone where there is no limit."""
+    """``3.21 of 16 GiB``; the value alone where there is no limit.
+
+    More is no part of it: ``610 MiB at a limit of 600 MiB``, as memory may be resident that a control group does not count.
+    """
     text = value_text(value, unit)
     if not limit:
         return text
     most = given_text(limit, unit)
+    if value is not None and value > limit:
+        return f"{text} at a limit of {most}"
     number, _, suffix = text.partition(" ")
     return f"{number if most.endswith(f' {suffix}') else text} of {most}"
 

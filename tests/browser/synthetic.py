@@ -95,7 +95,7 @@ def show(gpus: int, cores: int = 2, groups: str = "cpu,memory,gpu", used: int | 
         thread.join()
         while not Path("go").exists():
             time.sleep(0.05)
-        panel.close("train step", "ok", began_ns, began_ns + SECONDS * 10**9)
+        panel.close("train step", "ok", {"t": began_ns}, {"t": began_ns + SECONDS * 10**9, "seq": 1})
 
 
 show(int(sys.argv[1]), *(int(x) for x in sys.argv[2:3]), *sys.argv[3:4], *(int(x) for x in sys.argv[4:5]))

@@ -85,8 +85,6 @@ class TreeMemory:
         self._clock = clock
         self._roll_up = roll_up or read_share
         self._workers: dict[int, Worker] = {}
-        self._shared: dict[Family, int] = {}
-        self._shared_file = 0
         self._round: Round | None = None
         self._free_at = clock() - SAVED_SECONDS
         self._family: Family = (b"", b"")
@@ -129,7 +127,8 @@ class TreeMemory:
         if self.upper_bound is not None:
             return max(0, min(sum(resident for _, resident, _ in seen), self._taken_bytes() - rss))
         self._take()
-        anonymous, added = rss - file, 0
+        shared: dict[Family, int] = {}
+        shared_file = added = 0
         for pid, resident, faults in seen:
             worker = self._workers.get(pid)
             if worker is None:
@@ -137,10 +136,14 @@ class TreeMemory:
             worker.faults = faults
             if abs(resident - worker.rss) > GROWN_BYTES:
                 self._look(pid, worker)
-            added += max(0, resident - worker.file - worker.share.anonymous) + min(worker.share.own_file, worker.file)
-        for family, most in self._shared.items():
-            added += max(0, most - anonymous) if family == self._family else most
-        return added + max(0, self._shared_file - file)
+            anonymous, share = max(0, resident - worker.file), worker.share
+            added += max(0, anonymous - share.anonymous) + min(share.own_file, worker.file)
+            if worker.known:
+                shared[worker.family] = max(shared.get(worker.family, 0), min(share.anonymous, anonymous))
+                shared_file = max(shared_file, min(share.file, worker.file))
+        for family, most in shared.items():
+            added += max(0, most - (rss - file)) if family == self._family else most
+        return added + max(0, shared_file - file)
 
     def _taken_bytes(self) -> int:
         """All memory of the machine that is not free: more than that no sum can be."""
@@ -190,7 +193,7 @@ class TreeMemory:
             self._round = Round(paths, self._roll_up, max(self._free_at, now - SAVED_SECONDS), now)
 
     def _take(self) -> None:
-        """Puts to use what a round has read, when it is through; then what all share is summed up anew."""
+        """Puts to use what a round has read, when it is through."""
         if self._round is None or self._round.is_alive():
             return
         finished, self._round = self._round, None
@@ -204,19 +207,16 @@ class TreeMemory:
                 worker.parent, worker.family = self._parentage(pid)
                 worker.share, worker.known = reading.share, True
                 self._look(pid, worker)
-        self._sum_up()
+        self._liken()
 
-    def _sum_up(self) -> None:
-        known = [worker for worker in self._workers.values() if worker.known]
-        self._shared = {}
-        for worker in known:
-            self._shared[worker.family] = max(self._shared.get(worker.family, 0), worker.share.anonymous)
-        self._shared_file = max((worker.share.file for worker in known), default=0)
+    def _liken(self) -> None:
+        """Whoever waits for its reading has what its siblings have, until then."""
         born_alike: dict[tuple[int, Family], int] = {}
-        for worker in known:
-            key = worker.parent, worker.family
-            born_alike[key] = max(born_alike.get(key, 0), worker.share.anonymous)
-        for worker in self._workers.values():  # whoever waits for its reading has what its siblings have, until then
+        for worker in self._workers.values():
+            if worker.known:
+                key = worker.parent, worker.family
+                born_alike[key] = max(born_alike.get(key, 0), worker.share.anonymous)
+        for worker in self._workers.values():
             if not worker.known and (most := born_alike.get((worker.parent, worker.family))) is not None:
                 worker.share = Share(min(worker.share.anonymous, most))
 
