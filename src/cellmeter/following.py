@@ -122,7 +122,7 @@ class Followed:
         started = time.monotonic()
         try:
             self.summary = summary_of(self.folder)
-        except CellmeterError:  # it may be replaced or removed at this moment; the next poll says so
+        except (CellmeterError, OSError):  # it may be replaced or removed at this moment; the next poll says so
             return
         self._summed_up = cells
         self._sum_up_at = time.monotonic() + REST * (time.monotonic() - started)

@@ -58,9 +58,8 @@ class MemoryWatch:
 
     def _look(self) -> None:
         self._looked = time.monotonic()
-        with contextlib.suppress(
-            Exception
-        ):  # stderr may be closed, a disk gone, open() be the cell's own: it looks again
+        # stderr may be closed, a disk gone, open() be the cell's own: it looks again
+        with contextlib.suppress(Exception):
             with self._lock:
                 found = [] if self._done.is_set() else self._tail.events(only=_MARK)
                 if found:
