@@ -48,6 +48,21 @@ def test_the_count_of_a_running_cell_is_known(loaded: Kernel) -> None:
     assert loaded.recorded_cells(2).cells[1].status == "interrupted"
 
 
+def test_an_interrupt_between_two_statements_of_a_cell_is_one_too(loaded: Kernel) -> None:
+    loaded.run(
+        """
+        compiler = get_ipython().compile
+        class Interrupted(type(compiler)):
+            def __call__(self, *args):  # IPython compiles a cell statement by statement, as it comes to them
+                self.__class__ = Interrupted.__base__
+                raise KeyboardInterrupt
+        compiler.__class__ = Interrupted
+        """
+    )
+    assert loaded.run("a = 1").error == "KeyboardInterrupt"
+    assert [cell.status for cell in loaded.recorded_cells(2).cells] == ["ok", "interrupted"]
+
+
 def test_cells_outside_the_history_blank_ones_and_silent_ones(loaded: Kernel) -> None:
     loaded.run("1 + 1", store_history=False)
     loaded.run("   \n")

@@ -100,8 +100,7 @@ class Tagger:
         token = stack[index].token
         del stack[index:]
         count = result.execution_count if result.info and result.info.store_history else None
-        failure = failure_of(result.error_before_exec or result.error_in_exec)
-        self._finished(token, Finished(status_of(result), count, failure))
+        self._finished(token, Finished(status_of(result), count, failure_of(_error_of(result))))
 
     def _find(self, info: ExecutionInfo | None) -> int | None:
         stack = self._stack
@@ -117,9 +116,14 @@ class Tagger:
 def status_of(result: ExecutionResult) -> CellStatus:
     """How the cell ended, in one word."""
     # ipykernel interrupts an awaiting cell by cancelling its task
-    if isinstance(result.error_in_exec, KeyboardInterrupt | asyncio.CancelledError):
+    if isinstance(_error_of(result), KeyboardInterrupt | asyncio.CancelledError):
         return "interrupted"
     return "ok" if result.success else "error"
+
+
+def _error_of(result: ExecutionResult) -> BaseException | None:
+    # IPython compiles statement by statement: what a user interrupts between two of them was "before execution"
+    return result.error_before_exec or result.error_in_exec
 
 
 def _magic_line(lines: list[str]) -> int | None:
