@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter import __version__
 from cellmeter.alerts import Board, Budget, Guard, guards_of, not_held
+from cellmeter.clock import monotonic, monotonic_ns
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.nearly_full import NearlyFull
 from cellmeter.recorder import Config
@@ -141,14 +142,14 @@ class Child:
         if self._stopped_ns is not None:
             self._end(Verdict("stopped", None, None), self._stopped_ns)
         else:
-            self._end(self._death(), time.monotonic_ns())
+            self._end(self._death(), monotonic_ns())
 
     def _kernel_lives(self) -> bool:
         return process_identity(self._config.pid) == self._config.identity
 
     def _wait(self) -> None:
         """Waits for whatever comes first."""
-        timeout = max(0.0, (self._sampler.deadline_ns - time.monotonic_ns()) * 1e-6)
+        timeout = max(0.0, (self._sampler.deadline_ns - monotonic_ns()) * 1e-6)
         ready = {fd for fd, _ in self._poll.poll(timeout)}
         if self._channel.fd in ready:
             self._receive()
@@ -204,7 +205,7 @@ class Child:
             guards = guards_of(budget, self._sampler.columns, limit_bytes, limit_from, upper_bound)
             if not guards:
                 text = f"the memory budget of {budget.text} is not watched: its limit or the use is not known here"
-                self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
+                self._sampler.event({"event": "notice", "t": monotonic_ns(), "text": text})
         self._full.silent = bool(guards)  # who has set a bound wants to hear of that one
         self._board.set_guards(guards)
 
@@ -234,9 +235,9 @@ class Child:
 
     def _look_for_gpus(self) -> None:
         """Those that have come since are recorded from now on."""
-        before_ns = time.monotonic_ns()
+        before_ns = monotonic_ns()
         changed = self._gpus.look()
-        if time.monotonic_ns() - before_ns > SLOW_NS:
+        if monotonic_ns() - before_ns > SLOW_NS:
             self._sampler.busy_with("the NVIDIA driver was being opened anew")
         if changed:
             self._sampler.change([*self._machine_sources, *self._gpus.sources], self._gpus.backlogs)
@@ -261,7 +262,7 @@ class Child:
                     failure = f"run.json cannot be written: {error.strerror}"
             if failure is not None:
                 text = f"the source {source.name} is not recorded: {failure}"
-                self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
+                self._sampler.event({"event": "notice", "t": monotonic_ns(), "text": text})
 
     def _add_metrics(self, source: PluginSource) -> None:
         known = self._writer.header.get("metrics", [])
@@ -277,11 +278,11 @@ class Child:
         """Puts into the header what is known of GPUs now; tried again each second until the disk takes it."""
         self._tell_whose_gpus()
         try:
-            self._writer.describe(**self._gpu_header((time.monotonic_ns() - self._start_ns) * 1e-9))
+            self._writer.describe(**self._gpu_header((monotonic_ns() - self._start_ns) * 1e-9))
         except OSError as error:
             if not self._header_is_old:
                 text = f"which GPUs there are, and which are the cell's own, could not be written: {error.strerror}"
-                self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
+                self._sampler.event({"event": "notice", "t": monotonic_ns(), "text": text})
             self._header_is_old = True
         else:
             self._header_is_old = False
@@ -297,7 +298,7 @@ class Child:
 
     def _look_around(self) -> None:
         """Once a second: the kill counter, new GPUs, the kernel where no pidfd tells of its death. Now and then: old runs."""
-        now = time.monotonic()
+        now = monotonic()
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_SECONDS
             folder = Path(self._config.folder)
@@ -305,7 +306,7 @@ class Child:
                 text = (
                     f"{removed.name} was removed: all runs together may take {self._config.max_total_bytes >> 20} MiB"
                 )
-                self._sampler.event({"event": "notice", "t": time.monotonic_ns(), "text": text})
+                self._sampler.event({"event": "notice", "t": monotonic_ns(), "text": text})
         if now >= self._look_at and not self._died:
             self._look_at = now + LOOK_SECONDS
             if not is_exiting(self._config.pid):  # a large process takes seconds to go, its kill being counted already
@@ -317,9 +318,9 @@ class Child:
             self._died = self._pidfd is None and not self._kernel_lives()
 
     def _death(self) -> Verdict:
-        until = time.monotonic() + REAPED_SECONDS
+        until = monotonic() + REAPED_SECONDS
         status = wait_status(self._config.pid, self._pidfd)
-        while status is None and time.monotonic() < until:
+        while status is None and monotonic() < until:
             time.sleep(0.005)
             status = wait_status(self._config.pid, self._pidfd)
         kills, before = self._kills.count(), self._kills_seen[0]

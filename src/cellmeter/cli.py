@@ -13,12 +13,12 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cellmeter import __version__, remote, sending
+from cellmeter.clock import wall
 from cellmeter.errors import BadUsage, CellmeterError, ExportFailed, FetchFailed, MissingExtra, RunUnreadable
 from cellmeter.headless import Executed, Progress
 from cellmeter.now import now_of
@@ -168,7 +168,7 @@ def _run_row(info: RunInfo) -> dict[str, Any]:
         "problem": info.problem,
         "host": run.host.name if run else None,
         "pid": kernel[0] if kernel else None,
-        "now": now_of(run, time.time()) if run else None,
+        "now": now_of(run, wall()) if run else None,
     }
 
 

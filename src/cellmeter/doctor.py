@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from cellmeter.clock import monotonic, monotonic_ns
 from cellmeter.errors import CellmeterError
 from cellmeter.export import SUFFIXES
 from cellmeter.export.summary import ranges, unavailable
@@ -93,15 +94,13 @@ def _trial_run() -> Run:
     """Records ourselves for half a second; with sources of other packages until each has been read or has failed."""
     pid, sources = os.getpid(), sources_found()
     with tempfile.TemporaryDirectory(prefix="cellmeter-doctor-") as folder:
-        config = Config(
-            folder, pid, process_identity(pid), time.monotonic_ns(), 10.0, None, sys.maxsize, dict(os.environ)
-        )
+        config = Config(folder, pid, process_identity(pid), monotonic_ns(), 10.0, None, sys.maxsize, dict(os.environ))
         recorder = Recorder.start(config)
-        recorder.send({"event": "cell_start", "t": time.monotonic_ns(), "seq": 1})
+        recorder.send({"event": "cell_start", "t": monotonic_ns(), "seq": 1})
         if sources:
             recorder.send({"event": "plugins", "sources": sources})
-        until = time.monotonic() + WAIT_SECONDS
-        while time.monotonic() < until and recorder.alive() and not _is_done(recorder, sources):
+        until = monotonic() + WAIT_SECONDS
+        while monotonic() < until and recorder.alive() and not _is_done(recorder, sources):
             time.sleep(0.02)
         recorder.stop()
         return read_run(Path(folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts
 from cellmeter.assemble import cells_from
+from cellmeter.clock import monotonic
 from cellmeter.errors import CellmeterError
 from cellmeter.export.rows import CellRow, cell_row
 from cellmeter.export.summary import ending
@@ -63,13 +63,13 @@ class Followed:
         self._holders: dict[str, Sequence[Holder]] = {}
         self._look_at = self._sum_up_at = 0.0
         self._thread: threading.Thread | None = None
-        self._heard = time.monotonic()
+        self._heard = monotonic()
         self.ended = False
         self.summary = Summary()
 
     def poll(self) -> None:
         """Takes in what has been written since the last time."""
-        now = time.monotonic()
+        now = monotonic()
         gone = False
         if (
             now >= self._look_at
@@ -119,13 +119,13 @@ class Followed:
         return self._thread is not None and self._thread.is_alive()
 
     def _sum_up(self, cells: int) -> None:
-        started = time.monotonic()
+        started = monotonic()
         try:
             self.summary = summary_of(self.folder)
         except (CellmeterError, OSError):  # it may be replaced or removed at this moment; the next poll says so
             return
         self._summed_up = cells
-        self._sum_up_at = time.monotonic() + REST * (time.monotonic() - started)
+        self._sum_up_at = monotonic() + REST * (monotonic() - started)
 
     def finish(self) -> str:
         """What is left to read of a run that has ended; returns how it ended, in words."""
@@ -150,7 +150,7 @@ class Followed:
     @property
     def silent_seconds(self) -> float:
         """Since a sample was last read."""
-        return time.monotonic() - self._heard
+        return monotonic() - self._heard
 
     @property
     def running(self) -> Cell | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from cellmeter.clock import monotonic
 from cellmeter.errors import BadUsage, MissingExtra, RunUnreadable
 from cellmeter.store import is_open, kernel_of, process_identity, read_header, run_folders, runs_home
 
@@ -150,7 +151,7 @@ class _Follower:
             i: n for n, i in enumerate((i for i, c in enumerate(notebook.cells) if c.cell_type == "code"), 1)
         }
         self._tell = tell
-        self._started = time.monotonic()
+        self._started = monotonic()
         self._now: Progress | None = None
         self.kernel: tuple[int, str | None] | None = None
         self.stopped: int | None = None
@@ -190,7 +191,7 @@ class _Follower:
             return
         if self.stopped is not None:  # between two cells, or this notebook goes on after errors
             self._cancel()
-        self._started = time.monotonic()
+        self._started = monotonic()
         lines = (line.strip() for line in cell.source.splitlines())
         first = next((line for line in lines if line and not line.startswith("#")), "")
         self._now = Progress(self._numbers[cell_index], len(self._numbers), first, None, False)
@@ -199,7 +200,7 @@ class _Follower:
     def ended(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
         if self._now is not None and cell_index in self._numbers:
             failed = execute_reply["content"]["status"] != "ok"
-            self._tell(self._now._replace(seconds=time.monotonic() - self._started, failed=failed))
+            self._tell(self._now._replace(seconds=monotonic() - self._started, failed=failed))
 
     def where(self) -> str:
         if self._now is None:
@@ -215,8 +216,8 @@ def run_of_process(pid: int, identity: str | None) -> Path | None:
 
 def wait_for_end(folder: Path) -> None:
     """The recorder writes the end record just after the process has gone, and the header of a short run not before."""
-    until = time.monotonic() + END_SECONDS
-    while _goes_on(folder) and time.monotonic() < until:
+    until = monotonic() + END_SECONDS
+    while _goes_on(folder) and monotonic() < until:
         time.sleep(0.01)
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts, layouts, widget
+from cellmeter.clock import monotonic
 from cellmeter.errors import CellmeterError
 from cellmeter.feed import Feed, column_major
 from cellmeter.own_feed import OwnFeed
@@ -137,7 +138,7 @@ class Stage:
         self._panels_of_cells: dict[str, str] = {}
         self.widget: Any = None
         self._page_speaks = False
-        self._idle_since = time.monotonic()
+        self._idle_since = monotonic()
         self._was_idle = False
         self._thread: threading.Thread | None = None
         self._comms = getattr(getattr(shell, "kernel", None), "comm_manager", None)
@@ -193,12 +194,12 @@ class Stage:
 
     def answer_reloads(self, _result: Any = None) -> None:
         """At each cell's end, for the cell may have imported ipywidgets."""
-        self._idle_since = time.monotonic()
+        self._idle_since = monotonic()
         self.guarded(lambda: widget.answer_reloads(self._comms))
 
     def panel_widget(self, on_message: Callable[[Event], None]) -> widget.Widget:
         """A widget for one cell, which begins now."""
-        self._was_idle |= time.monotonic() - self._idle_since > IDLE_SECONDS
+        self._was_idle |= monotonic() - self._idle_since > IDLE_SECONDS
         return widget.Widget(_STUB, {"code": self._key, "role": "panel"}, on_message)
 
     def take_place(self, cell_id: str, panel_id: str) -> str | None:
@@ -445,12 +446,12 @@ class Panel:
         """The rows since the last update, the cell's last sample among them if it comes in time."""
         import numpy as np
 
-        deadline = time.monotonic() + LAST_SAMPLE_SECONDS
+        deadline = monotonic() + LAST_SAMPLE_SECONDS
         fresh = []
         while True:
             with self._lock:
                 fresh.append(self._feed.poll())
-            if self._feed.ended or time.monotonic() > deadline:
+            if self._feed.ended or monotonic() > deadline:
                 return np.concatenate(fresh)
             time.sleep(0.004)
 

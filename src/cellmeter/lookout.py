@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter.alerts import MOST_ALERTS, Alert, Budget, guards_of, message_of, parse, watchable, watches
+from cellmeter.clock import monotonic
 from cellmeter.errors import BadUsage, RecorderUnavailable, RunUnreadable
 from cellmeter.memory_watch import MemoryWatch
 from cellmeter.metrics import METRICS, SHARED_PAGES, Metric
@@ -133,9 +134,9 @@ class Lookout:
             return METRICS
         if self._recording is None:
             raise BadUsage(f"alert: what {plugin} measures is known once it is recorded: %monitor start")
-        until = time.monotonic() + READY_SECONDS
+        until = monotonic() + READY_SECONDS
         while not (metrics := _read_from(self._recording.folder, plugin)):
-            if time.monotonic() > until:
+            if monotonic() > until:
                 raise BadUsage(f"alert: the source {plugin} is not recorded: %monitor says why, or cellmeter doctor")
             time.sleep(LOOK_FAST_SECONDS)
         return {**METRICS, **metrics}
@@ -160,10 +161,10 @@ class Lookout:
         """What the recorder says of the run, its columns included; None as long as nobody knows."""
         if self._recording is None or not self._recording.recorder.ready(READY_SECONDS):
             return None
-        until = time.monotonic() + READY_SECONDS
+        until = monotonic() + READY_SECONDS
         try:
             while not (header := read_header(self._recording.folder))["segments"]:
-                if time.monotonic() > until:
+                if monotonic() > until:
                     return None
                 time.sleep(0.005)
         except RunUnreadable:

@@ -10,9 +10,9 @@ import contextlib
 import contextvars
 import sys
 import threading
-import time
 from pathlib import Path
 
+from cellmeter.clock import monotonic
 from cellmeter.nearly_full import EVENT
 from cellmeter.store import EVENTS, EventTail
 from cellmeter.ticker import nearly_full_text
@@ -36,13 +36,13 @@ class MemoryWatch:
 
     def cell_began(self) -> None:
         """What is said from here on is said in this cell."""
-        self._looked = time.monotonic()
+        self._looked = monotonic()
         self._cell = contextvars.copy_context()
 
     def cell_ended(self) -> None:
         """The last look of a cell that was not over in a moment."""
         self._cell = None
-        if not self._done.is_set() and time.monotonic() - self._looked > LOOK_SECONDS / 2:
+        if not self._done.is_set() and monotonic() - self._looked > LOOK_SECONDS / 2:
             self._look()
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class MemoryWatch:
                 cell.copy().run(self._look)
 
     def _look(self) -> None:
-        self._looked = time.monotonic()
+        self._looked = monotonic()
         # stderr may be closed, a disk gone, open() be the cell's own: it looks again
         with contextlib.suppress(Exception):
             with self._lock:

@@ -17,7 +17,6 @@ import math
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cellmeter.clock import monotonic_ns
 from cellmeter.spans import STEP, bucket_of
 from cellmeter.store import (
     MOST_WORKER_FILES,
@@ -151,7 +151,7 @@ class _Spans:
 class Own:
     """What this process has said and not yet written."""
 
-    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, clock: Callable[[], int] = monotonic_ns) -> None:
         self._clock = clock
         self._told: set[str] = set()
         self.forget()
@@ -420,7 +420,7 @@ class span:
 
     def __enter__(self) -> span:
         name = self.name if isinstance(self.name, str) else None
-        self._entered.append((_inside.set(name), time.monotonic_ns()))
+        self._entered.append((_inside.set(name), monotonic_ns()))
         return self
 
     def __exit__(

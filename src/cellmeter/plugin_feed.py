@@ -7,12 +7,12 @@ and not at all where no such package is installed.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmeter.charts import decimate
+from cellmeter.clock import monotonic, monotonic_ns
 from cellmeter.metrics import Metric
 from cellmeter.own_feed import OwnFeed
 from cellmeter.plugins import found
@@ -32,10 +32,10 @@ RATE_SECONDS = 0.2  # a rate over less is jitter
 class PluginFeed:
     """The gauges and rates of a run from now on. Not thread-safe."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = monotonic) -> None:
         self._folder = folder
         self._clock = clock
-        self._since_ns = time.monotonic_ns()
+        self._since_ns = monotonic_ns()
         self._look_at = 0.0
         self._tails: dict[str, Tail] = {}
         self._metrics: dict[str, Metric] = {}

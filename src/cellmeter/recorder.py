@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cellmeter import detached
+from cellmeter.clock import monotonic, monotonic_ns
 from cellmeter.errors import RecorderUnavailable
 from cellmeter.store import HEADER, RECORDER_LOG
 
@@ -118,7 +119,7 @@ class Recorder:
         if self._channel is None:
             return
         try:
-            self.send({"event": "stop", "t": time.monotonic_ns()})
+            self.send({"event": "stop", "t": monotonic_ns()})
         except RecorderUnavailable:
             self.close()
             return
@@ -161,9 +162,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    until = time.monotonic() + seconds
+    until = monotonic() + seconds
     while not condition():
-        if time.monotonic() > until:
+        if monotonic() > until:
             return False
         time.sleep(0.002)
     return True

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cellmeter import own
+from cellmeter.clock import monotonic, monotonic_ns, wall
 from cellmeter.errors import RecorderUnavailable
 from cellmeter.failures import Failure
 from cellmeter.recorder import Config, Recorder
@@ -56,7 +57,7 @@ class Recording:
         self._torch = TorchPeaks()
         self._environ = recorder.config.environ
         self._lock = threading.Lock()
-        self._started = time.time()
+        self._started = wall()
         self._look_at = 0.0
         self._last_seq = 0
         self._open: dict[int, OpenCell] = {}
@@ -64,7 +65,7 @@ class Recording:
     @classmethod
     def start(cls, settings: Settings, notebook: str | None, script: bool = False) -> Recording:
         """Makes the run folder and starts the recorder; ``script``: of no notebook. Raises RecorderUnavailable."""
-        home, start_ns = runs_home(), time.monotonic_ns()
+        home, start_ns = runs_home(), monotonic_ns()
         pid = os.getpid()
         identity = process_identity(pid)
         try:
@@ -92,7 +93,7 @@ class Recording:
         except Exception as error:  # a broken installation is no reason not to record
             with contextlib.suppress(RecorderUnavailable):
                 text = f"sources of plugins could not be looked for: {type(error).__name__}: {error}".splitlines()[0]
-                self.say({"event": "notice", "t": time.monotonic_ns(), "text": text})
+                self.say({"event": "notice", "t": monotonic_ns(), "text": text})
 
     def keeps_rate(self, rate_hz: float | None) -> str | None:
         """What to say to who asks this recording for another rate; None if it has that one, or any will do."""
@@ -123,7 +124,7 @@ class Recording:
             resident = self._fold_peak()
             self._open[cell.seq] = cell
             self._mark.reset()
-            cell.started_ns = time.monotonic_ns()
+            cell.started_ns = monotonic_ns()
             edge = {
                 "event": "cell_start",
                 "t": cell.started_ns,
@@ -174,7 +175,7 @@ class Recording:
         self, cell: OpenCell, status: CellStatus, execution_count: int | None = None, failure: Failure | None = None
     ) -> int:
         """Sends an end edge and returns its time in ns. Raises RecorderUnavailable."""
-        ended_ns = time.monotonic_ns()
+        ended_ns = monotonic_ns()
         own.flush()
         with self._lock:
             resident = self._fold_peak()
@@ -208,7 +209,7 @@ class Recording:
 
     def trouble(self) -> str | None:
         """Why nothing has been written of late, in one line; None if all is well. Looks once a second."""
-        now = time.monotonic()
+        now = monotonic()
         if now < self._look_at:
             return None
         self._look_at = now + LOOK_SECONDS
@@ -220,7 +221,7 @@ class Recording:
             written = max(entry.stat().st_mtime for entry in os.scandir(self.folder) if entry.name.endswith(".f64"))
         except (OSError, ValueError):
             written = self._started
-        if time.time() - written > SILENT_SECONDS:
+        if wall() - written > SILENT_SECONDS:
             return f"nothing has been written to {self.folder} for more than {SILENT_SECONDS:g} s: is the disk full?"
         return None
 

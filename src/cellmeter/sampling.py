@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from cellmeter.clock import monotonic_ns, wall
 from cellmeter.run import EDGE_END, EDGE_START, Column
 from cellmeter.sources import Backlog, Notice, Source
 from cellmeter.words import seconds_text
@@ -43,15 +44,15 @@ class SystemClock:
 
     def monotonic_ns(self) -> int:
         """See :class:`Clock`."""
-        return time.monotonic_ns()
+        return monotonic_ns()
 
     def boottime_ns(self) -> int:
         """See :class:`Clock`; without CLOCK_BOOTTIME a suspend shows as a late sample only."""
-        return time.monotonic_ns() if self._boottime is None else time.clock_gettime_ns(self._boottime)
+        return monotonic_ns() if self._boottime is None else time.clock_gettime_ns(self._boottime)
 
     def wall(self) -> float:
         """See :class:`Clock`."""
-        return time.time()
+        return wall()
 
 
 class Sink(Protocol):

@@ -11,7 +11,6 @@ import atexit
 import importlib.util
 import os
 import sys
-import time
 from dataclasses import replace
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 from cellmeter import own
 from cellmeter.alerts import Budget
+from cellmeter.clock import monotonic_ns
 from cellmeter.errors import CellmeterError, RecorderUnavailable
 from cellmeter.failures import Failure, failure_of
 from cellmeter.lookout import Lookout
@@ -150,7 +150,7 @@ def _at_exit() -> None:
     _end_cell(_now, _status or "ok", _failure)
     own.flush()
     try:
-        _now.recording.say({"event": "goodbye", "t": time.monotonic_ns(), "how": "exit"})
+        _now.recording.say({"event": "goodbye", "t": monotonic_ns(), "how": "exit"})
     except RecorderUnavailable:
         return
 

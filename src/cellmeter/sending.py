@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellmeter import detached
+from cellmeter.clock import monotonic
 from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
 from cellmeter.settings import MAX_RATE_HZ
 from cellmeter.store import find_run, may_be_open, read_run, runs_home
@@ -127,13 +128,13 @@ class Live:
         self._wanted = wanted
         self._stretch = Stretch()
         self._sent: Sent | None = None
-        self._read_at = time.monotonic()
+        self._read_at = monotonic()
         self._due = self._read_at + LIVE_SECONDS
         self._told = ""
 
     def look(self) -> None:
         """Sends what is new, if it is time to. What fails is said once, and tried again."""
-        started = time.monotonic()
+        started = monotonic()
         if started < self._due:
             return
         try:
@@ -142,7 +143,7 @@ class Live:
             if str(error) != self._told:
                 self._told = str(error)
                 print(f"cellmeter: while it is recorded: {error}", file=sys.stderr)
-        ended = time.monotonic()
+        ended = monotonic()
         self._due = ended + max(LIVE_SECONDS, REST * (ended - started))
 
     def _send(self, now: float) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from cellmeter import own, remote, strip
 from cellmeter.alerts import Budget
+from cellmeter.clock import monotonic_ns
 from cellmeter.errors import BadUsage, CellmeterError, RecorderUnavailable
 from cellmeter.lookout import Lookout
 from cellmeter.prometheus.reading import READER_SECONDS, attach, probe
@@ -218,7 +218,7 @@ class Session:
     def _finish_dock(self) -> None:
         dock, self.dock = self.dock, None
         if dock is not None:
-            dock.finish(time.monotonic_ns())
+            dock.finish(monotonic_ns())
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         """The user's cell is sacred: whatever fails here is said in one line and goes no further."""
@@ -312,7 +312,7 @@ class Session:
             self._guarded(lambda: self.lookout.cell_ended(seq))
 
     def _finish(self, monitored: Monitored, finished: Finished) -> None:
-        ended_ns = time.monotonic_ns()
+        ended_ns = monotonic_ns()
         if monitored.recording is self.recording:  # else the cell itself has stopped it
             try:
                 ended_ns = self.recording.cell_ended(monitored.cell, *finished)
@@ -343,7 +343,7 @@ class Session:
         how = "restart" if (message.get("content") or {}).get("restart") else "exit"
         own.flush()
         try:
-            recording.say({"event": "goodbye", "t": time.monotonic_ns(), "how": how})
+            recording.say({"event": "goodbye", "t": monotonic_ns(), "how": how})
         except RecorderUnavailable:
             return
 

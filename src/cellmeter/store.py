@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cellmeter.clock import monotonic, wall, wall_ns
 from cellmeter.errors import BadUsage, RunNotFound, RunUnreadable
 from cellmeter.records import StoredRecords, parse_records, record_size
 from cellmeter.remote import FILE as REMOTE
@@ -63,7 +64,7 @@ def new_run_folder(home: Path) -> Path:
     """
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     while True:
-        seconds, ns = divmod(time.time_ns(), 1_000_000_000)
+        seconds, ns = divmod(wall_ns(), 1_000_000_000)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
         folder = home / f"{stamp}-{(ns << 16) // 1_000_000_000:04x}{os.urandom(1).hex()}"
         try:
@@ -150,7 +151,7 @@ class Writer:
     def _open(self, name: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         fd = os.open(self.folder / name, flags, 0o600)
-        self._written[fd] = os.fstat(fd).st_size, time.time_ns()
+        self._written[fd] = os.fstat(fd).st_size, wall_ns()
         return fd
 
     def _append(self, fd: int, record: bytes) -> None:
@@ -164,7 +165,7 @@ class Writer:
                 os.ftruncate(fd, size)
                 os.utime(fd, ns=(last_ns, last_ns))  # it tells when something was last written
             raise
-        self._written[fd] = size + len(record), time.time_ns()
+        self._written[fd] = size + len(record), wall_ns()
 
     def describe(self, **fields: Any) -> None:
         """Sets fields of ``run.json`` and replaces it whole."""
@@ -427,7 +428,7 @@ def _is_elsewhere(identity: str) -> bool:
 
 def _is_young(folder: Path) -> bool:
     try:
-        return time.time() - folder.stat().st_mtime < STARTING_SECONDS
+        return wall() - folder.stat().st_mtime < STARTING_SECONDS
     except OSError:
         return True
 
@@ -436,7 +437,7 @@ def _written_of_late(folder: Path) -> bool:
     try:
         # what is fetched later is no sign of life
         entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("prometheus."))
-        return time.time() - max(entry.stat().st_mtime for entry in entries) < FOREIGN_SECONDS
+        return wall() - max(entry.stat().st_mtime for entry in entries) < FOREIGN_SECONDS
     except (OSError, ValueError):
         return False
 
@@ -666,7 +667,7 @@ def open_run(reference: str | os.PathLike[str] | None = None) -> Run:
     Waits a moment for one whose recorder has just been started. Raises RunNotFound and RunUnreadable.
     """
     folder = find_run(os.fspath(reference) if reference is not None else None, runs_home())
-    until = time.monotonic() + READY_SECONDS
-    while not (folder / HEADER).exists() and is_starting(folder) and time.monotonic() < until:
+    until = monotonic() + READY_SECONDS
+    while not (folder / HEADER).exists() and is_starting(folder) and monotonic() < until:
         time.sleep(0.005)
     return read_run(folder)

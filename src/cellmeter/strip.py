@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellmeter import cell_cpu, charts, gpu_shares, layouts
+from cellmeter.clock import monotonic
 from cellmeter.records import first_since, record_layout
 from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, peak_of
 from cellmeter.store import read_header
@@ -105,7 +106,7 @@ def courses(
     found = {key: Course() for key in keys}
     before, seconds = 0.0, (end["t"] - start["t"]) * 1e-9
     segments = [entry for entry in header["segments"] if entry["stream"] == stream]
-    deadline = time.monotonic() + LAST_SAMPLE_SECONDS if stream == "main" else 0.0
+    deadline = monotonic() + LAST_SAMPLE_SECONDS if stream == "main" else 0.0
     for entry in segments:
         at = {(metric, subject): n for n, (metric, subject, _) in enumerate(entry["columns"])}
         wanted = sorted((at[key], key) for key in keys if key in at)
@@ -139,7 +140,7 @@ def _pieces(fd: int, layout: struct.Struct, start: Event, end: Event, deadline: 
         last = [
             r for r in layout.iter_unpack(tail[: len(tail) // size * size]) if r[1] == end["seq"] and r[2] & EDGE_END
         ]
-        if last or time.monotonic() >= deadline:
+        if last or monotonic() >= deadline:
             break
         time.sleep(0.001)
     step = min(max(1, (after - first) // BARS), MOST_RECORDS)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter import charts
+from cellmeter.clock import monotonic
 from cellmeter.errors import MissingExtra, RunUnreadable
 from cellmeter.export.rows import CELL_HEADERS
 from cellmeter.export.summary import SENTENCE_END, plain
@@ -145,8 +146,8 @@ def _keys() -> Iterator[Callable[[float], bool]]:
 def _line_by_line(followed: Followed) -> None:
     while not followed.ended:
         print(line(followed), flush=True)
-        until = time.monotonic() + LINE_SECONDS
-        while not followed.ended and time.monotonic() < until:
+        until = monotonic() + LINE_SECONDS
+        while not followed.ended and monotonic() < until:
             time.sleep(UPDATE_SECONDS)
             followed.poll()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,6 +11,7 @@ from http.client import HTTPException
 from typing import Any
 
 from cellmeter import __version__
+from cellmeter.clock import monotonic
 from cellmeter.errors import BadUsage, FetchFailed
 from cellmeter.prometheus.source import LOGIN, TOKEN, Source
 
@@ -85,7 +85,7 @@ def _ask(source: Source, what: str, parameters: dict[str, str], deadline: float)
     headers = {"User-Agent": f"cellmeter/{__version__}", "Accept": "application/json", **source.headers()}
     try:
         request = urllib.request.Request(f"{source.url}/api/v1/{what}", body, headers, method="POST")
-        left = max(0.01, deadline - time.monotonic())
+        left = max(0.01, deadline - monotonic())
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=left) as response:
             answer = _read(source, response, deadline)
     except urllib.error.HTTPError as error:
@@ -112,7 +112,7 @@ def _read(source: Source, response: Any, deadline: float) -> Any:
         size += len(piece)
         if size > MOST_BYTES:
             raise TooMuch(f"{source.url} has more to tell than {MOST_BYTES >> 20} MiB at once: narrow --match")
-        if time.monotonic() > deadline:
+        if monotonic() > deadline:
             raise TimeoutError
     try:
         return json.loads(b"".join(pieces))

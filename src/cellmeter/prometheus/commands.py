@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from cellmeter import detached
+from cellmeter.clock import monotonic
 from cellmeter.errors import BadUsage, MissingExtra
 from cellmeter.store import find_run, runs_home
 
@@ -74,9 +75,9 @@ def serve_beside(folder: Path, options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(prefix="cellmeter-") as place:
         log = Path(place) / "said"
         detached.start("cellmeter.cli", arguments, ("numpy", "prometheus_client", "psutil"), log, channel=False)
-        until = time.monotonic() + START_SECONDS
+        until = monotonic() + START_SECONDS
         while not (said := log.read_text()).endswith("\n"):
-            if time.monotonic() > until:
+            if monotonic() > until:
                 raise BadUsage("%monitor serve: the endpoint has not come up: try `cellmeter serve` in a terminal")
             time.sleep(0.02)
     line = said.splitlines()[-1]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import form
+from cellmeter.clock import monotonic, monotonic_ns, wall
 from cellmeter.errors import BadUsage, CellmeterError, FetchFailed, RunUnreadable
 from cellmeter.prometheus import asking
 from cellmeter.prometheus.exporters import MATCHERS, Gathered, Places, Told, gathered
@@ -87,7 +87,7 @@ def keep(folder: Path, source: Source, told: Gathered | None = None, until: floa
         samples = sum(len(line["t"]) for line in readings)
         lines += readings
         lines.append({"event": "fetched", "asked": asked, "until": until, "lines": len(readings), "samples": samples})
-    place = folder / f"{FILE}.{os.getpid()}-{time.monotonic_ns()}"
+    place = folder / f"{FILE}.{os.getpid()}-{monotonic_ns()}"
     try:
         fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
@@ -128,7 +128,7 @@ def fetch(folder: Path, source: Source | None, seconds: float) -> Fetched:
 
     Raises BadUsage where no source is known, FetchFailed, RunUnreadable.
     """
-    deadline = time.monotonic() + seconds
+    deadline = monotonic() + seconds
     kept = kept_in(folder)
     if source is None:
         source = kept.source
@@ -137,7 +137,7 @@ def fetch(folder: Path, source: Source | None, seconds: float) -> Fetched:
     if source != kept.source:
         kept = Kept(source, None, Gathered({}, {}, {}))
     run = read_run(folder, newest=1)
-    now = time.time()
+    now = wall()
     end = min(run.epoch(run.duration), now) if run.ending is not None else now
     began = run.epoch(0.0)
     start = began if kept.until is None else min(kept.until, end) - SETTLE_SECONDS

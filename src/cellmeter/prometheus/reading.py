@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from cellmeter import detached
+from cellmeter.clock import monotonic, wall
 from cellmeter.errors import BadUsage, CellmeterError, FetchFailed
 from cellmeter.prometheus.source import LOGIN, Source, source_of
 from cellmeter.store import find_run, may_be_open, runs_home
@@ -42,8 +43,8 @@ def probe(source: Source) -> str | None:
 
     def work() -> None:
         try:
-            now = time.time()
-            found.append(len(look(source, now - LOOKBACK_SECONDS, now, time.monotonic() + PROBE_SECONDS)))
+            now = wall()
+            found.append(len(look(source, now - LOOKBACK_SECONDS, now, monotonic() + PROBE_SECONDS)))
         except CellmeterError as error:
             problems.append(error)
         except Exception as error:  # it is asked again when the run is over
@@ -116,7 +117,7 @@ def fetch_run(options: argparse.Namespace) -> int:
             if pause is None:
                 raise
             print(f"cellmeter: {problem}; once more in {pause:g} s", file=sys.stderr, flush=True)
-        until = time.monotonic() + pause
-        while time.monotonic() < until and folder.exists():
+        until = monotonic() + pause
+        while monotonic() < until and folder.exists():
             time.sleep(LOOK_SECONDS)
     return 0

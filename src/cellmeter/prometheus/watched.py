@@ -6,7 +6,6 @@ Each look reads the events that have come since the last one and a few records, 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cellmeter import form
+from cellmeter.clock import wall
 from cellmeter.metrics import Metric
 from cellmeter.prometheus.names import EXPOSED
 from cellmeter.prometheus.totals import OwnTotals
@@ -132,7 +132,7 @@ class Watched:
         plugin_metrics = tuple(Metric(**metric) for metric in header.get("metrics", ()))
         newest_ns, readings = self._newest(header, TOLD | {metric.name for metric in plugin_metrics})
         sampled = None if newest_ns is None else self._clock.wall(newest_ns)
-        if sampled is None or time.time() - sampled > STALE_SECONDS:
+        if sampled is None or wall() - sampled > STALE_SECONDS:
             readings = {}
         return State(
             run=header["id"],

@@ -11,10 +11,10 @@ import ctypes
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from cellmeter.clock import monotonic
 from cellmeter.sources import Backlog, Notice, Source
 from cellmeter.sources.holders import Holders, Recorded
 from cellmeter.sources.nvidia_gpm import NvidiaGpm, has_gpm
@@ -41,7 +41,7 @@ Cards = frozenset[tuple[str, int]]
 def open_nvidia(
     pids: Callable[[], Collection[int]],
     environ: Mapping[str, str],
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = monotonic,
     proc: str = "/proc",
     recorded: Callable[[int], Recorded | None] = lambda _: None,
 ) -> NvidiaDriver:

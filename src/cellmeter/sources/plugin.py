@@ -10,11 +10,11 @@ import importlib
 import re
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from cellmeter.clock import monotonic
 from cellmeter.metrics import METRICS, Metric
 from cellmeter.run import Column, Device
 from cellmeter.sources import Notice
@@ -97,12 +97,12 @@ class PluginSource:
         if not self._opened:
             return [NAN] * len(self.columns)
         if self._asked_at is None:
-            self._asked_at = time.monotonic()
+            self._asked_at = monotonic()
             self._questions.put(True)
         try:
             answer = self._answers.get(timeout=WAIT_SECONDS)
         except Empty:
-            if time.monotonic() - self._asked_at > GONE_SECONDS:
+            if monotonic() - self._asked_at > GONE_SECONDS:
                 self._give_up(f"it has not answered for {GONE_SECONDS:g} s")
             return [NAN] * len(self.columns)
         self._asked_at = None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import psutil
 
+from cellmeter.clock import monotonic
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column, Device, Host, Limit
 from cellmeter.sources import Notice
@@ -24,7 +25,7 @@ class Portable:
     name = "main"
     interval = 0.0
 
-    def __init__(self, pid: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pid: int, clock: Callable[[], float] = monotonic) -> None:
         self._process = psutil.Process(pid)
         self._clock = clock
         self._tree: list[psutil.Process] = []

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from cellmeter.clock import monotonic
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.run import Column
 from cellmeter.sources.cgroup import read_text
@@ -110,7 +111,7 @@ class ProcessPart:
 
     unavailable: dict[str, str]
 
-    def __init__(self, pid: int, proc: str = "/proc", clock: Clock = time.monotonic) -> None:
+    def __init__(self, pid: int, proc: str = "/proc", clock: Clock = monotonic) -> None:
         self.pid = pid
         self._proc = proc
         self._clock = clock

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cellmeter.clock import monotonic
 from cellmeter.sources.cgroup import read_text
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -77,7 +78,7 @@ class TreeMemory:
         self,
         pid: int,
         proc: str = "/proc",
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         roll_up: Callable[[str], Reading] | None = None,
     ) -> None:
         self._pid = pid
