@@ -74,12 +74,11 @@ def test_notebook_runners(run: Calls, home: Path, tmp_path: Path, runner: str) -
     assert measured[SPIKE[:12]]["findings"] == ["memory-spike"]
     assert measured[SPIKE[:12]]["peak_rss_bytes"] > 450 << 20
     assert measured["1 + 1"] | {"status": "ok", "findings": [], "run_id": folder.name} == measured["1 + 1"]
-    said = book.metadata["cellmeter"]
-    assert (said["run_id"], said["ending"], [f["rule"] for f in said["findings"]]) == (
-        folder.name,
-        "exited",
-        ["memory-spike"],
-    )
+    recorded, said = read_run(folder), book.metadata["cellmeter"]
+    # jupyter_client interrupts a kernel before it bids it to end; about one in a thousand misses that and is terminated
+    assert (recorded.ending, recorded.signal) in (("exited", None), ("killed", signal.SIGTERM))
+    assert (said["run_id"], said["ending"]) == (folder.name, recorded.ending)
+    assert [f["rule"] for f in said["findings"]] == ["memory-spike"]
 
 
 def test_run_writes_metadata_when_asked(run: Calls, tmp_path: Path) -> None:
@@ -127,6 +126,28 @@ def test_a_run_that_is_stopped_ends_its_kernel_and_reports(home: Path, tmp_path:
     stopped = read_run(folder)
     assert (stopped.ending, [cell.status for cell in stopped.cells]) == ("exited", ["ok", "interrupted"])
     assert nbformat.read(tmp_path / "out.ipynb", 4).cells[2].outputs[0]["ename"] == "KeyboardInterrupt"
+
+
+LISTENS = """
+import os, signal
+heard = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended"}  # ipykernel terminates its children as it ends
+for number, name in heard.items():
+    signal.signal(number, lambda _, __, name=name: open(name, "w").close())
+open("listens", "w").close()
+while not os.path.exists("ended"):
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("last", ["x = 1", "1 / 0"])
+def test_a_kernel_that_has_done_its_work_is_not_interrupted(run: Calls, tmp_path: Path, last: str) -> None:
+    """An interrupt would go to the workers that it has started, too, and now and then makes it miss that it is to end."""
+    (tmp_path / "listens.py").write_text(LISTENS)
+    start = "import subprocess, sys, os\nworker = subprocess.Popen([sys.executable, 'listens.py'])\n"
+    notebook(tmp_path / "in.ipynb", f"{start}while not os.path.exists('listens'): pass", last)
+    assert run(*CELLMETER, "run", "in.ipynb").returncode == (last == "1 / 0")
+    assert (tmp_path / "ended").exists()
+    assert not (tmp_path / "interrupted").exists()
 
 
 @pytest.mark.parametrize(("source", "code"), [("x = 1", 0), (SPIKE, 3)])
