@@ -201,6 +201,16 @@ def test_what_is_not_known_is_called_unknown() -> None:
     assert "memory unknown" in text
 
 
+def test_a_cell_without_a_sample_has_the_peak_that_the_kernel_knows() -> None:
+    frame = a_frame()
+    frame = charts.Frame(frame.panels, frame.time[:0], frame.values[:0])
+    facts = still.Facts("x", "ok", 0.001, GIB, 1 << 20)
+    data, _ = still.still(still.with_exact_peak(frame, facts), facts)
+    assert data["text/plain"].endswith("memory peak 1.00 of 64 GiB (+1.00 MiB) · no samples")
+    unknown = still.Facts("x", "ok", 0.001)
+    assert "memory unknown" in still.still(still.with_exact_peak(frame, unknown), unknown)[0]["text/plain"]
+
+
 def test_memory_counts_workers_as_cpu_does() -> None:
     columns = [Column(f"process.{name}memory.rss", "process", "By") for name in ("", "tree.")]
     specs = charts.panels(columns, {}, [], ("memory",))

@@ -110,14 +110,16 @@ def _memory(spec: charts.PanelSpec, values: Floats, facts: Facts) -> str:
     import numpy as np
 
     main = values[:, 0][~np.isnan(values[:, 0])]
-    if not len(main):
-        return f"memory {UNKNOWN}"
-    peaks = [float(peak) for peak in np.fmax.reduce(values)]
+    peaks = np.fmax.reduce(values, initial=np.nan)
     kernel = [i for i, line in enumerate(spec.lines) if line.role == "second"]
-    own = max(peaks[kernel[0]] if kernel else peaks[0], spec.exact_peak or 0.0)
-    growth = float(main[-1] - main[0]) if facts.growth_bytes is None else facts.growth_bytes
-    text = f"memory {peak_text(max(own, peaks[0]), spec.limit, 'By')} ({change_text(growth, 'By')})"
-    alone = kernel and charts.notably_more(peaks[0], own)
+    exact = np.nan if spec.exact_peak is None else spec.exact_peak
+    own = float(np.fmax(peaks[kernel[0] if kernel else 0], exact))
+    peak = float(np.fmax(own, peaks[0]))
+    if np.isnan(peak):
+        return f"memory {UNKNOWN}"
+    growth = float(main[-1] - main[0]) if facts.growth_bytes is None and len(main) else facts.growth_bytes
+    text = f"memory {peak_text(peak, spec.limit, 'By')} ({change_text(growth, 'By')})"
+    alone = kernel and charts.notably_more(float(peaks[0]), own)
     return f"{text}, kernel alone {value_text(own, 'By')}" if alone else text
 
 

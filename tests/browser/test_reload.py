@@ -16,6 +16,7 @@ from browser.test_silence import DIES, running
 SHORT = "%%monitor short\nimport time\ntime.sleep(1)\nkept = bytearray(50_000_000)\n"
 # Runs until the file `seen` is there.
 WAITS = "%%monitor waits\nimport os, time\nwhile not os.path.exists('seen'): time.sleep(0.1)\n"
+NAP = "import time\ntime.sleep(0.5)"  # a cell without a sample has no picture
 # Height of the tallest picture or chart of each cell.
 DRAWN = """() => [...document.querySelectorAll(".jp-Notebook .jp-Cell")].map((cell) => Math.max(0,
     ...[...cell.querySelectorAll(".cellmeter-still img, .jp-RenderedImage img, .cellmeter[data-drawn]")]
@@ -88,7 +89,7 @@ def test_a_page_loaded_anew_while_the_cell_runs_shows_it_in_the_end(open_book: C
 
 
 def test_it_stays_there_while_other_cells_are_monitored(open_book: Callable[..., Book]) -> None:
-    book = running(open_book, "midway-others", WAITS, "%%monitor second\n1", "%%monitor third\n1")
+    book = running(open_book, "midway-others", WAITS, *(f"%%monitor {name}\n{NAP}" for name in ("second", "third")))
     book.reload()
     book.path.with_name("seen").touch()
     first = book.output(1).locator(".cellmeter[data-drawn][data-state=ok]")
