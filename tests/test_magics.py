@@ -287,7 +287,9 @@ def test_a_run_is_not_compared_with_itself(kernel: Kernel) -> None:
 
 
 def test_a_program_may_call_the_magic(kernel: Kernel) -> None:
-    reply = kernel.run("get_ipython().run_cell_magic('monitor', '--no-chart', 'answer = 42')\nprint(answer)")
+    reply = kernel.run("get_ipython().run_cell_magic('monitor', '--no-chart', 'answer = 42\\nanswer')")
+    assert [shown["data"]["text/plain"] for shown in reply.displays] == ["42"], "its value, once"
+    reply = kernel.run("print(answer)")
     lines = reply.stdout.splitlines()
     assert (lines[-1], reply.status) == ("42", "ok")
 

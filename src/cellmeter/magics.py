@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 from IPython.core.getipython import get_ipython
@@ -80,7 +80,7 @@ class MonitorMagics(Magics):
         self.session = session
 
     @line_cell_magic
-    def monitor(self, line: str, cell: str | None = None) -> Any:
+    def monitor(self, line: str, cell: str | None = None) -> None:
         """Measure cells: CPU, memory and GPU, live and afterwards.
 
         Every cell is recorded from ``%load_ext cellmeter`` on. In a cell's first line::
@@ -122,10 +122,10 @@ class MonitorMagics(Magics):
         Recordings are kept: see ``cellmeter runs`` on a command line, or ``cellmeter.open_run()``.
         """
         if cell is not None:  # only when a program calls the magic: typed ones never get here (see tagging)
-            result = self.session.shell.run_cell(  # type: ignore[no-untyped-call]
+            self.session.shell.run_cell(  # type: ignore[no-untyped-call]
                 f"%%monitor {line}\n{cell}", store_history=False
             )
-            return result.result
+            return  # it has shown its value
         try:
             asked = next(iter(line.split()), "")
             if asked in ("help", "-h", "--help"):
@@ -136,7 +136,6 @@ class MonitorMagics(Magics):
                 self._run(_line_parser().parse(line))
         except CellmeterError as error:
             raise UsageError(str(error)) from None
-        return None
 
     def _run(self, options: argparse.Namespace) -> None:
         if options.command is None:
