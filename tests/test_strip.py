@@ -164,7 +164,12 @@ def test_it_says_what_the_report_says(start_kernel: Callable[..., Kernel], tmp_p
     assert words["memory"] == f"peak {peak} ({growth})"
 
 
-START, END, WATTS, NAN = 10.0, 11.143, 650.0, float("nan")  # a cell, in seconds of its run
+START, END, WATTS, NAN = (
+    10.0,
+    11.14297,
+    650.0,
+    float("nan"),
+)  # a cell, in seconds of its run: no figure is a tie in rounding
 
 
 def counted(folder: Path, joules: Mapping[float, float], came: float | None = None) -> Run:

@@ -50,7 +50,7 @@ def edge_readings(
             continue
         with open(folder / entry["file"], "rb") as file:
             records = _Records(file.fileno(), entry["columns"], keys)
-            low, high = records.first_since(start_ns), records.first_since(end_ns + 1)
+            low, high = records.first_since(start_ns + 1), records.first_since(end_ns)
             late = records.first_since(end_ns + _LATE_NS + 1)
             before, after = range(max(0, low - 1), low), range(high, max(late, min(high + 1, len(records))))
             found += [records[number] for number in (*before, *records.ends(range(low, high)), *after)]
