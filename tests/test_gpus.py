@@ -33,6 +33,7 @@ from cellmeter.recording import Recording
 from cellmeter.settings import Settings
 recording = Recording.start(Settings(), None)
 assert recording.recorder.ready(60)
+while not any(file.stat().st_size for file in recording.folder.glob("samples-*")): time.sleep(0.01)
 cell = recording.cell_started("train()")
 time.sleep(float(sys.argv[1]))
 assert recording.trouble() is None, recording.trouble()

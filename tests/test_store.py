@@ -628,7 +628,7 @@ def test_a_counter_that_began_anew_within_a_cell_is_no_energy(write_run: Callabl
         writer.event({"event": "cell_start", "t": at(10 * seq), "seq": seq})
         for i, joules in enumerate(counts):
             writer.sample(segment, at(10 * seq + i), seq, 0, [1.0, 1.0, joules])
-        writer.event({"event": "cell_end", "t": at(10 * seq + 5), "seq": seq, "status": "ok"})
+        writer.event({"event": "cell_end", "t": at(10 * seq + i), "seq": seq, "status": "ok"})
     run = read_run(folder)
     whole, reset = (run.usage(cell) for cell in run.cells[1:])
     assert whole.gpu["gpu1"].energy_joules == 200

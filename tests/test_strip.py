@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nvml_stub
 import pytest
 from conftest import Kernel, Reply, wait_until
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cellmeter import strip
 from cellmeter.export.rows import cell_row, cell_rows
-from cellmeter.run import Cell, Run
-from cellmeter.store import EVENTS, read_events, run_folders
+from cellmeter.run import EDGE_END, Cell, Column, Run
+from cellmeter.store import EVENTS, Writer, read_events, read_run, run_folders
 from cellmeter.words import joules_text
 
 WORK = "import time\nuntil = time.monotonic() + {}\nwhile time.monotonic() < until: pass"
@@ -159,6 +162,109 @@ def test_it_says_what_the_report_says(start_kernel: Callable[..., Kernel], tmp_p
     assert found[0].words == seconds
     assert words["CPU"].startswith(f"{cores} of ")
     assert words["memory"] == f"peak {peak} ({growth})"
+
+
+START, END, WATTS, NAN = (
+    10.0,
+    11.14297,
+    650.0,
+    float("nan"),
+)  # a cell, in seconds of its run: no figure is a tie in rounding
+
+
+def counted(folder: Path, joules: Mapping[float, float], came: float | None = None) -> Run:
+    """A run of one cell, by what the counter of its GPU stood at, the last at the cell's end. ``came``: when the GPU did."""
+    start_ns = 10**12
+    host = {"name": "box", "system": "Linux", "release": "6.1", "machine": "x86_64", "python": "3.11.7"}
+    gpu = {"id": "gpu0", "name": "T4", "uuid": "GPU-0", "memory_bytes": 0, "mine": True, "since": came or 0.0}
+    fields = {"id": folder.name, "start_ns": start_ns, "started": 1.7e9, "rate_hz": 10, "recorder": None}
+    limits = {"memory_bytes": [8 << 30, "host"], "cpu_cores": [4, "host"]}
+    writer = Writer(folder)
+    writer.describe(**fields, limits=limits, host={**host, "cpu_count": 4, "memory_bytes": 8 << 30}, devices=[gpu])
+    edge = {"seq": 1, "rss_bytes": 1, "peak_rss_bytes": 1, "status": "ok"}
+    rss, energy = Column("process.memory.rss", "process", "By"), Column("gpu.energy", "gpu0", "J")
+    columns: list[Column] = []
+    for at, value in joules.items():
+        if columns != (wanted := [rss] if came is not None and at < came else [rss, energy]):
+            columns, segment = wanted, writer.add_segment("main", wanted)
+        tag, flags = (1, EDGE_END) if at == max(joules) else (int(START <= at <= END), 0)
+        writer.sample(segment, start_ns + round(at * 1e9), tag, flags, [1.0, value][: len(columns)])
+    for kind, at in (("cell_start", START), ("cell_end", END)):
+        writer.event({**edge, "event": kind, "t": start_ns + round(at * 1e9)})
+    writer.event({"event": "end", "t": start_ns + 10**11, "ending": "stopped", "signal": None, "exit_code": None})
+    return read_run(folder)
+
+
+def said_energy(run: Run) -> float | None:
+    """What the table has, which is what the line says."""
+    (cell,) = run.cells
+    usage = run.usage(cell)
+    joules = usage.gpu["gpu0"].energy_joules
+    words = [part.words for part in strip.parts(Path(run.path), *edges(run, cell)) if part.words.endswith("J")]
+    assert words == ([] if joules is None else [joules_text(joules)])
+    assert ("gpu.gpu0.energy_joules" in usage.unknown) == (joules is None)
+    return joules
+
+
+def steady(*times: float) -> dict[float, float]:
+    return {at: WATTS * at for at in times}
+
+
+WITHIN = [10.2 + n / 10 for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("times", "came"),
+    [
+        ((9.4, 10.15, *WITHIN, 11.145), None),  # its first sample comes late
+        ((10.003, *WITHIN, 11.5), None),  # its last
+        ((9.4, 10.15, *WITHIN[:-3], 11.5), None),  # both
+        ((9.4, 10.15, *WITHIN, 11.145), 10.15),
+    ],
+)
+def test_the_energy_of_a_cell_is_that_of_its_time_however_late_its_samples(
+    tmp_path: Path, times: Sequence[float], came: float | None
+) -> None:
+    seconds = END - max(START, came or 0.0)
+    exact = pytest.approx(WATTS * seconds, rel=1e-9) if times[0] < START else pytest.approx(WATTS * seconds, rel=0.003)
+    assert said_energy(counted(tmp_path, steady(*times), came)) == exact
+
+
+@pytest.mark.parametrize(
+    ("joules", "why"),
+    [
+        (steady(10.15, *WITHIN, 11.145), "it was read for less than 95 % of the cell"),
+        (
+            {**steady(9.4, 10.003, *WITHIN), 11.145: NAN, **dict.fromkeys(WITHIN[5:], NAN)},
+            "it was read for less than 95 %",
+        ),
+        ({**steady(9.4, 10.003, *WITHIN, 11.145), 10.2: 3.0}, "it was reset"),
+        ({9.4: 6000.0, 10.003: 3.0, 10.5: 200.0, 11.145: 700.0}, "it was reset"),
+        ({**dict.fromkeys(WITHIN, NAN), **steady(9.4, 11.145)}, "too few samples"),
+    ],
+)
+def test_the_energy_of_a_cell_that_is_not_known_has_a_reason(
+    tmp_path: Path, joules: dict[float, float], why: str
+) -> None:
+    run = counted(tmp_path, dict(sorted(joules.items())))
+    assert said_energy(run) is None
+    assert why in run.usage(run.cells[0]).unknown["gpu.gpu0.energy_joules"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.integers(80, 111), st.sampled_from([0.0, 5.0, 70.0, 70.0, NAN]), max_size=20),
+    st.integers(112, 119),
+    st.sampled_from([0, 0, 0, -1, 50]),
+)
+def test_line_and_table_have_the_same_energy(steps: dict[int, float], last: int, more: float) -> None:
+    """Whatever came late, was lost or began anew."""
+    total, joules = 0.0, {}
+    for at, step in sorted({**steps, last: more}.items()):
+        total += 0.0 if step != step else step
+        joules[at / 10] = NAN if step != step else total
+    with tempfile.TemporaryDirectory() as folder:
+        said_energy(counted(Path(folder), joules))
 
 
 def test_gpus_that_only_others_use_count_nowhere(start_kernel: Callable[..., Kernel], tmp_path: Path) -> None:

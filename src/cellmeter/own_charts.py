@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellmeter import charts, timeline
-from cellmeter.span_stats import Interval, stretches
+from cellmeter.series import Interval
+from cellmeter.span_stats import stretches
 from cellmeter.spans import STEP, Logged, Steps
 from cellmeter.words import count_text, short_text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from cellmeter.metrics import LONGEST_READING_SECONDS, SHORT_FOR_CPU_SECONDS, Metric
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 HUB = "JupyterHub"  # what the source of its limits begins with
+MOST_UNREAD = 0.05  # of some time, at its ends: what a counter did there is unknown, and left out of its growth
 
 
 class Limit(NamedTuple):
@@ -44,6 +45,18 @@ class Series(NamedTuple):
         """The part from ``start`` to ``end``, both included."""
         low, high = self.time.searchsorted(start, "left"), self.time.searchsorted(end, "right")
         return Series(self.time[low:high], self.values[low:high], self.seq[low:high])
+
+
+class Interval(NamedTuple):
+    """From when to when, in seconds."""
+
+    start: float
+    end: float
+
+
+def covered(intervals: Iterable[Interval]) -> float:
+    """Seconds of intervals that do not overlap."""
+    return sum(interval.end - interval.start for interval in intervals)
 
 
 class Rates(NamedTuple):
@@ -127,6 +140,39 @@ def time_weighted_mean(series: Series, start: float, end: float) -> float | None
         return None
     total = weights.sum()
     return float((values * weights).sum() / total) if total > 0 else float(values.mean())
+
+
+def growth_within(counter: Series, times: Sequence[Interval]) -> float | None:
+    """Growth of a counter over some stretches of time, in order, taken to be even from one reading to the next.
+
+    None where it is unknown: too much of the time is before the first reading or after the last, or the counter began anew.
+    """
+    import numpy as np
+
+    if not times:
+        return None
+    time, values = readings_around(counter, Interval(times[0].start, times[-1].end))
+    if len(time) < 2 or began_anew(values):
+        return None
+    if max(0.0, time[0] - times[0].start) + max(0.0, times[-1].end - time[-1]) > MOST_UNREAD * covered(times):
+        return None
+    edges = np.interp(np.array(times), time, values)
+    return float((edges[:, 1] - edges[:, 0]).sum())
+
+
+def readings_around(series: Series, interval: Interval) -> tuple[Floats, Floats]:
+    """Times and values of the known readings from the one right before an interval to the one right after it."""
+    import numpy as np
+
+    first = max(0, int(series.time.searchsorted(interval.start, "right")) - 1)
+    part = slice(first, int(series.time.searchsorted(interval.end, "left")) + 1)
+    there = ~np.isnan(series.values[part])
+    return series.time[part][there], series.values[part][there]
+
+
+def began_anew(counted: Floats) -> bool:
+    """Whether a counter fell: what it counts for was reset."""
+    return bool((counted[1:] < counted[:-1]).any())
 
 
 def quantile(values: Floats, share: float) -> float:

@@ -7,17 +7,14 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cellmeter.metrics import LONGEST_READING_SECONDS, SHORT_FOR_ENERGY_SECONDS, SHORT_FOR_UTILIZATION_SECONDS
+from cellmeter.series import Interval, Series, covered, growth_within
 from cellmeter.spans import Span, SpanBatch, bucket_seconds
 
-MOST_UNREAD = (
-    0.05  # of the time of spans: they begin a little before their cell's first sample, and may end after its last
-)
-
 if TYPE_CHECKING:
-    from cellmeter.run import Run, Series
+    from cellmeter.run import Run
 
 
 @dataclass(frozen=True)
@@ -102,31 +99,6 @@ def mean_within(gauge: Series, times: Iterable[Interval]) -> float | None:
     return total / weight if weight > 0 else None
 
 
-def growth_within(counter: Series, times: Sequence[Interval]) -> float | None:
-    """Growth of a counter over some stretches of time, taken to be even from one reading to the next."""
-    import numpy as np
-
-    valid = ~np.isnan(counter.values)
-    time, values = counter.time[valid], counter.values[valid]
-    if not times or len(time) < 2:
-        return None
-    unread = max(0.0, time[0] - times[0].start) + max(0.0, times[-1].end - time[-1])
-    if unread > MOST_UNREAD * covered(times):
-        return None
-    inside = values[time.searchsorted(times[0].start, "right") - 1 : time.searchsorted(times[-1].end, "left") + 1]
-    if (np.diff(inside) < 0).any():
-        return None  # it began anew: the GPU was reset
-    edges = np.interp(np.array(times), time, values)
-    return float((edges[:, 1] - edges[:, 0]).sum())
-
-
-class Interval(NamedTuple):
-    """From when to when, in seconds."""
-
-    start: float
-    end: float
-
-
 def union(intervals: Iterable[Interval], bridge: float = 0.0) -> list[Interval]:
     """The time covered by intervals, in order; gaps up to ``bridge`` seconds count as covered."""
     merged: list[Interval] = []
@@ -136,11 +108,6 @@ def union(intervals: Iterable[Interval], bridge: float = 0.0) -> list[Interval]:
         else:
             merged.append(interval)
     return merged
-
-
-def covered(intervals: Iterable[Interval]) -> float:
-    """Seconds of a union."""
-    return sum(interval.end - interval.start for interval in intervals)
 
 
 def stretches(spans: Iterable[Span], batches: Iterable[SpanBatch], bridge: float) -> list[Interval]:

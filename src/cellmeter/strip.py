@@ -15,12 +15,14 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import mul
+from operator import gt, mul
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellmeter import cell_cpu, charts, gpu_shares, layouts
 from cellmeter.clock import monotonic
+from cellmeter.edge_readings import Key, edge_readings, growth
+from cellmeter.metrics import SHORT_FOR_ENERGY_SECONDS
 from cellmeter.records import first_since, record_layout
 from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, peak_of
 from cellmeter.store import read_header
@@ -35,7 +37,6 @@ MOST_RECORDS = 4096  # read at once: 2 MiB
 BLOCKS = "▁▂▃▅▆▇"  # not ▄ and █: common fonts set these two on another line
 _ENDED = {"ok": "", "error": "failed after ", "interrupted": "interrupted after "}
 
-Key = tuple[str, str]  # metric, subject
 Event = Mapping[str, Any]
 CPU: Key = ("process.cpu.time", "process")
 RSS: Key = ("process.memory.rss", "process")
@@ -63,6 +64,8 @@ class Course:
     first: float = math.nan
     total: float = 0.0
     weight: float = 0.0
+    fell: bool = False
+    """One reading is less than that before it."""
     complete: bool = False
     """The reading at the cell's end is among them."""
 
@@ -75,6 +78,9 @@ class Course:
             times, weights, values = zip(*known, strict=True)
         if not self.pieces:
             self.first = values[0]
+        elif values[0] < self.pieces[-1].last:
+            self.fell = True
+        self.fell = self.fell or any(map(gt, values, values[1:]))
         total, weight = sum(map(mul, weights, values)), sum(weights)
         self.total += total
         self.weight += weight
@@ -124,9 +130,10 @@ def courses(
                 ]
                 before = times[-1]
                 complete = bool(flags[-1] & EDGE_END and seqs[-1] == end["seq"])
+                for course in found.values():
+                    course.complete = complete
                 for (_, key), values in zip(wanted, columns, strict=True):
                     found[key].add(times, weights, values)
-                    found[key].complete = complete
     return found
 
 
@@ -201,7 +208,7 @@ def parts(folder: Path, start: Event, end: Event) -> list[Part]:
         _memory(start, end, found[RSS], found[TREE]),
         *_gpus([found["gpu.utilization", gpu] for gpu in gpus], bool(there)),
         *_gpu_memory(folder, header, gpus, start, end),
-        *_energy([found["gpu.energy", gpu] for gpu in gpus]),
+        *_energy(folder, header, {gpu: found["gpu.energy", gpu] for gpu in gpus}, start, end),
     ]
 
 
@@ -304,14 +311,31 @@ def _gpu_memory(folder: Path, header: Mapping[str, Any], gpus: Sequence[str], st
     return [Part("GPU memory", "", f"peak {gpu_shares.shares_text(memory[told], peak, size)}")]
 
 
-def _energy(counters: Sequence[Course]) -> list[Part]:
+def _energy(
+    folder: Path, header: Mapping[str, Any], counters: Mapping[str, Course], start: Event, end: Event
+) -> list[Part]:
     """Of all GPUs together; a sum without one of them would be too small."""
-    grown = [course.growth for course in counters]
-    joules = sum(joule for joule in grown if joule is not None)
-    if not grown or None in grown:
+    joules = [_joules(folder, header, gpu, counter, start, end) for gpu, counter in counters.items()]
+    known = [joule for joule in joules if joule is not None]
+    if not known or len(known) < len(joules):
         return []
-    at_least = "" if all(course.complete for course in counters) else "≥ "
-    return [Part("", "", at_least + joules_text(joules))]
+    at_least = "" if all(counter.complete for counter in counters.values()) else "≥ "
+    return [Part("", "", at_least + joules_text(sum(known)))]
+
+
+def _joules(
+    folder: Path, header: Mapping[str, Any], gpu: str, counter: Course, start: Event, end: Event
+) -> float | None:
+    """As ``usage.cell_usage`` has it; up to the newest reading where that at the cell's end has not come."""
+    if not counter.pieces or counter.fell or (end["t"] - start["t"]) * 1e-9 < SHORT_FOR_ENERGY_SECONDS:
+        return None
+    since = next(device.get("since", 0.0) for device in header["devices"] if device["id"] == gpu)
+    start_ns, end_ns = max(start["t"], header["start_ns"] + round(since * 1e9)), end["t"]
+    readings = edge_readings(folder, header, [("gpu.energy", gpu)], start_ns, end_ns)
+    inside = [reading for reading in readings if start_ns <= reading.t <= end_ns and reading.known]
+    if not inside:
+        return None
+    return growth(readings, start_ns, end_ns if counter.complete else inside[-1].t)
 
 
 def bars(values: Sequence[float], top: float) -> str:

@@ -13,7 +13,19 @@ from cellmeter.metrics import (
     SHORT_FOR_ENERGY_SECONDS,
     SHORT_FOR_UTILIZATION_SECONDS,
 )
-from cellmeter.series import Series, known, last_known, quantile, seconds_since, time_weighted_mean
+from cellmeter.series import (
+    MOST_UNREAD,
+    Interval,
+    Series,
+    began_anew,
+    growth_within,
+    known,
+    last_known,
+    quantile,
+    readings_around,
+    seconds_since,
+    time_weighted_mean,
+)
 from cellmeter.words import given_text
 
 if TYPE_CHECKING:
@@ -303,18 +315,26 @@ def _gpu_usage(run: Run, device: Device, cell: Cell, end: float) -> tuple[GpuUsa
         why = _gpu_unknown(run, "gpu.utilization", device, end) if mean is None else MOSTLY_UNREAD
         mean = p95 = None
         unknown[prefix + "utilization_mean"] = unknown[prefix + "utilization_p95"] = why
-    counted = known(_tagged(run.series("gpu.energy", gpu), cell, cell.start + seconds).values)
-    energy = float(counted[-1] - counted[0]) if len(counted) > 1 else None
-    if energy is None:
-        unknown[prefix + "energy_joules"] = _gpu_unknown(run, "gpu.energy", device, end)
-    elif seconds < SHORT_FOR_ENERGY_SECONDS:
-        energy = None
-        unknown[prefix + "energy_joules"] = "cell shorter than the counter's period"
-    elif (counted[1:] < counted[:-1]).any():
-        energy = None
-        unknown[prefix + "energy_joules"] = "the GPU's counter began anew within the cell: it was reset"
+    energy = _energy(run, device, Interval(cell.start, cell.start + seconds), unknown)
     memory = _gpu_memory(run, device, cell, cell.start + seconds, unknown)
     return GpuUsage(mean, p95, memory.peak, energy, memory.torch, memory.own, memory.others), unknown
+
+
+def _energy(run: Run, device: Device, ran: Interval, unknown: dict[str, str]) -> float | None:
+    """Joules of a GPU while a cell ran, or since the GPU came."""
+    counter, there = run.series("gpu.energy", device.id), Interval(max(ran.start, device.since), ran.end)
+    if not len(known(counter.between(*there).values)):
+        why = _gpu_unknown(run, "gpu.energy", device, ran.end)
+    elif ran.end - ran.start < SHORT_FOR_ENERGY_SECONDS:
+        why = "cell shorter than the counter's period"
+    elif (energy := growth_within(counter, [there])) is not None:
+        return energy
+    elif began_anew(readings_around(counter, there)[1]):
+        why = "the GPU's counter began anew within the cell: it was reset"
+    else:
+        why = f"it was read for less than {given_text(100 * (1 - MOST_UNREAD), '%')} of the cell"
+    unknown[f"gpu.{device.id}.energy_joules"] = why
+    return None
 
 
 def _gpu_memory(run: Run, device: Device, cell: Cell, end: float, unknown: dict[str, str]) -> GpuMemory:
