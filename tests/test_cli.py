@@ -20,8 +20,9 @@ import pytest
 from conftest import BEGUN, Kernel, wait_until
 
 from cellmeter.export.report_json import schema
+from cellmeter.home import new_run_folder, run_folders
 from cellmeter.now import now_of
-from cellmeter.store import name_kernel, new_run_folder, process_identity, run_folders
+from cellmeter.store import name_kernel, process_identity
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY, wait_until
 
-from cellmeter.store import kernel_of, read_run, run_folders
+from cellmeter.home import run_folders
+from cellmeter.store import kernel_of, read_run
 
 BIN = Path(sys.executable).parent
 CELLMETER = (sys.executable, "-m", "cellmeter")

@@ -15,8 +15,9 @@ import pytest
 from conftest import Kernel, has_ended, wait_until
 from PIL import Image
 
+from cellmeter.home import run_folders
 from cellmeter.magics import _line_parser
-from cellmeter.store import read_header, run_folders
+from cellmeter.store import read_header
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = """

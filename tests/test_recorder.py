@@ -17,9 +17,10 @@ import pytest
 from conftest import WAIT_SECONDS, ended_cells, recorders_below, wait_until
 
 from cellmeter import cell_cpu
+from cellmeter.home import run_folders
 from cellmeter.run import Run
 from cellmeter.sources.death import judge_death
-from cellmeter.store import EVENTS, is_open, read_events, read_header, read_run, record_size, run_folders
+from cellmeter.store import EVENTS, is_open, read_events, read_header, read_run, record_size
 
 Script = Callable[..., "subprocess.Popen[str]"]
 

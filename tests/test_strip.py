@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from cellmeter import strip
 from cellmeter.export.rows import cell_row, cell_rows
+from cellmeter.home import run_folders
 from cellmeter.run import EDGE_END, Cell, Column, Run
-from cellmeter.store import EVENTS, Writer, read_events, read_run, run_folders
+from cellmeter.store import EVENTS, Writer, read_events, read_run
 from cellmeter.words import joules_text
 
 WORK = "import time\nuntil = time.monotonic() + {}\nwhile time.monotonic() < until: pass"

@@ -21,23 +21,13 @@ from cellmeter import __version__, remote, sending
 from cellmeter.clock import wall
 from cellmeter.errors import BadUsage, CellmeterError, ExportFailed, FetchFailed, MissingExtra, RunUnreadable
 from cellmeter.headless import Executed, Progress
+from cellmeter.home import RunInfo, find_run, find_two, list_runs, open_runs, remove_run, run_folders, runs_home
 from cellmeter.now import now_of
 from cellmeter.prometheus import commands as prometheus
 from cellmeter.prometheus import reading
 from cellmeter.run import Run
 from cellmeter.settings import load_settings, missing_settings
-from cellmeter.store import (
-    RunInfo,
-    find_run,
-    find_two,
-    kernel_of,
-    list_runs,
-    open_runs,
-    read_run,
-    remove_run,
-    run_folders,
-    runs_home,
-)
+from cellmeter.store import kernel_of, read_run
 from cellmeter.words import seconds_text
 
 if TYPE_CHECKING:

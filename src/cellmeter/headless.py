@@ -16,7 +16,8 @@ from typing import IO, Any, NamedTuple
 
 from cellmeter.clock import monotonic
 from cellmeter.errors import BadUsage, MissingExtra, RunUnreadable
-from cellmeter.store import is_open, kernel_of, process_identity, read_header, run_folders, runs_home
+from cellmeter.home import run_folders, runs_home
+from cellmeter.store import is_open, kernel_of, process_identity, read_header
 
 _LOADS_EXTENSION = re.compile(r"^\s*%(load_ext|reload_ext)\s+cellmeter\b", re.MULTILINE)
 END_SECONDS = 5.0

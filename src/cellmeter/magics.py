@@ -238,7 +238,8 @@ class MonitorMagics(Magics):
 
     def _this_and_the_last_run(self) -> Iterator[Run]:
         """The run of this kernel, then that of the notebook's kernel before, which may have died."""
-        from cellmeter.store import previous_run, read_run
+        from cellmeter.home import previous_run
+        from cellmeter.store import read_run
 
         folder, notebook = self._run_folder(), notebook_path(self.session.shell)
         yield read_run(folder)
@@ -247,7 +248,8 @@ class MonitorMagics(Magics):
 
     def _compare(self, options: argparse.Namespace) -> None:
         from cellmeter import export
-        from cellmeter.store import find_two, read_run, runs_home
+        from cellmeter.home import find_two, runs_home
+        from cellmeter.store import read_run
 
         before, after = find_two(options.a, options.b, runs_home(), newest=self._run_folder())
         print(export.render_comparison(read_run(before), read_run(after), "text"), end="")

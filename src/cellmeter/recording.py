@@ -19,10 +19,11 @@ from cellmeter import own
 from cellmeter.clock import monotonic, monotonic_ns, wall
 from cellmeter.errors import RecorderUnavailable
 from cellmeter.failures import Failure
+from cellmeter.home import new_run_folder, runs_home
 from cellmeter.recorder import Config, Recorder
 from cellmeter.run import CellStatus, is_ours
 from cellmeter.settings import Settings
-from cellmeter.store import name_kernel, new_run_folder, process_identity, runs_home
+from cellmeter.store import name_kernel, process_identity
 from cellmeter.torch_peaks import WORTH_SECONDS, TorchPeaks
 
 FIRST_LINE_LENGTH = 80
