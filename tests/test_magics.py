@@ -223,11 +223,13 @@ def test_a_driver_that_hangs_holds_up_one_monitored_cell_and_no_other(
     start_kernel: Callable[..., Kernel], tmp_path: Path
 ) -> None:
     kernel = start_kernel(env=nvml_stub.environment("delay nvmlInitWithFlags 8000000\ngpu", tmp_path))
+    kernel.run("from cellmeter import recording\nrecording.SILENT_SECONDS, recording.LOOK_SECONDS = 60.0, 0.0")
     kernel.run("%load_ext cellmeter\nfrom cellmeter.recorder import Recorder\nwaited, ready = [], Recorder.ready")
     kernel.run("Recorder.ready = lambda self, seconds: waited.append(seconds) or ready(self, seconds)")
     assert "the recorder is not ready yet" in kernel.run("%%monitor\n1").stderr
     assert kernel.run("%%monitor\n2").stderr == ""
     assert kernel.run("print(waited)").stdout == "[2.0, 0.0]\n"
+    assert "does a GPU's driver hang" in kernel.run("recording.SILENT_SECONDS = 0.0").stderr
 
 
 def test_a_monitored_cell_ends_as_a_picture_without_a_widget(kernel: Kernel) -> None:

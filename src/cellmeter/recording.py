@@ -221,10 +221,13 @@ class Recording:
         try:
             written = max(entry.stat().st_mtime for entry in os.scandir(self.folder) if entry.name.endswith(".f64"))
         except (OSError, ValueError):
-            written = self._started
-        if wall() - written > SILENT_SECONDS:
-            return f"nothing has been written to {self.folder} for more than {SILENT_SECONDS:g} s: is the disk full?"
-        return None
+            written = None
+        if wall() - (written or self._started) <= SILENT_SECONDS:
+            return None
+        if written is None:
+            why = "does a GPU's driver hang, or is the disk full?"
+            return f"the recorder is not ready yet, after more than {SILENT_SECONDS:g} s: {why}"
+        return f"nothing has been written to {self.folder} for more than {SILENT_SECONDS:g} s: is the disk full?"
 
     def _last_words(self) -> str:
         try:
