@@ -121,9 +121,7 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
         except NoSuchKernel as error:
             raise BadUsage(f"{name} wants the kernel {error.name!r}, which is not installed") from None
         except CellExecutionError as error:
-            failure = (
-                f"{follower.where()} failed: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
-            )
+            failure = ": ".join([f"{follower.where()} failed", error.ename, *error.evalue.splitlines()[:1]])
         except (DeadKernelError, asyncio.CancelledError):
             failure = f"the kernel died in {follower.where()}{_fatal_line(said)}"
         told = _of_ours(notebook, said)
