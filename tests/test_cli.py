@@ -339,6 +339,11 @@ def test_a_notebook_that_fails_is_exit_1_and_leaves_a_report(cellmeter: Call, tm
     assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[2].outputs[0]["ename"] == "ZeroDivisionError"
 
 
+def test_a_failure_without_a_message_is_said_by_its_name(cellmeter: Call, tmp_path: Path) -> None:
+    said = cellmeter("run", notebook(tmp_path / "bad.ipynb", "raise KeyboardInterrupt")).stderr
+    assert said.splitlines()[-1].endswith("(raise KeyboardInterrupt) failed: KeyboardInterrupt")
+
+
 def test_a_kernel_that_dies_is_exit_1_and_leaves_a_report(cellmeter: Call, tmp_path: Path) -> None:
     path = notebook(tmp_path / "dies.ipynb", "x = 1", "import os; os.kill(os.getpid(), 9)")
     result = cellmeter("run", path)

@@ -151,6 +151,17 @@ def test_a_kernel_that_has_done_its_work_is_not_interrupted(run: Calls, tmp_path
     assert not (tmp_path / "interrupted").exists()
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_kernel_that_does_not_end_is_said(run: Calls, tmp_path: Path, holds: bool) -> None:
+    """Its run ends with SIGTERM, which is nobody's failure."""
+    waits = f"threading.Thread(target=threading.Event().wait, daemon={not holds}).start()"
+    notebook(tmp_path / "in.ipynb", f"import threading\n{waits}")
+    done = run(*CELLMETER, "run", "in.ipynb")
+    assert done.returncode == 0
+    assert ("so it was made to: a thread or an exit handler" in done.stderr) == holds
+    assert ("killed (SIGTERM)" in done.stdout) == holds
+
+
 @pytest.mark.parametrize(("source", "code"), [("x = 1", 0), (SPIKE, 3)])
 def test_the_ci_example(run: Calls, tmp_path: Path, source: str, code: int) -> None:
     """Its commands do what it says; 450 MiB are a warning under a limit of 4 GiB."""

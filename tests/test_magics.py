@@ -309,6 +309,19 @@ def test_without_a_chart_there_is_a_line_at_the_end(kernel: Kernel) -> None:
 # --- a failure of ours is never the user's ------------------------------------------------------------------------------
 
 
+def test_what_is_shown_waits_for_a_recorder_that_is_behind(kernel: Kernel, home: Path) -> None:
+    (folder,) = run_folders(home / "runs")
+    wait_until(lambda: (folder / "run.json").exists(), "the recorder")
+    recorder = read_header(folder)["recorder"]["pid"]
+    kernel.run("%monitor cells")  # all that it imports
+    kernel.run(f"import os, threading\nos.kill({recorder}, {int(signal.SIGSTOP)})")
+    kernel.run("behind = 1")
+    goes_on = f"threading.Timer(0.3, os.kill, ({recorder}, {int(signal.SIGCONT)})).start()"
+    table = kernel.run(f"{goes_on}\n%monitor cells").displays[-1]["data"]["text/plain"]
+    assert re.search(r"behind = 1 .* ok\n", table), table
+    assert re.search(r"threading\.Timer.* running", table), table
+
+
 def test_a_recorder_killed_within_a_cell(kernel: Kernel, home: Path) -> None:
     (folder,) = run_folders(home / "runs")
     wait_until(lambda: (folder / "run.json").exists(), "the recorder")

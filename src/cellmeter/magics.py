@@ -24,6 +24,7 @@ from cellmeter.settings import checked_rate
 if TYPE_CHECKING:
     from cellmeter.run import Run
 
+CATCH_UP_SECONDS = 2.0  # the longest that what is shown waits for a recorder that gets no CPU
 _NAME = "MonitorMagics"
 _COMMANDS = {
     "start": "start recording: [--rate HZ] [--auto] [--max-memory 0.9]",
@@ -162,8 +163,10 @@ class MonitorMagics(Magics):
     def _run_folder(self) -> Path:
         """The folder of this shell's run, the last one if it has been stopped. Raises RecorderUnavailable."""
         recording = self.session.recording
-        if recording is not None and not recording.recorder.ready(READY_SECONDS):
-            raise RecorderUnavailable(recording.trouble() or "the recorder did not get ready")
+        if recording is not None:
+            if not recording.recorder.ready(READY_SECONDS):
+                raise RecorderUnavailable(recording.trouble() or "the recorder did not get ready")
+            recording.catch_up(CATCH_UP_SECONDS)
         if self.session.last_folder is None:
             raise RecorderUnavailable("nothing has been recorded yet: %monitor start")
         return self.session.last_folder

@@ -20,10 +20,10 @@ from cellmeter.clock import monotonic, monotonic_ns, wall
 from cellmeter.errors import RecorderUnavailable
 from cellmeter.failures import Failure
 from cellmeter.home import new_run_folder, runs_home
-from cellmeter.recorder import Config, Recorder
+from cellmeter.recorder import Config, Recorder, wait_for
 from cellmeter.run import CellStatus, is_ours
 from cellmeter.settings import Settings
-from cellmeter.store import name_kernel, process_identity
+from cellmeter.store import EVENTS, EventTail, name_kernel, process_identity
 from cellmeter.torch_peaks import WORTH_SECONDS, TorchPeaks
 
 FIRST_LINE_LENGTH = 80
@@ -61,6 +61,7 @@ class Recording:
         self._started = wall()
         self._look_at = 0.0
         self._last_seq = 0
+        self._started_seq = 0
         self._open: dict[int, OpenCell] = {}
 
     @classmethod
@@ -144,6 +145,7 @@ class Recording:
             }
             cell.edges["cell_start"] = edge
             self.recorder.send(edge)
+            self._started_seq = cell.seq
             if self._settings.keep_source:  # after the edge, which must not wait for a pipe that a long source fills
                 self.recorder.send(
                     {
@@ -228,6 +230,16 @@ class Recording:
             why = "does a GPU's driver hang, or is the disk full?"
             return f"the recorder is not ready yet, after more than {SILENT_SECONDS:g} s: {why}"
         return f"nothing has been written to {self.folder} for more than {SILENT_SECONDS:g} s: is the disk full?"
+
+    def catch_up(self, seconds: float) -> None:
+        """Waits until the folder tells of every cell that has started, or the recorder is gone, but no longer than that."""
+        newest, events = self._started_seq, EventTail(self.folder / EVENTS)
+
+        def written() -> bool:
+            starts = events.events(only=b'"cell_start"')
+            return newest == 0 or any(event.get("seq") == newest for event in starts)
+
+        wait_for(lambda: written() or not self.recorder.alive(), seconds)
 
     def _last_words(self) -> str:
         try:
