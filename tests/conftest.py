@@ -21,8 +21,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jupyter_client.manager import KernelManager
 
+from cellmeter.home import run_folders
 from cellmeter.run import Run
-from cellmeter.store import HEADER, is_open, read_header, read_run, run_folders
+from cellmeter.store import HEADER, is_open, read_header, read_run
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -20,8 +20,9 @@ import pytest
 from conftest import BEGUN, Kernel, wait_until
 
 from cellmeter.export.report_json import schema
+from cellmeter.home import new_run_folder, run_folders
 from cellmeter.now import now_of
-from cellmeter.store import name_kernel, new_run_folder, process_identity, run_folders
+from cellmeter.store import name_kernel, process_identity
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -336,6 +337,11 @@ def test_a_notebook_that_fails_is_exit_1_and_leaves_a_report(cellmeter: Call, tm
     assert "code cell 2 of 3 (1 / 0) failed: ZeroDivisionError: division by zero" in result.stderr
     assert (tmp_path / "bad.md").exists()
     assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[2].outputs[0]["ename"] == "ZeroDivisionError"
+
+
+def test_a_failure_without_a_message_is_said_by_its_name(cellmeter: Call, tmp_path: Path) -> None:
+    said = cellmeter("run", notebook(tmp_path / "bad.ipynb", "raise KeyboardInterrupt")).stderr
+    assert said.splitlines()[-1].endswith("(raise KeyboardInterrupt) failed: KeyboardInterrupt")
 
 
 def test_a_kernel_that_dies_is_exit_1_and_leaves_a_report(cellmeter: Call, tmp_path: Path) -> None:

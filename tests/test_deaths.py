@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import Kernel, has_ended, recorders_below, wait_until
 
+from cellmeter.home import run_folders
 from cellmeter.run import Run
-from cellmeter.store import EVENTS, read_events, read_run, run_folders
+from cellmeter.store import EVENTS, read_events, read_run
 
 
 def ended(home: Path, number: int = -1) -> Run:

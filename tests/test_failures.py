@@ -12,7 +12,8 @@ import pytest
 from conftest import Kernel, has_ended, wait_until
 
 from cellmeter.failures import MOST_CHARACTERS, Failure, failure_of
-from cellmeter.store import EVENTS, read_run, run_folders
+from cellmeter.home import run_folders
+from cellmeter.store import EVENTS, read_run
 
 SECRET = "hunter2"
 

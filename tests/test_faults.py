@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import Kernel, has_ended, wait_until
 
+from cellmeter.home import run_folders
 from cellmeter.run import Run
-from cellmeter.store import read_header, read_run, record_size, run_folders
+from cellmeter.store import read_header, read_run, record_size
 
 KILLS = 200
 BATCH = 25

@@ -19,8 +19,9 @@ from cellmeter import judge
 from cellmeter.export import render
 from cellmeter.export.report_json import schema
 from cellmeter.export.rows import cell_rows
+from cellmeter.home import run_folders
 from cellmeter.run import GpuUsage, Run
-from cellmeter.store import read_run, run_folders
+from cellmeter.store import read_run
 
 PROCESS = """
 import os, sys, time

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY, wait_until
 
-from cellmeter.store import kernel_of, read_run, run_folders
+from cellmeter.home import run_folders
+from cellmeter.store import kernel_of, read_run
 
 BIN = Path(sys.executable).parent
 CELLMETER = (sys.executable, "-m", "cellmeter")
@@ -148,6 +149,17 @@ def test_a_kernel_that_has_done_its_work_is_not_interrupted(run: Calls, tmp_path
     assert run(*CELLMETER, "run", "in.ipynb").returncode == (last == "1 / 0")
     assert (tmp_path / "ended").exists()
     assert not (tmp_path / "interrupted").exists()
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_kernel_that_does_not_end_is_said(run: Calls, tmp_path: Path, holds: bool) -> None:
+    """Its run ends with SIGTERM, which is nobody's failure."""
+    waits = f"threading.Thread(target=threading.Event().wait, daemon={not holds}).start()"
+    notebook(tmp_path / "in.ipynb", f"import threading\n{waits}")
+    done = run(*CELLMETER, "run", "in.ipynb")
+    assert done.returncode == 0
+    assert ("so it was made to: a thread or an exit handler" in done.stderr) == holds
+    assert ("killed (SIGTERM)" in done.stdout) == holds
 
 
 @pytest.mark.parametrize(("source", "code"), [("x = 1", 0), (SPIKE, 3)])

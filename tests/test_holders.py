@@ -27,10 +27,11 @@ from cellmeter.export.selection import Part, narrowed
 from cellmeter.failures import Failure
 from cellmeter.following import Followed
 from cellmeter.holders import Amount, holders_from, others_on, told
+from cellmeter.home import open_run, run_folders
 from cellmeter.rules import Finding, judge
 from cellmeter.run import Run
 from cellmeter.sources.holders import BURST, MOST_TOLD, Holders
-from cellmeter.store import open_run, process_identity, run_folders
+from cellmeter.store import process_identity
 from cellmeter.watch import view
 
 USER = getpass.getuser()

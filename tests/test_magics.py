@@ -15,8 +15,9 @@ import pytest
 from conftest import Kernel, has_ended, wait_until
 from PIL import Image
 
+from cellmeter.home import run_folders
 from cellmeter.magics import _line_parser
-from cellmeter.store import read_header, run_folders
+from cellmeter.store import read_header
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = """
@@ -222,11 +223,13 @@ def test_a_driver_that_hangs_holds_up_one_monitored_cell_and_no_other(
     start_kernel: Callable[..., Kernel], tmp_path: Path
 ) -> None:
     kernel = start_kernel(env=nvml_stub.environment("delay nvmlInitWithFlags 8000000\ngpu", tmp_path))
+    kernel.run("from cellmeter import recording\nrecording.SILENT_SECONDS, recording.LOOK_SECONDS = 60.0, 0.0")
     kernel.run("%load_ext cellmeter\nfrom cellmeter.recorder import Recorder\nwaited, ready = [], Recorder.ready")
     kernel.run("Recorder.ready = lambda self, seconds: waited.append(seconds) or ready(self, seconds)")
     assert "the recorder is not ready yet" in kernel.run("%%monitor\n1").stderr
     assert kernel.run("%%monitor\n2").stderr == ""
     assert kernel.run("print(waited)").stdout == "[2.0, 0.0]\n"
+    assert "does a GPU's driver hang" in kernel.run("recording.SILENT_SECONDS = 0.0").stderr
 
 
 def test_a_monitored_cell_ends_as_a_picture_without_a_widget(kernel: Kernel) -> None:
@@ -304,6 +307,19 @@ def test_without_a_chart_there_is_a_line_at_the_end(kernel: Kernel) -> None:
 
 
 # --- a failure of ours is never the user's ------------------------------------------------------------------------------
+
+
+def test_what_is_shown_waits_for_a_recorder_that_is_behind(kernel: Kernel, home: Path) -> None:
+    (folder,) = run_folders(home / "runs")
+    wait_until(lambda: (folder / "run.json").exists(), "the recorder")
+    recorder = read_header(folder)["recorder"]["pid"]
+    kernel.run("%monitor cells")  # all that it imports
+    kernel.run(f"import os, threading\nos.kill({recorder}, {int(signal.SIGSTOP)})")
+    kernel.run("behind = 1")
+    goes_on = f"threading.Timer(0.3, os.kill, ({recorder}, {int(signal.SIGCONT)})).start()"
+    table = kernel.run(f"{goes_on}\n%monitor cells").displays[-1]["data"]["text/plain"]
+    assert re.search(r"behind = 1 .* ok\n", table), table
+    assert re.search(r"threading\.Timer.* running", table), table
 
 
 def test_a_recorder_killed_within_a_cell(kernel: Kernel, home: Path) -> None:

@@ -30,10 +30,10 @@ from cellmeter.cli import main
 from cellmeter.errors import ExportFailed, MissingExtra
 from cellmeter.export import mlflow
 from cellmeter.export.readings import Choice, choice
+from cellmeter.home import run_folders
 from cellmeter.metrics import CATALOGUE
 from cellmeter.run import Run
 from cellmeter.spans import Logged, Own, Span, Steps
-from cellmeter.store import run_folders
 
 ALL = Choice()
 

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from test_recorder import Subject
 
 from cellmeter import own
+from cellmeter.home import run_folders
 from cellmeter.own import BURST_BYTES, BYTES_PER_SECOND, MOST_NAMES, NotKept, Own, number_of
 from cellmeter.span_stats import Interval, stats_of, union
 from cellmeter.spans import Span, SpanBatch, bucket_of, bucket_seconds, own_from
-from cellmeter.store import read_run, run_folders
+from cellmeter.store import read_run
 
 Script = Callable[..., Any]
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from cellmeter import plugin_feed
+from cellmeter.home import new_run_folder
 from cellmeter.metrics import Metric
 from cellmeter.own_feed import MOST_LOGGED
 from cellmeter.plugin_feed import MOST_MARKS, PluginFeed
 from cellmeter.run import Column
-from cellmeter.store import Writer, new_run_folder
+from cellmeter.store import Writer
 
 SECOND = 1_000_000_000
 METRICS = (

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from prometheus_parts import TOKEN, TRACE, Scrape, a_certificate, a_token, get, promtool, served
 
 from cellmeter.errors import BadUsage
+from cellmeter.home import new_run_folder, run_folders
 from cellmeter.metrics import METRICS, Metric
 from cellmeter.prometheus.exposition import MOST_PLUGIN_SERIES, families
 from cellmeter.prometheus.names import DCGM, EXPOSED, exposed_plugins
@@ -29,7 +30,7 @@ from cellmeter.prometheus.serving import read_token
 from cellmeter.prometheus.totals import MOST_NAMES
 from cellmeter.prometheus.watched import MOST_LABELS, OTHER, State, Watched
 from cellmeter.run import Column
-from cellmeter.store import Writer, new_run_folder, read_header, read_run, run_folders, sealed
+from cellmeter.store import Writer, read_header, read_run, sealed
 
 HOST = {
     "name": "node7",

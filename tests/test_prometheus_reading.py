@@ -31,11 +31,12 @@ from web import Answer, Request, free_port, serving
 
 from cellmeter.cli import main
 from cellmeter.errors import BadUsage, FetchFailed
+from cellmeter.home import run_folders
 from cellmeter.prometheus import asking, fetching, reading
 from cellmeter.prometheus.source import LOGIN, TOKEN, source_of
 from cellmeter.remote import FILE
 from cellmeter.run import Run
-from cellmeter.store import read_run, run_folders
+from cellmeter.store import read_run
 
 EVERY = 0.25  # seconds between scrapes
 MATCH = '{job=~"dcgm|node"}'

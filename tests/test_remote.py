@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from cellmeter import export, judge
 from cellmeter.errors import BadUsage
 from cellmeter.export import report_json
+from cellmeter.home import new_run_folder
 from cellmeter.prometheus.exporters import Gathered, Places, Told, gathered
 from cellmeter.prometheus.fetching import joined, keep, kept_in
 from cellmeter.prometheus.source import LOGIN, TOKEN, Source, source_of
@@ -39,7 +40,7 @@ from cellmeter.remote import (
 )
 from cellmeter.rules import Checked, Finding, Judgement
 from cellmeter.run import Run
-from cellmeter.store import Writer, new_run_folder, read_run
+from cellmeter.store import Writer, read_run
 from cellmeter.words import given_text
 
 WALL = STARTED.timestamp()

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from conftest import wait_until
 
+from cellmeter.home import run_folders
 from cellmeter.run import Run
-from cellmeter.store import read_run, run_folders
+from cellmeter.store import read_run
 
 RECORD = (sys.executable, "-m", "cellmeter", "record")
 

@@ -25,26 +25,10 @@ from cellmeter.export.selection import Part
 from cellmeter.export.table import write_csv
 from cellmeter.export.traces import trace_spans
 from cellmeter.following import Followed
+from cellmeter.home import find_run, list_runs, new_run_folder, open_run, previous_run, prune, remove_run, run_folders
 from cellmeter.rules import judge
 from cellmeter.run import EDGE_END, Column, Gap, Limit
-from cellmeter.store import (
-    Tail,
-    Writer,
-    find_run,
-    list_runs,
-    new_run_folder,
-    open_run,
-    previous_run,
-    process_identity,
-    prune,
-    read_header,
-    read_run,
-    record_size,
-    remove_run,
-    run_folders,
-    sealed,
-    unsealed,
-)
+from cellmeter.store import Tail, Writer, process_identity, read_header, read_run, record_size, sealed, unsealed
 from cellmeter.watch import view
 
 START_NS = 1_000_000_000_000

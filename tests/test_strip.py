@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from cellmeter import strip
 from cellmeter.export.rows import cell_row, cell_rows
+from cellmeter.home import run_folders
 from cellmeter.run import EDGE_END, Cell, Column, Run
-from cellmeter.store import EVENTS, Writer, read_events, read_run, run_folders
+from cellmeter.store import EVENTS, Writer, read_events, read_run
 from cellmeter.words import joules_text
 
 WORK = "import time\nuntil = time.monotonic() + {}\nwhile time.monotonic() < until: pass"
@@ -278,6 +279,8 @@ def test_gpus_that_only_others_use_count_nowhere(start_kernel: Callable[..., Ker
     kernel.run("%monitor start --auto")
     (line,) = lines(kernel.run("import os, time; time.sleep(4.5)"))
     assert line.endswith("GPU not used")
+    (short,) = lines(kernel.run("time.sleep(1.2)"))
+    assert short.endswith("GPU not used"), "the list before the cell tells, as no memory was taken since"
     kernel.run(f"open('{tmp_path}/pid', 'w').write(str(os.getpid()))")
     (line,) = lines(kernel.run("time.sleep(4.5)"))
     assert re.search(r"· GPU [▆▇]+ 90 % mean, 90 % peak ·", line)
@@ -288,7 +291,7 @@ def test_gpus_that_only_others_use_count_nowhere(start_kernel: Callable[..., Ker
     assert "GPU 90 % mean, 90 % peak" in panel
     again = kernel.run("%monitor show").displays[-1]["data"]["text/plain"]
     assert "GPU 90 % mean, 90 % peak" in again
-    used, unused = cell_rows(kernel.recorded_cells(6))[3], cell_rows(kernel.recorded_cells(6))[1]
+    _, unused, _, _, used, *_ = cell_rows(kernel.recorded_cells(7))
     assert (used.gpu_percent, unused.gpu_percent, unused.energy_joules) == (pytest.approx(90), 0, 0)
 
 

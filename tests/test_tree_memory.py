@@ -146,6 +146,18 @@ def test_what_workers_write_and_allocate_is_their_own(start: Callable[..., Kerne
     assert kernel.read()[TREE] - before == pytest.approx(4 * 32 * MIB, rel=0.1), "what they allocate at once"
 
 
+def test_what_a_worker_has_allocated_before_it_is_first_seen_is_its_own(start: Callable[..., Kernel]) -> None:
+    """Until it has been read it shares what the kernel has, and no more."""
+    kernel = start("fork", workers=2, mib=64)
+    kernel.do("mine = touched(128)")
+    kernel.part.close()
+    kernel.part = ProcessPart(kernel.process.pid, clock=lambda: kernel.now)
+    first = kernel.read()
+    assert not any(worker.known for worker in kernel.part._tree_memory._workers.values())
+    assert first[TREE] >= kernel.pss - 16 * MIB
+    assert first[TREE] <= kernel.pss + 24 * MIB
+
+
 def test_spawned_workers_have_libraries_together_and_memory_of_their_own(start: Callable[..., Kernel]) -> None:
     kernel = start("spawn", mib=32)
     kernel.do("mine = touched(64)")
@@ -214,7 +226,7 @@ class Scene:
     def pass_(self, seconds: int, faults: int = 0) -> None:
         for _ in range(seconds):
             self.now += 1.0
-            self.memory.follow(self.pids, (b"", b""))
+            self.memory.follow(self.pids, (b"", b""), 100 * MIB)
             wait_until(lambda: self.memory._round is None or not self.memory._round.is_alive(), "the round")
             self.memory.added([(pid, 60 * MIB, int(self.now) * faults) for pid in self.pids], 100 * MIB, 0)
 

@@ -24,7 +24,8 @@ from rich.console import Console
 
 from cellmeter import following
 from cellmeter.following import Followed, summary_of
-from cellmeter.store import read_header, run_folders
+from cellmeter.home import run_folders
+from cellmeter.store import read_header
 from cellmeter.watch import line, spark, view
 
 COMMAND = [sys.executable, "-m", "cellmeter.cli", "watch"]

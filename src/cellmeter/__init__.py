@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cellmeter.home import open_run
     from cellmeter.magics import alert, load_ipython_extension, start, stop, unload_ipython_extension
     from cellmeter.own import log, span, step
     from cellmeter.rules import judge
     from cellmeter.run import Cell, Run
-    from cellmeter.store import open_run
 
 __version__ = "0.1.0"
 
@@ -39,7 +39,7 @@ _HOME = {
     "judge": "cellmeter.rules",
     "load_ipython_extension": "cellmeter.magics",
     "log": "cellmeter.own",
-    "open_run": "cellmeter.store",
+    "open_run": "cellmeter.home",
     "span": "cellmeter.own",
     "start": "cellmeter.magics",
     "step": "cellmeter.own",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cellmeter import __version__
 from cellmeter.alerts import Board, Budget, Guard, guards_of, not_held
 from cellmeter.clock import monotonic, monotonic_ns
+from cellmeter.home import prune, recorded_in
 from cellmeter.metrics import SHARED_PAGES
 from cellmeter.nearly_full import NearlyFull
 from cellmeter.recorder import Config
@@ -30,7 +31,7 @@ from cellmeter.sources.hub import limits_in_header
 from cellmeter.sources.nvidia import open_nvidia
 from cellmeter.sources.nvidia_processes import CONTEXTS, NvidiaProcesses
 from cellmeter.sources.peaks import CellPeaks
-from cellmeter.store import Writer, process_identity, prune, recorded_in
+from cellmeter.store import Writer, process_identity
 
 if TYPE_CHECKING:
     from cellmeter.sources.plugin import PluginSource

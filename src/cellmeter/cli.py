@@ -20,24 +20,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 from cellmeter import __version__, remote, sending
 from cellmeter.clock import wall
 from cellmeter.errors import BadUsage, CellmeterError, ExportFailed, FetchFailed, MissingExtra, RunUnreadable
-from cellmeter.headless import Executed, Progress
+from cellmeter.headless import END_SECONDS, Executed, Progress
+from cellmeter.home import RunInfo, find_run, find_two, list_runs, open_runs, remove_run, run_folders, runs_home
 from cellmeter.now import now_of
 from cellmeter.prometheus import commands as prometheus
 from cellmeter.prometheus import reading
 from cellmeter.run import Run
 from cellmeter.settings import load_settings, missing_settings
-from cellmeter.store import (
-    RunInfo,
-    find_run,
-    find_two,
-    kernel_of,
-    list_runs,
-    open_runs,
-    read_run,
-    remove_run,
-    run_folders,
-    runs_home,
-)
+from cellmeter.store import kernel_of, read_run
 from cellmeter.words import seconds_text
 
 if TYPE_CHECKING:
@@ -433,6 +423,9 @@ def _done(path: Path, write: Callable[[], object], otherwise: str = "", done: st
 
 
 def _outcome(executed: Executed) -> int:
+    if executed.lingered:
+        line = f"the kernel did not end within {END_SECONDS:g} s of its last cell, so it was made to"
+        print(f"cellmeter: {line}: a thread or an exit handler of the notebook holds it up", file=sys.stderr)
     if executed.failure is None:
         return OK
     print(f"cellmeter: {executed.failure}", file=sys.stderr)

@@ -19,12 +19,13 @@ from cellmeter.clock import monotonic, monotonic_ns
 from cellmeter.errors import CellmeterError
 from cellmeter.export import SUFFIXES
 from cellmeter.export.summary import ranges, unavailable
+from cellmeter.home import runs_home
 from cellmeter.plugins import Group, found, package_of, sources_found
 from cellmeter.recorder import Config, Recorder
 from cellmeter.recording import HighWaterMark
 from cellmeter.rules import Unloadable, added_rule
 from cellmeter.run import Run, known
-from cellmeter.store import process_identity, read_run, runs_home
+from cellmeter.store import process_identity, read_run
 from cellmeter.words import bytes_text, given_text, seconds_text
 
 State = Literal["ok", "limited", "missing", "broken"]

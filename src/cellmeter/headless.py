@@ -16,7 +16,8 @@ from typing import IO, Any, NamedTuple
 
 from cellmeter.clock import monotonic
 from cellmeter.errors import BadUsage, MissingExtra, RunUnreadable
-from cellmeter.store import is_open, kernel_of, process_identity, read_header, run_folders, runs_home
+from cellmeter.home import run_folders, runs_home
+from cellmeter.store import is_open, kernel_of, process_identity, read_header
 
 _LOADS_EXTENSION = re.compile(r"^\s*%(load_ext|reload_ext)\s+cellmeter\b", re.MULTILINE)
 END_SECONDS = 5.0
@@ -43,6 +44,8 @@ class Executed:
     """The signal that was sent to stop it."""
     unrecorded: str | None = None
     """Why there is no run, as far as the kernel has said."""
+    lingered: bool = False
+    """The kernel did not end when it was asked to, and was made to."""
 
 
 def read_notebook(path: Path) -> Any:
@@ -97,9 +100,9 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
                 try:
                     yield
                 except CellExecutionError:
-                    await _bid_to_end(self.km)
+                    follower.lingered = not await _bid_to_end(self.km)
                     raise
-                await _bid_to_end(self.km)
+                follower.lingered = not await _bid_to_end(self.km)
 
     client: Any = Client(
         notebook,
@@ -118,9 +121,7 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
         except NoSuchKernel as error:
             raise BadUsage(f"{name} wants the kernel {error.name!r}, which is not installed") from None
         except CellExecutionError as error:
-            failure = (
-                f"{follower.where()} failed: {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}"
-            )
+            failure = ": ".join([f"{follower.where()} failed", error.ename, *error.evalue.splitlines()[:1]])
         except (DeadKernelError, asyncio.CancelledError):
             failure = f"the kernel died in {follower.where()}{_fatal_line(said)}"
         told = _of_ours(notebook, said)
@@ -129,19 +130,24 @@ def execute(notebook: Any, name: str, folder: Path, tell: Callable[[Progress], N
     recorded = run_of_process(*follower.kernel) if follower.kernel else None
     if recorded is not None:
         wait_for_end(recorded)
-    return Executed(notebook, recorded, failure, follower.stopped, told if recorded is None else None)
+    return Executed(
+        notebook, recorded, failure, follower.stopped, told if recorded is None else None, follower.lingered
+    )
 
 
-async def _bid_to_end(manager: Any) -> None:
-    """Asks an idle kernel to shut down and waits for it.
+async def _bid_to_end(manager: Any) -> bool:
+    """Asks an idle kernel to shut down and waits for it; False if it goes on.
 
     jupyter_client would interrupt it before, by which one in a thousand misses the request: it is terminated 2.5 s later, and
     its run says so.
     """
     await manager.request_shutdown()
     until = monotonic() + END_SECONDS
-    while await manager.is_alive() and monotonic() < until:
+    while await manager.is_alive():
+        if monotonic() > until:
+            return False
         await asyncio.sleep(0.01)
+    return True
 
 
 def _fatal_line(said: IO[str]) -> str:
@@ -178,6 +184,7 @@ class _Follower:
         self._now: Progress | None = None
         self.kernel: tuple[int, str | None] | None = None
         self.stopped: int | None = None
+        self.lingered = False
         self._work: asyncio.Task[Any] | None = None
         self._manager: Any = None
 

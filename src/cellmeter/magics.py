@@ -24,6 +24,7 @@ from cellmeter.settings import checked_rate
 if TYPE_CHECKING:
     from cellmeter.run import Run
 
+CATCH_UP_SECONDS = 2.0  # the longest that what is shown waits for a recorder that gets no CPU
 _NAME = "MonitorMagics"
 _COMMANDS = {
     "start": "start recording: [--rate HZ] [--auto] [--max-memory 0.9]",
@@ -162,8 +163,10 @@ class MonitorMagics(Magics):
     def _run_folder(self) -> Path:
         """The folder of this shell's run, the last one if it has been stopped. Raises RecorderUnavailable."""
         recording = self.session.recording
-        if recording is not None and not recording.recorder.ready(READY_SECONDS):
-            raise RecorderUnavailable(recording.trouble() or "the recorder did not get ready")
+        if recording is not None:
+            if not recording.recorder.ready(READY_SECONDS):
+                raise RecorderUnavailable(recording.trouble() or "the recorder did not get ready")
+            recording.catch_up(CATCH_UP_SECONDS)
         if self.session.last_folder is None:
             raise RecorderUnavailable("nothing has been recorded yet: %monitor start")
         return self.session.last_folder
@@ -238,7 +241,8 @@ class MonitorMagics(Magics):
 
     def _this_and_the_last_run(self) -> Iterator[Run]:
         """The run of this kernel, then that of the notebook's kernel before, which may have died."""
-        from cellmeter.store import previous_run, read_run
+        from cellmeter.home import previous_run
+        from cellmeter.store import read_run
 
         folder, notebook = self._run_folder(), notebook_path(self.session.shell)
         yield read_run(folder)
@@ -247,7 +251,8 @@ class MonitorMagics(Magics):
 
     def _compare(self, options: argparse.Namespace) -> None:
         from cellmeter import export
-        from cellmeter.store import find_two, read_run, runs_home
+        from cellmeter.home import find_two, runs_home
+        from cellmeter.store import read_run
 
         before, after = find_two(options.a, options.b, runs_home(), newest=self._run_folder())
         print(export.render_comparison(read_run(before), read_run(after), "text"), end="")

@@ -26,18 +26,9 @@ from types import TracebackType
 from typing import Any
 
 from cellmeter.clock import monotonic_ns
+from cellmeter.home import may_be_open, run_folders, runs_home
 from cellmeter.spans import STEP, bucket_of
-from cellmeter.store import (
-    MOST_WORKER_FILES,
-    kernel_of,
-    may_be_open,
-    process_identity,
-    run_folders,
-    runs_home,
-    sealed,
-    worker_events,
-    worker_file,
-)
+from cellmeter.store import MOST_WORKER_FILES, kernel_of, process_identity, sealed, worker_events, worker_file
 
 BYTES_PER_SECOND = 2_000
 BURST_BYTES = 32_000

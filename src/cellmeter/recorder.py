@@ -112,7 +112,7 @@ class Recorder:
 
     def ready(self, seconds: float) -> bool:
         """Waits until the child has written its header; False if it has not by then."""
-        return _wait_for(lambda: (self.folder / HEADER).exists(), seconds)
+        return wait_for(lambda: (self.folder / HEADER).exists(), seconds)
 
     def stop(self, seconds: float = 2.0) -> None:
         """Asks the child to write its end record and waits for that; does nothing if it is gone already."""
@@ -123,7 +123,7 @@ class Recorder:
         except RecorderUnavailable:
             self.close()
             return
-        _wait_for(lambda: not self.alive(), seconds)
+        wait_for(lambda: not self.alive(), seconds)
         self.close()
 
     def close(self) -> None:
@@ -161,7 +161,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_in_forked_child)
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Waits until a condition holds; False if it does not by then."""
     until = monotonic() + seconds
     while not condition():
         if monotonic() > until:

@@ -19,10 +19,11 @@ from cellmeter import own
 from cellmeter.clock import monotonic, monotonic_ns, wall
 from cellmeter.errors import RecorderUnavailable
 from cellmeter.failures import Failure
-from cellmeter.recorder import Config, Recorder
+from cellmeter.home import new_run_folder, runs_home
+from cellmeter.recorder import Config, Recorder, wait_for
 from cellmeter.run import CellStatus, is_ours
 from cellmeter.settings import Settings
-from cellmeter.store import name_kernel, new_run_folder, process_identity, runs_home
+from cellmeter.store import EVENTS, EventTail, name_kernel, process_identity
 from cellmeter.torch_peaks import WORTH_SECONDS, TorchPeaks
 
 FIRST_LINE_LENGTH = 80
@@ -60,6 +61,7 @@ class Recording:
         self._started = wall()
         self._look_at = 0.0
         self._last_seq = 0
+        self._started_seq = 0
         self._open: dict[int, OpenCell] = {}
 
     @classmethod
@@ -143,6 +145,7 @@ class Recording:
             }
             cell.edges["cell_start"] = edge
             self.recorder.send(edge)
+            self._started_seq = cell.seq
             if self._settings.keep_source:  # after the edge, which must not wait for a pipe that a long source fills
                 self.recorder.send(
                     {
@@ -220,10 +223,23 @@ class Recording:
         try:
             written = max(entry.stat().st_mtime for entry in os.scandir(self.folder) if entry.name.endswith(".f64"))
         except (OSError, ValueError):
-            written = self._started
-        if wall() - written > SILENT_SECONDS:
-            return f"nothing has been written to {self.folder} for more than {SILENT_SECONDS:g} s: is the disk full?"
-        return None
+            written = None
+        if wall() - (written or self._started) <= SILENT_SECONDS:
+            return None
+        if written is None:
+            why = "does a GPU's driver hang, or is the disk full?"
+            return f"the recorder is not ready yet, after more than {SILENT_SECONDS:g} s: {why}"
+        return f"nothing has been written to {self.folder} for more than {SILENT_SECONDS:g} s: is the disk full?"
+
+    def catch_up(self, seconds: float) -> None:
+        """Waits until the folder tells of every cell that has started, or the recorder is gone, but no longer than that."""
+        newest, events = self._started_seq, EventTail(self.folder / EVENTS)
+
+        def written() -> bool:
+            starts = events.events(only=b'"cell_start"')
+            return newest == 0 or any(event.get("seq") == newest for event in starts)
+
+        wait_for(lambda: written() or not self.recorder.alive(), seconds)
 
     def _last_words(self) -> str:
         try:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from cellmeter import detached
 from cellmeter.clock import monotonic
 from cellmeter.errors import BadUsage, CellmeterError, MissingExtra
+from cellmeter.home import find_run, may_be_open, runs_home
 from cellmeter.settings import MAX_RATE_HZ
-from cellmeter.store import find_run, may_be_open, read_run, runs_home
+from cellmeter.store import read_run
 
 if TYPE_CHECKING:
     from cellmeter.export.mlflow import Sent, Target

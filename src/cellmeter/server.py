@@ -34,8 +34,9 @@ from cellmeter.errors import RunUnreadable
 from cellmeter.export.summary import death
 from cellmeter.export.summary import ending as ended
 from cellmeter.feed import CHUNK_BYTES, Feed, WholeRun, column_major
+from cellmeter.home import RUN_ID, runs_home
 from cellmeter.still import ENDINGS
-from cellmeter.store import EVENTS, HEADER, RUN_ID, Tail, is_open, read_events, read_header, read_run, runs_home
+from cellmeter.store import EVENTS, HEADER, Tail, is_open, read_events, read_header, read_run
 
 if TYPE_CHECKING:
     import numpy as np

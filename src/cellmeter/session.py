@@ -127,7 +127,8 @@ class Session:
         notebook = notebook_path(self.shell)
         if self.recording is None or notebook is None:
             return False
-        from cellmeter.store import previous_run, read_run
+        from cellmeter.home import previous_run
+        from cellmeter.store import read_run
 
         previous = previous_run(self.recording.folder, notebook)
         if previous is not None:

@@ -26,7 +26,7 @@ from cellmeter.metrics import SHORT_FOR_ENERGY_SECONDS
 from cellmeter.records import first_since, record_layout
 from cellmeter.run import EDGE_END, LONGEST_READING_SECONDS, CellStatus, peak_of
 from cellmeter.store import read_header
-from cellmeter.usage import CONTEXT_BYTES, USED, own_part
+from cellmeter.usage import CONTEXT_BYTES, PROCESS_LIST_SECONDS, USED, own_part
 from cellmeter.words import UNKNOWN, cell_cores_text, change_text, joules_text, seconds_text, value_text
 
 LEAST_SECONDS = 1.0
@@ -263,17 +263,17 @@ def _memory(start: Event, end: Event, rss: Course, tree: Course) -> Part:
 
 
 def _not_used(folder: Path, header: Mapping[str, Any], start: Event, end: Event) -> frozenset[str]:
-    """The GPUs that others may have used, but not this cell."""
+    """The GPUs that others may have used, but not this cell: as ``rules.ownership`` has it, by the process lists so far."""
     keys = [(layouts.CONTEXTS, gpu) for gpu in layouts.doubtful(header)]
     if not keys:
         return frozenset()
-    held = courses(folder, header, keys, start, end, layouts.PROCESSES)
-    # a piece is a reading or more
-    never = {gpu: seen for (_, gpu), seen in held.items() if layouts.never_held(len(seen.pieces), seen.peak or 0.0)}
+    since = start["t"] - int(PROCESS_LIST_SECONDS * 1e9)
+    held = courses(folder, header, keys, {**start, "t": since}, end, layouts.PROCESSES)
+    never = {gpu: seen.pieces[-1].end for (_, gpu), seen in held.items() if seen.pieces and not seen.peak}
     return frozenset(
         gpu
-        for gpu, seen in never.items()
-        if not _may_have_come(folder, header, gpu, {**start, "t": start["t"] + int(seen.pieces[-1].end * 1e9)}, end)
+        for gpu, listed in never.items()
+        if not _may_have_come(folder, header, gpu, {**start, "t": since + int(listed * 1e9)}, end)
     )
 
 

@@ -39,6 +39,7 @@ LATE_EDGE_SECONDS = 2.0  # the recorder takes a cell's last sample when the edge
 NO_LIST = "the driver's process lists are read every 2 s, and none was while this cell ran"
 LEAST_UNSEEN = 2**30  # beyond the kernel's own memory on a GPU: drivers keep up to 0.6 GiB for themselves
 PROCESSES = "gpu-processes"  # the stream of who holds a context on each GPU
+PROCESS_LIST_SECONDS = 2.0  # NVML's process lists are read this often: one call can hold the driver's lock for 4.5 ms
 HELD, FOREIGN, USED = "gpu.process.memory.used", "gpu.foreign.processes", "gpu.memory.used"
 CONTEXT_BYTES = 64 << 20  # a CUDA context takes no less of a GPU's memory; most take some 400 MB
 

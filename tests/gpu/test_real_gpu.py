@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import wait_until
 
+from cellmeter.home import run_folders
 from cellmeter.run import Run, known, time_weighted_mean
-from cellmeter.store import is_open, read_header, read_run, run_folders
+from cellmeter.store import is_open, read_header, read_run
 
 pytestmark = pytest.mark.gpu
 

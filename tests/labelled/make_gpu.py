@@ -16,12 +16,13 @@ from tempfile import TemporaryDirectory
 import nvml_stub
 
 from cellmeter.failures import Failure
+from cellmeter.home import new_run_folder
 from cellmeter.run import Column, Device
 from cellmeter.sampling import Sampler
 from cellmeter.sources import Notice
 from cellmeter.sources.filesystems import Filesystems
 from cellmeter.sources.nvidia import open_nvidia
-from cellmeter.store import Writer, new_run_folder
+from cellmeter.store import Writer
 from labelled.keep import keep
 
 MIB, GIB = 2**20, 2**30

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cellmeter.store import is_open, read_header, run_folders
+from cellmeter.home import run_folders
+from cellmeter.store import is_open, read_header
 from labelled.keep import keep
 
 SUBJECT = """

@@ -114,7 +114,7 @@ def write(
     target = Path(path).expanduser()
     suffix = target.suffix.lower()
     if suffix not in suffixes():
-        raise BadUsage(f"{target.name!r} has no suffix that tells the format: use one of {', '.join(suffixes())}")
+        raise BadUsage(f"{str(path)!r} has no suffix that tells the format: use one of {', '.join(suffixes())}")
     place = target.with_name(target.name + ".part")
     try:
         with place.open("wb") as file:

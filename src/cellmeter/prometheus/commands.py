@@ -11,7 +11,7 @@ from pathlib import Path
 from cellmeter import detached
 from cellmeter.clock import monotonic
 from cellmeter.errors import BadUsage, MissingExtra
-from cellmeter.store import find_run, runs_home
+from cellmeter.home import find_run, runs_home
 
 PORT = 9767
 START_SECONDS = 15.0

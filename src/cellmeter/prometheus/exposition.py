@@ -23,10 +23,11 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from cellmeter.errors import RunUnreadable
+from cellmeter.home import run_folders
 from cellmeter.prometheus.names import DCGM, EVENT_REASONS, EXPOSED, PLUGIN_PREFIX, PREFIX, Exposed, exposed_plugins
 from cellmeter.prometheus.watched import State, Watched
 from cellmeter.run import Device
-from cellmeter.store import is_open, read_header, run_folders
+from cellmeter.store import is_open, read_header
 
 RUNS_LOOKED_AT = 200  # the newest, and those that were open at the last look
 RUN = ("run", "kernel")

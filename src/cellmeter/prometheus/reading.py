@@ -11,8 +11,8 @@ from pathlib import Path
 from cellmeter import detached
 from cellmeter.clock import monotonic, wall
 from cellmeter.errors import BadUsage, CellmeterError, FetchFailed
+from cellmeter.home import find_run, may_be_open, runs_home
 from cellmeter.prometheus.source import LOGIN, Source, source_of
-from cellmeter.store import find_run, may_be_open, runs_home
 
 LOG = "prometheus.log"
 PROBE_SECONDS = 1.0  # the longest that starting waits for the server

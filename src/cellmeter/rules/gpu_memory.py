@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from cellmeter.holders import Holder, listed, others_on, told
 from cellmeter.rules.busy import no_gpu, use_metric, why_missing
 from cellmeter.rules.observed import ENOUGH, Observed, cell_end, observed, readings_of, stretches, titles, top_cells
-from cellmeter.rules.ownership import PROCESS_LIST_SECONDS, ownership, reason_for
+from cellmeter.rules.ownership import ownership, reason_for
 from cellmeter.rules.rule import (
     CLEAR,
     DeviceRule,
@@ -23,7 +23,7 @@ from cellmeter.rules.rule import (
     not_applicable,
     unknown,
 )
-from cellmeter.usage import FOREIGN, HELD, USED, GpuMemory, process_lists
+from cellmeter.usage import FOREIGN, HELD, PROCESS_LIST_SECONDS, USED, GpuMemory, process_lists
 from cellmeter.words import GIB, bytes_text, given_text, gpu_seconds_text, of_text, percent_text, seconds_text
 
 if TYPE_CHECKING:

@@ -8,15 +8,13 @@ from cellmeter.holders import listed, others_on
 from cellmeter.rules.observed import ENOUGH
 from cellmeter.rules.rule import Outcome, not_applicable, unknown
 from cellmeter.series import known
-from cellmeter.usage import CONTEXT_BYTES, HELD, USED
+from cellmeter.usage import CONTEXT_BYTES, HELD, PROCESS_LIST_SECONDS, USED
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from cellmeter.run import Device, Run
-
-PROCESS_LIST_SECONDS = 2.0  # NVML's process lists are read this often: one call can hold the driver's lock for 4.5 ms
 
 Whose = Literal["mine", "not-mine", "shared", "unknown"]
 

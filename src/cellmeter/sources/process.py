@@ -179,7 +179,7 @@ class ProcessPart:
         if stat.state in (b"Z", b"X") or not rss:
             raise ProcessLookupError(errno.ESRCH, "the process has ended")
         if ran:
-            self._follow_tree(now, stat.family)
+            self._follow_tree(now, stat.family, rss - file)
         self._look_at_children()
         used = {pid: child.used() for pid, child in self._known.items()}
         sizes = [(pid, child.stat.rss, child.stat.minor_faults) for pid, child in self._known.items()]
@@ -205,7 +205,7 @@ class ProcessPart:
         """The next reading looks for descendants, unless one did just now."""
         self._rescan_at = min(self._rescan_at, self._scanned_at + FRESH_SECONDS)
 
-    def _follow_tree(self, now: float, family: Family) -> None:
+    def _follow_tree(self, now: float, family: Family, anonymous: int) -> None:
         text = self._first_children.read() if self._first_children is not None else b""
         if now < self._rescan_at and text == self._children_text:
             return
@@ -217,7 +217,7 @@ class ProcessPart:
             if pid not in self._known:
                 with suppress(OSError):
                     self._known[pid] = Watched(pid, self._proc, clocked=self._clocked, io=self._kernel.io is not None)
-        self._tree_memory.follow(seen, family)
+        self._tree_memory.follow(seen, family, anonymous)
 
     def _look_at_children(self) -> None:
         for pid, child in list(self._known.items()):

@@ -89,6 +89,8 @@ class TreeMemory:
         self._round: Round | None = None
         self._free_at = clock() - SAVED_SECONDS
         self._family: Family = (b"", b"")
+        self._kernels = 0
+        """The most anonymous memory that the kernel had since its descendants were last looked for."""
         self.upper_bound = self._why_upper_bound()
         """Why only the sum of all can be told; None where it is known what is shared."""
 
@@ -104,11 +106,12 @@ class TreeMemory:
             "so process.tree.memory.rss is an upper bound"
         )
 
-    def follow(self, pids: Collection[int], family: Family) -> None:
-        """The kernel's descendants now, and its own family. Begins to read what is due."""
+    def follow(self, pids: Collection[int], family: Family, anonymous: int) -> None:
+        """The kernel's descendants now, its own family and anonymous memory. Begins to read what is due."""
         if self.upper_bound is not None:
             return
         self._family = family
+        self._kernels = max(self._kernels, anonymous)
         for pid in [pid for pid in self._workers if pid not in pids]:
             del self._workers[pid]
         for pid in pids:
@@ -117,6 +120,7 @@ class TreeMemory:
                 self._meet(pid)
             elif not worker.known:
                 self._look(pid, worker)
+        self._kernels = anonymous
         self._take()
         self._begin()
 
@@ -127,6 +131,7 @@ class TreeMemory:
         """
         if self.upper_bound is not None:
             return max(0, min(sum(resident for _, resident, _ in seen), self._taken_bytes() - rss))
+        self._kernels = max(self._kernels, rss - file)
         self._take()
         shared: dict[Family, int] = {}
         shared_file = added = 0
@@ -174,10 +179,11 @@ class TreeMemory:
             self._guess(worker)
 
     def _guess(self, worker: Worker) -> None:
-        """A program of its own shares nothing but files. What was forked has all from its parent, as far as can be seen."""
+        """A program of its own shares nothing but files. What was forked has all from its parent that this had to give."""
         parent = self._workers.get(worker.parent)
         forked = worker.family == (parent.family if parent else self._family)
-        worker.share = Share(worker.rss - worker.file) if forked else NOTHING
+        most = parent.rss - parent.file if parent else self._kernels
+        worker.share = Share(min(worker.rss - worker.file, most)) if forked else NOTHING
 
     # ---- readings ----
 
